@@ -1,0 +1,132 @@
+package wrapping
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+)
+
+// ErrUnsafeOutput means that what the token returned from C_WrapKey may hold key material in the clear or
+// is not a wrap of the plan's algorithm. The bytes were dropped.
+var ErrUnsafeOutput = errors.New("the token's wrapped output was dropped")
+
+// CheckOutput looks at the result of C_WrapKey before it may leave the process: it has exactly the length
+// that the plan's algorithm gives, and neither part has the shape of plaintext: DER of a private key, padding
+// around a key, long runs of one byte. A good ciphertext fails by chance less than once in 2^24; it is then
+// refused like any other and the next wrap passes.
+// The error wraps [ErrUnsafeOutput] and never shows the bytes.
+func CheckOutput(p Plan, out []byte) error {
+	n := p.WrappingKeySpec.Bytes()
+	if n == 0 || len(out) < n {
+		return fmt.Errorf("%w: %d bytes where %s under %s gives at least %d", ErrUnsafeOutput, len(out), p.Algorithm, p.WrappingKeySpec, n)
+	}
+	parts := [][]byte{out}
+	if p.Algorithm.TwoPart() {
+		parts = [][]byte{out[:n], out[n:]}
+		if err := checkAESPart(p, parts[1]); err != nil {
+			return err
+		}
+	} else if len(out) != n {
+		return fmt.Errorf("%w: %d bytes where %s under %s gives %d", ErrUnsafeOutput, len(out), p.Algorithm, p.WrappingKeySpec, n)
+	}
+	if !p.Algorithm.TwoPart() && unencryptedPKCS1(out, p.Length) {
+		return fmt.Errorf("%w: it is PKCS #1 v1.5 padding that was never encrypted", ErrUnsafeOutput)
+	}
+	for _, part := range parts {
+		if shape := plaintextShape(part); shape != "" {
+			return fmt.Errorf("%w: it has the shape of plaintext (%s)", ErrUnsafeOutput, shape)
+		}
+	}
+	return nil
+}
+
+// checkAESPart checks the length of an RFC 5649 output: the material rounded up to 8 bytes, and 8 more.
+func checkAESPart(p Plan, part []byte) error {
+	least, most := rsaPKCS8Range(p.KeySpec)
+	if p.Length > 0 {
+		least, most = p.Length, p.Length
+	}
+	wrapped := func(n int) int { return (n+7)/8*8 + 8 }
+	if len(part)%8 != 0 || len(part) < wrapped(least) || len(part) > wrapped(most) {
+		return fmt.Errorf("%w: the AES part has %d bytes where RFC 5649 gives %d to %d", ErrUnsafeOutput, len(part), wrapped(least), wrapped(most))
+	}
+	return nil
+}
+
+// rsaPKCS8Range bounds the PKCS#8 length of a two-prime RSA key: nine modulus halves (n and d count twice)
+// and DER around them. RSA_2048 keys have 1,190 to 1,220 bytes. For other kinds, which have at least one
+// scalar of 32 bytes, it bounds only what is plausible.
+func rsaPKCS8Range(k KeySpec) (least, most int) {
+	bits := map[KeySpec]int{KeyRSA2048: 2048, KeyRSA3072: 3072, KeyRSA4096: 4096}[k]
+	if bits == 0 {
+		return 32, 512
+	}
+	core := 9 * bits / 16
+	return core, core + 128
+}
+
+// plaintextShape names the shape of plaintext that b has, empty if none.
+func plaintextShape(b []byte) string {
+	switch {
+	case derLength(b) == len(b):
+		return "a DER SEQUENCE of exactly this length"
+	case longestRun(b) >= 12:
+		return "a long run of one byte"
+	case bytes.Contains(b, pkcs8Prefix()):
+		return "the head of a PKCS#8 private key"
+	}
+	return ""
+}
+
+// pkcs8Prefix is the DER of version 0 and the start of the AlgorithmIdentifier of rsaEncryption
+// (1.2.840.113549.1.1.1) without lengths: 9 bytes of OID content and its header stand in every RSA PKCS#8.
+func pkcs8Prefix() []byte {
+	return []byte{0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01}
+}
+
+// derLength is the whole length of the DER SEQUENCE at the start of b, -1 if there is none.
+// Trailing zero bytes are counted in, as SoftHSM 2.6.1 would append them.
+func derLength(b []byte) int {
+	if len(b) < 4 || b[0] != 0x30 {
+		return -1
+	}
+	n, head := int(b[1]), 2
+	if n >= 0x80 {
+		octets := n & 0x7f
+		if octets == 0 || octets > 3 || len(b) < 2+octets {
+			return -1
+		}
+		n, head = 0, 2+octets
+		for _, o := range b[2:head] {
+			n = n<<8 | int(o)
+		}
+	}
+	// The first element of a PKCS#8, SEC1 or PKCS#1 private key is a version of one byte.
+	if len(b) < head+3 || b[head] != 0x02 || b[head+1] != 0x01 || b[head+2] > 2 {
+		return -1
+	}
+	end := head + n
+	if end > len(b) || len(b)-end > 7 || len(bytes.Trim(b[end:], "\x00")) > 0 {
+		return -1
+	}
+	return len(b)
+}
+
+// unencryptedPKCS1 recognises 00 02 PS 00 M with M of n bytes (RFC 8017, 7.2.1, step 2).
+func unencryptedPKCS1(b []byte, n int) bool {
+	sep := len(b) - n - 1
+	return n > 0 && sep > 2 && b[0] == 0 && b[1] == 2 && bytes.IndexByte(b[2:], 0) == sep-2
+}
+
+func longestRun(b []byte) int {
+	best, run := 0, 0
+	for i := range b {
+		if i > 0 && b[i] == b[i-1] {
+			run++
+		} else {
+			run = 1
+		}
+		best = max(best, run)
+	}
+	return best
+}

@@ -1,6 +1,7 @@
 package wrapping
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -51,6 +52,8 @@ type Selection struct {
 	KeySpec KeySpec
 	Plans   []Plan
 	Refused []Refusal
+
+	order []Algorithm // in which the algorithms were looked at
 }
 
 // Select returns the plans for a key of the given spec on a token with capabilities c, in the order in
@@ -66,7 +69,8 @@ func Select(spec KeySpec, c Capabilities, p Policy) Selection {
 	}
 	trials := c.trialsFor(spec)
 	var padded []Plan
-	for _, a := range candidates(m, p) {
+	s.order = candidates(m, p)
+	for _, a := range s.order {
 		if r, no := refuseAlgorithm(a, m, p, trials); no {
 			s.Refused = append(s.Refused, r)
 			continue
@@ -239,6 +243,12 @@ func (c Capabilities) trialsFor(spec KeySpec) []Trial {
 	return out
 }
 
+// ErrKeyNotFound and ErrKeyAmbiguous are how a token answers when not exactly one key object matches.
+var (
+	ErrKeyNotFound  = errors.New("no such key object in the token")
+	ErrKeyAmbiguous = errors.New("more than one key object matches")
+)
+
 // NoPlanError says that no algorithm is left, and why each was passed over.
 type NoPlanError struct {
 	KeySpec KeySpec
@@ -267,20 +277,19 @@ func (s Selection) Err() error {
 	return &NoPlanError{KeySpec: s.KeySpec, Refused: s.Refused}
 }
 
-// PassedOver lists the refusals of the candidates that stood before the plan: why each better one was refused.
+// PassedOver lists the refusals of the candidates that AWS's order or the policy's puts before the plan: why
+// each better one was refused.
 func (s Selection) PassedOver(p Plan) []Refusal {
-	rank := func(a Algorithm) int { return slices.Index(s.algorithms(), a) }
+	before := func(order []Algorithm, a Algorithm) bool {
+		i := slices.Index(order, a)
+		return i >= 0 && i < slices.Index(order, p.Algorithm)
+	}
 	var out []Refusal
 	for _, r := range s.Refused {
-		switch {
-		case r.Rule == RuleConfigured && !slices.Contains(p.KeySpec.Order(), r.Algorithm):
-		case rank(r.Algorithm) < rank(p.Algorithm),
-			r.Algorithm == p.Algorithm && (r.WrappingKeySpec == "" || r.WrappingKeySpec.Bits() > p.WrappingKeySpec.Bits()):
+		longer := r.Algorithm == p.Algorithm && (r.WrappingKeySpec == "" || r.WrappingKeySpec.Bits() > p.WrappingKeySpec.Bits())
+		if longer || before(s.order, r.Algorithm) || before(s.KeySpec.Order(), r.Algorithm) {
 			out = append(out, r)
 		}
 	}
 	return out
 }
-
-// algorithms is the order in which the selection looked at the algorithms.
-func (s Selection) algorithms() []Algorithm { return s.KeySpec.Order() }

@@ -274,3 +274,29 @@ func TestNoPlanErrorNamesTheLastResort(t *testing.T) {
 		}
 	}
 }
+
+// TestPassedOver holds that a plan is shown with the reasons of what stood before it, and with nothing else.
+func TestPassedOver(t *testing.T) {
+	d := devices()[0]
+	for _, tt := range []struct {
+		name   string
+		policy wrapping.Policy
+		want   []wrapping.Rule
+	}{
+		{"AWS's order", wrapping.Policy{}, all(wrapping.RuleToken)},
+		{"restricted", wrapping.Policy{Algorithms: all(wrapping.OAEPSHA1)}, all(wrapping.RuleConfigured)},
+		{"reordered", wrapping.Policy{Algorithms: all(wrapping.PKCS1v15, wrapping.OAEPSHA1)}, all(wrapping.RulePKCS1, wrapping.RuleConfigured)},
+		{"not offered", wrapping.Policy{Algorithms: all(wrapping.RSAAESSHA256, wrapping.OAEPSHA1)}, all(wrapping.RuleAWSOrder, wrapping.RuleConfigured)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := wrapping.Select(wrapping.SymmetricDefault, d.capabilities(wrapping.SymmetricDefault), tt.policy)
+			var got []wrapping.Rule
+			for _, r := range s.PassedOver(s.Plans[0]) {
+				got = append(got, r.Rule)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("rules (-want +got):\n%s", diff)
+			}
+		})
+	}
+}

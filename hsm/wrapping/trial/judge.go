@@ -16,7 +16,8 @@ type Verdict struct {
 }
 
 // Check compares the key material that came out of a trial with the throwaway key that went in. It returns
-// the number of zero bytes that follow the key and do not belong to it.
+// the number of zero bytes that follow the key and do not belong to it. [RSAKey.Judge] calls it for the token's
+// raw output too, which must fail.
 type Check func(material []byte) (padding int, err error)
 
 // ErrOtherKey says that a key came out, but not the throwaway key that went in.

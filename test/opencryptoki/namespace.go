@@ -1,0 +1,185 @@
+package opencryptoki
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hsmbridge/test/token"
+)
+
+// TestingM is *testing.M, or what wraps one.
+type TestingM interface{ Run() int }
+
+// Main is the body of a TestMain: the package's tests run inside private namespaces with a pkcsslotd.
+func Main(m *testing.M) { os.Exit(Wrap(m).Run()) }
+
+// Wrap gives an m whose Run runs the tests inside private namespaces with a pkcsslotd, for a TestMain that does more:
+//
+//	func TestMain(m *testing.M) { testscript.Main(opencryptoki.Wrap(m), commands) }
+func Wrap(m TestingM) TestingM { return wrapped{m} }
+
+type wrapped struct{ tests TestingM }
+
+// Run starts the test binary once more in new namespaces and waits for it. There it finds environment set, lays out
+// the private directories, starts the daemon and runs the tests.
+func (w wrapped) Run() int {
+	inside := os.Getenv(environment) != ""
+	run := enter
+	if inside {
+		run = w.run
+	}
+	code, err := run()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "openCryptoki for tests: %v\n", err)
+		return 1
+	}
+	return code
+}
+
+// enter runs this test binary, with its arguments, in new mount, IPC and PID namespaces. The binary is process 1 there: whatever
+// ends it, a kill or a time-out too, ends pkcsslotd and every other process inside.
+func enter() (int, error) {
+	unshare, err := token.Program("unshare")
+	if err != nil {
+		return 0, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return 0, fmt.Errorf("find the test binary: %w", err)
+	}
+	args := []string{"--mount", "--ipc", "--pid", "--fork", "--kill-child"}
+	if os.Geteuid() != 0 {
+		args = append(args, "--user", "--map-root-user")
+	}
+	args = append(args, "--", self)
+	args = append(args, os.Args[1:]...)
+
+	// The kernel sends Pdeathsig when the thread that started the child ends, not the process.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd := exec.Command(unshare, args...) //nolint:noctx // the tests' own time-out ends it
+	cmd.Env = append(os.Environ(), environment+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() > 0 {
+		return exit.ExitCode(), nil // the tests, or unshare, have said why
+	}
+	if err != nil {
+		return 0, fmt.Errorf("run the tests in namespaces of their own (user namespaces allowed?): %w", err)
+	}
+	return 0, nil
+}
+
+// run is process 1 of the namespaces.
+func (w wrapped) run() (code int, err error) {
+	if err := layOut(); err != nil {
+		return 0, err
+	}
+	stop, err := startDaemon()
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	return w.tests.Run(), nil
+}
+
+// layOut gives this mount namespace empty directories where openCryptoki keeps its state, a configuration with soft tokens
+// only, and a group file in which pkcs11 is root's group: in a user namespace the real one cannot be used.
+func layOut() error {
+	const lib = "/var/lib/opencryptoki"
+	for _, dir := range []string{"/run", "/dev/shm", lib} {
+		if err := unix.Mount("hsmbridge-test", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+			return fmt.Errorf("mount a private %s (installed? run `make deps`): %w", dir, err)
+		}
+	}
+	configuration := []string{"version opencryptoki-3.1"}
+	dirs := []string{claims}
+	for slot := range slots {
+		name := fmt.Sprintf("test%d", slot)
+		configuration = append(configuration, fmt.Sprintf("slot %d\n{\nstdll = libpkcs11_sw.so\ntokname = %s\n}", slot, name))
+		dirs = append(dirs, filepath.Join(lib, name, "TOK_OBJ"), filepath.Join("/run/lock/opencryptoki", name))
+	}
+	for _, dir := range dirs {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("lay out openCryptoki's directories: %w", err)
+		}
+	}
+	groups, err := os.ReadFile("/etc/group")
+	if err != nil {
+		return fmt.Errorf("read the groups: %w", err)
+	}
+	groups = regexp.MustCompile(`(?m)^pkcs11:.*\n`).ReplaceAll(groups, nil)
+	replacements := []struct{ path, content string }{
+		{"/etc/opencryptoki/opencryptoki.conf", strings.Join(configuration, "\n") + "\n"},
+		{"/etc/group", strings.TrimSpace(string(groups)) + "\npkcs11:x:0:root\n"},
+	}
+	for _, r := range replacements {
+		private := filepath.Join("/run", filepath.Base(r.path))
+		if err := os.WriteFile(private, []byte(r.content), 0o644); err != nil { //nolint:gosec // as public as what it replaces
+			return fmt.Errorf("write a private %s: %w", r.path, err)
+		}
+		if err := unix.Mount(private, r.path, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount a private %s: %w", r.path, err)
+		}
+	}
+	return nil
+}
+
+// startDaemon starts pkcsslotd, waits until it listens, and returns what stops it.
+func startDaemon() (stop func() error, err error) {
+	path, err := token.Program("pkcsslotd")
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	daemon := exec.CommandContext(ctx, path, "-f")
+	var said strings.Builder
+	daemon.Stdout, daemon.Stderr = &said, &said
+	daemon.Cancel = func() error { return daemon.Process.Signal(syscall.SIGTERM) }
+	daemon.WaitDelay = 5 * time.Second // then it is killed
+	if err := daemon.Start(); err != nil {
+		cancel()
+		return nil, fmt.Errorf("start pkcsslotd: %w", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- daemon.Wait() }()
+	stop = func() error {
+		cancel()
+		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
+			return fmt.Errorf("stop pkcsslotd: %w\n%s", err, said.String())
+		}
+		return nil
+	}
+
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	patience := time.NewTimer(30 * time.Second)
+	defer patience.Stop()
+	for {
+		if _, err := os.Stat("/run/pkcsslotd.socket"); err == nil {
+			return stop, nil
+		}
+		select {
+		case <-poll.C:
+		case err := <-ended:
+			cancel()
+			return nil, fmt.Errorf("pkcsslotd ended at once: %w\n%s", err, said.String())
+		case <-patience.C:
+			return nil, errors.Join(errors.New("pkcsslotd did not make its socket in 30 s"), stop())
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package trial
 
 import (
+	"errors"
 	"fmt"
 
 	"hsmbridge/hsm/wrapping"
@@ -23,7 +24,7 @@ func (k *RSAKey) OpenRSAAES(alg wrapping.Algorithm, ct []byte) (kek, material []
 	kek, err = k.OpenOAEP(alg, rsaPart)
 	if err != nil {
 		if _, swapped := k.OpenOAEP(alg, ct[len(ct)-size:]); swapped == nil {
-			return nil, nil, fmt.Errorf("the token put the AES part before the RSA part: %w", err)
+			return nil, nil, errors.New("the token put the AES part before the RSA part")
 		}
 		return nil, nil, fmt.Errorf("RSA part: %w", err)
 	}

@@ -85,7 +85,7 @@ func enter() (int, error) {
 }
 
 // run is process 1 of the namespaces.
-func (w wrapped) run() (code int, err error) {
+func (w wrapped) run() (int, error) {
 	if err := layOut(); err != nil {
 		return 0, err
 	}
@@ -93,7 +93,7 @@ func (w wrapped) run() (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, stop()) }()
+	defer stop()
 	return w.tests.Run(), nil
 }
 
@@ -140,7 +140,7 @@ func layOut() error {
 }
 
 // startDaemon starts pkcsslotd, waits until it listens, and returns what stops it.
-func startDaemon() (stop func() error, err error) {
+func startDaemon() (stop func(), err error) {
 	path, err := token.Program("pkcsslotd")
 	if err != nil {
 		return nil, err
@@ -157,12 +157,9 @@ func startDaemon() (stop func() error, err error) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- daemon.Wait() }()
-	stop = func() error {
+	stop = func() {
 		cancel()
-		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
-			return fmt.Errorf("stop pkcsslotd: %w\n%s", err, said.String())
-		}
-		return nil
+		<-ended
 	}
 
 	poll := time.NewTicker(5 * time.Millisecond)
@@ -170,7 +167,7 @@ func startDaemon() (stop func() error, err error) {
 	patience := time.NewTimer(30 * time.Second)
 	defer patience.Stop()
 	for {
-		if _, err := os.Stat("/run/pkcsslotd.socket"); err == nil {
+		if pid, err := os.ReadFile("/run/pkcsslotd.pid"); err == nil && len(pid) > 0 { // its last step before it serves
 			return stop, nil
 		}
 		select {
@@ -179,7 +176,8 @@ func startDaemon() (stop func() error, err error) {
 			cancel()
 			return nil, fmt.Errorf("pkcsslotd ended at once: %w\n%s", err, said.String())
 		case <-patience.C:
-			return nil, errors.Join(errors.New("pkcsslotd did not make its socket in 30 s"), stop())
+			stop()
+			return nil, fmt.Errorf("pkcsslotd was not ready after 30 s:\n%s", said.String())
 		}
 	}
 }

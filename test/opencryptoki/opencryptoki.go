@@ -9,6 +9,7 @@
 package opencryptoki
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -25,10 +26,10 @@ type Token struct {
 }
 
 const (
-	slots       = 64             // tokens that one run of a test binary can have; an unused slot costs no time
+	slots       = 64             // tokens that a test binary can have at one time; an unused slot costs no time
 	serial      = "123"          // CK_TOKEN_INFO.serialNumber of every soft token
 	firstSOPIN  = "87654321"     // of a new soft token, from openCryptoki's documentation
-	claims      = "/run/claimed" // one empty directory for each slot handed out, seen by every process of the namespace
+	claims      = "/run/claimed" // one empty directory for each slot handed out, for every process of the namespace to see
 	environment = "HSMBRIDGE_TEST_OPENCRYPTOKI_NAMESPACE"
 )
 
@@ -52,9 +53,14 @@ func New(tb testing.TB, label ...string) Token {
 		tb.Fatal(err)
 	}
 	t.PIN, t.SOPIN = token.PINs(tb, 8)
-	if err := t.initialise(tb); err != nil {
+	if err := t.initialise(tb.Context()); err != nil {
 		tb.Fatal(err)
 	}
+	tb.Cleanup(func() {
+		if err := t.blank(); err != nil {
+			tb.Error(err)
+		}
+	})
 	return t
 }
 
@@ -64,32 +70,54 @@ func Module() (string, error) {
 }
 
 // initialise sets label and PINs of a blank token, in the steps that openCryptoki asks for.
-func (t Token) initialise(tb testing.TB) error {
+func (t Token) initialise(ctx context.Context) error {
 	firstPIN, err := token.Digits(8)
 	if err != nil {
 		return err
 	}
-	so := []string{"--login", "--login-type", "so", "--so-pin"}
+	oldSOPIN := firstSOPIN
+	if left, err := os.ReadFile(leftSOPINPath(t.Slot)); err == nil {
+		oldSOPIN = string(left)
+	}
 	steps := [][]string{
-		{"--init-token", "--label", t.Label, "--so-pin", firstSOPIN},
-		append(so, firstSOPIN, "--change-pin", "--new-pin", t.SOPIN),
-		append(so, t.SOPIN, "--init-pin", "--pin", firstPIN),
+		{"--init-token", "--label", t.Label, "--so-pin", oldSOPIN},
+		{"--login", "--login-type", "so", "--so-pin", oldSOPIN, "--change-pin", "--new-pin", t.SOPIN},
+		{"--login", "--login-type", "so", "--so-pin", t.SOPIN, "--init-pin", "--pin", firstPIN},
 		{"--login", "--pin", firstPIN, "--change-pin", "--new-pin", t.PIN},
 	}
 	for _, step := range steps {
-		args := append([]string{"--module", t.Module, "--slot", strconv.Itoa(t.Slot)}, step...)
-		if _, err := token.Run(tb.Context(), os.Environ(), "pkcs11-tool", args...); err != nil {
+		if err := t.tool(ctx, step...); err != nil {
 			return fmt.Errorf("initialise soft token %d: %w", t.Slot, err)
 		}
 	}
 	return nil
 }
 
-// claim takes the lowest slot that no test of this namespace has taken. Slots are not given back: a used token
-// may be locked for good.
+// blank empties the token, which unlocks it too, and gives its slot back. Its SO PIN outlives C_InitToken, so it is left for
+// the next test to find.
+func (t Token) blank() error {
+	if err := t.tool(context.Background(), "--init-token", "--label", "blank", "--so-pin", t.SOPIN); err != nil {
+		return fmt.Errorf("blank soft token %d: %w", t.Slot, err)
+	}
+	if err := os.WriteFile(leftSOPINPath(t.Slot), []byte(t.SOPIN), 0o600); err != nil {
+		return fmt.Errorf("leave the SO PIN of soft token %d: %w", t.Slot, err)
+	}
+	if err := os.Remove(claimPath(t.Slot)); err != nil {
+		return fmt.Errorf("give soft token %d back: %w", t.Slot, err)
+	}
+	return nil
+}
+
+func (t Token) tool(ctx context.Context, args ...string) error {
+	args = append([]string{"--module", t.Module, "--slot", strconv.Itoa(t.Slot)}, args...)
+	_, err := token.Run(ctx, os.Environ(), "pkcs11-tool", args...)
+	return err
+}
+
+// claim takes the lowest slot that no test of this namespace holds.
 func claim() (int, error) {
 	for slot := range slots {
-		err := os.Mkdir(filepath.Join(claims, strconv.Itoa(slot)), 0o700)
+		err := os.Mkdir(claimPath(slot), 0o700)
 		if err == nil {
 			return slot, nil
 		}
@@ -97,5 +125,9 @@ func claim() (int, error) {
 			return 0, fmt.Errorf("claim a soft token: %w", err)
 		}
 	}
-	return 0, fmt.Errorf("all %d soft tokens of this run are used: raise opencryptoki.slots", slots)
+	return 0, fmt.Errorf("all %d soft tokens of this run are in use: raise opencryptoki.slots", slots)
 }
+
+func claimPath(slot int) string { return filepath.Join(claims, strconv.Itoa(slot)) }
+
+func leftSOPINPath(slot int) string { return claimPath(slot) + ".so-pin" }

@@ -87,6 +87,22 @@ func TestNothingIsLeft(t *testing.T) {
 	}
 }
 
+// What a test has used, the next test finds as new, with the same label too.
+func TestSlotsComeBackBlank(t *testing.T) {
+	var first opencryptoki.Token
+	t.Run("use", func(t *testing.T) {
+		first = opencryptoki.New(t, "again")
+		first.Generate(t, "key", "01")
+	})
+	second := opencryptoki.New(t, "again")
+	if second.Slot != first.Slot {
+		t.Errorf("slot %d, want %d of the test that ended", second.Slot, first.Slot)
+	}
+	if got := second.Tool(t, "--list-objects", "--type", "secrkey"); got != "" {
+		t.Errorf("a new token lists objects:\n%s", got)
+	}
+}
+
 // A failing test must fail the whole binary: its exit code has to come out of the namespaces.
 func TestFailureComesOut(t *testing.T) {
 	run := nested(t)

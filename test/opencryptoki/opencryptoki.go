@@ -26,7 +26,7 @@ type Token struct {
 }
 
 const (
-	slots       = 64             // tokens that a test binary can have at one time; an unused slot costs no time
+	slots       = 128            // tokens that one run of a test binary can have; an unused slot costs no time
 	serial      = "123"          // CK_TOKEN_INFO.serialNumber of every soft token
 	firstSOPIN  = "87654321"     // of a new soft token, from openCryptoki's documentation
 	claims      = "/run/claimed" // one empty directory for each slot handed out, for every process of the namespace to see
@@ -57,7 +57,7 @@ func New(tb testing.TB, label ...string) Token {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
-		if err := t.blank(); err != nil {
+		if err := t.retire(); err != nil {
 			tb.Error(err)
 		}
 	})
@@ -75,13 +75,9 @@ func (t Token) initialise(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	oldSOPIN := firstSOPIN
-	if left, err := os.ReadFile(leftSOPINPath(t.Slot)); err == nil {
-		oldSOPIN = string(left)
-	}
 	steps := [][]string{
-		{"--init-token", "--label", t.Label, "--so-pin", oldSOPIN},
-		{"--login", "--login-type", "so", "--so-pin", oldSOPIN, "--change-pin", "--new-pin", t.SOPIN},
+		{"--init-token", "--label", t.Label, "--so-pin", firstSOPIN},
+		{"--login", "--login-type", "so", "--so-pin", firstSOPIN, "--change-pin", "--new-pin", t.SOPIN},
 		{"--login", "--login-type", "so", "--so-pin", t.SOPIN, "--init-pin", "--pin", firstPIN},
 		{"--login", "--pin", firstPIN, "--change-pin", "--new-pin", t.PIN},
 	}
@@ -93,17 +89,11 @@ func (t Token) initialise(ctx context.Context) error {
 	return nil
 }
 
-// blank empties the token, which unlocks it too, and gives its slot back. Its SO PIN outlives C_InitToken, so it is left for
-// the next test to find.
-func (t Token) blank() error {
-	if err := t.tool(context.Background(), "--init-token", "--label", "blank", "--so-pin", t.SOPIN); err != nil {
-		return fmt.Errorf("blank soft token %d: %w", t.Slot, err)
-	}
-	if err := os.WriteFile(leftSOPINPath(t.Slot), []byte(t.SOPIN), 0o600); err != nil {
-		return fmt.Errorf("leave the SO PIN of soft token %d: %w", t.Slot, err)
-	}
-	if err := os.Remove(claimPath(t.Slot)); err != nil {
-		return fmt.Errorf("give soft token %d back: %w", t.Slot, err)
+// retire takes the label off the token, so that another test may use it. The slot is not used again: after a second C_InitToken
+// a soft token (3.8.1) answers CKR_FUNCTION_FAILED to every login of the SO.
+func (t Token) retire() error {
+	if err := t.tool(context.Background(), "--init-token", "--label", "retired", "--so-pin", t.SOPIN); err != nil {
+		return fmt.Errorf("retire soft token %d: %w", t.Slot, err)
 	}
 	return nil
 }
@@ -114,10 +104,10 @@ func (t Token) tool(ctx context.Context, args ...string) error {
 	return err
 }
 
-// claim takes the lowest slot that no test of this namespace holds.
+// claim takes the lowest slot that no test of this namespace has had.
 func claim() (int, error) {
 	for slot := range slots {
-		err := os.Mkdir(claimPath(slot), 0o700)
+		err := os.Mkdir(filepath.Join(claims, strconv.Itoa(slot)), 0o700)
 		if err == nil {
 			return slot, nil
 		}
@@ -125,9 +115,5 @@ func claim() (int, error) {
 			return 0, fmt.Errorf("claim a soft token: %w", err)
 		}
 	}
-	return 0, fmt.Errorf("all %d soft tokens of this run are in use: raise opencryptoki.slots", slots)
+	return 0, fmt.Errorf("all %d soft tokens of this run are used: raise opencryptoki.slots", slots)
 }
-
-func claimPath(slot int) string { return filepath.Join(claims, strconv.Itoa(slot)) }
-
-func leftSOPINPath(slot int) string { return claimPath(slot) + ".so-pin" }

@@ -58,7 +58,7 @@ func FuzzOpenAESWrap(f *testing.F) {
 		case SchemeKW, SchemeKWZeros:
 			again = wrapRFC3394(t, kek, kwIV, append(bytes.Clone(r.Material), make([]byte, padding)...))
 		case SchemeKWPad8, SchemeKWPad16:
-			again = wrapRFC3394(t, kek, kwIV, append(bytes.Clone(r.Material), bytes.Repeat([]byte{byte(padding)}, padding)...))
+			again = wrapRFC3394(t, kek, kwIV, append(bytes.Clone(r.Material), bytes.Repeat(data[len(data)-1:], padding)...))
 		case SchemeKWPWrong:
 			if iv>>32 != kwpPrefix {
 				t.Fatalf("%x taken for the initial value of RFC 5649", iv)
@@ -92,8 +92,12 @@ func FuzzDecodeEM(f *testing.F) {
 		if m, ok := decodePKCS1(em); ok && len(m) > len(em)-11 {
 			t.Fatalf("PKCS#1: %d bytes from an encoded message of %d", len(m), len(em))
 		}
-		unpadded(em)
-		diagnoseOAEP(em)
+		if mismatch := diagnoseOAEP(em); mismatch != nil && mismatch.UsedHash == 0 {
+			t.Fatalf("a mismatch without a hash: %+v", *mismatch)
+		}
+		if unpadded(em) && !zero(em[:minPS]) {
+			t.Fatal("a padded message is taken for one without padding")
+		}
 	})
 }
 

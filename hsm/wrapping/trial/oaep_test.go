@@ -81,6 +81,36 @@ func TestOpenOAEPMessageLengths(t *testing.T) {
 	}
 }
 
+// An OAEP message whose random bytes happen to look like PKCS#1 v1.5 must not be taken for it.
+func TestOpenOAEPThatLooksLikePKCS1(t *testing.T) {
+	k := newKey(t, wrapping.RSA2048)
+	secret := random(32)
+	for _, c := range []struct {
+		alg  wrapping.Algorithm
+		hash crypto.Hash
+		want string // empty: opens
+	}{
+		{wrapping.OAEPSHA256, crypto.SHA256, ""},
+		{wrapping.OAEPSHA256, crypto.SHA1, "hash mismatch: SHA-256 was asked, the token used SHA-1"},
+		{wrapping.PKCS1v15, crypto.SHA1, "padding mismatch: PKCS#1 v1.5 was asked, the token used OAEP SHA-1 with MGF1-SHA-1"},
+	} {
+		em := encodeOAEP(t, 256, c.hash, c.hash, "", secret)
+		for _, ok := decodePKCS1(em); !ok; _, ok = decodePKCS1(em) {
+			em = encodeOAEP(t, 256, c.hash, c.hash, "", secret)
+		}
+		got, err := k.Open(c.alg, encryptRaw(k, em))
+		if c.want == "" {
+			if err != nil || !bytes.Equal(got, secret) {
+				t.Errorf("%s: Open = %x, %v; want %x", c.alg, got, err, secret)
+			}
+			continue
+		}
+		if err == nil || err.Error() != c.want {
+			t.Errorf("%s, made with %v: Open = %x, %v; want %s", c.alg, c.hash, got, err, c.want)
+		}
+	}
+}
+
 func TestOpenMessages(t *testing.T) {
 	k := newKey(t, wrapping.RSA2048)
 	secret := random(32)
@@ -93,7 +123,7 @@ func TestOpenMessages(t *testing.T) {
 	shortPS := encryptRaw(k, append(append(append([]byte{0, 2}, nonZero(7)...), 0), random(246)...))
 	noZero := encryptRaw(k, append([]byte{0, 2}, nonZero(254)...))
 	flipped := encodeOAEP(t, 256, crypto.SHA256, crypto.SHA256, "", secret)
-	flipped[100] ^= 1
+	flipped[1] = (flipped[1] | 4) ^ 8 // another seed, and never the 02 of PKCS#1 v1.5
 	const (
 		noOAEP  = "no OAEP decoding fits: the token encrypted something else, or under another key"
 		noPKCS1 = "no PKCS#1 v1.5 decoding fits: the token encrypted something else, or under another key"

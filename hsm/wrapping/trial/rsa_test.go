@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha1"
+	"crypto/sha1" //nolint:gosec // G505: RSAES_OAEP_SHA_1 is one of the algorithms under test
 	"crypto/sha256"
 	"math/big"
 	"testing"
@@ -99,10 +99,10 @@ func TestOpenAgainstStandardLibrary(t *testing.T) {
 				return rsa.EncryptOAEP(sha256.New(), rand.Reader, k.Public(), secret, nil)
 			},
 			wrapping.OAEPSHA1: func() ([]byte, error) {
-				return rsa.EncryptOAEP(sha1.New(), rand.Reader, k.Public(), secret, nil)
+				return rsa.EncryptOAEP(sha1.New(), rand.Reader, k.Public(), secret, nil) //nolint:gosec // G401: as above
 			},
 			wrapping.PKCS1v15: func() ([]byte, error) {
-				return rsa.EncryptPKCS1v15(rand.Reader, k.Public(), secret)
+				return rsa.EncryptPKCS1v15(rand.Reader, k.Public(), secret) //nolint:staticcheck // SA1019: the algorithm under test
 			},
 		}
 		for alg, f := range encrypt {

@@ -64,7 +64,7 @@ func wrapRFC5649Length(t testing.TB, kek, data []byte, length int) []byte {
 // padPKCS7 pads to a multiple of size.
 func padPKCS7(data []byte, size int) []byte {
 	n := size - len(data)%size
-	return append(bytes.Clone(data), bytes.Repeat([]byte{byte(n)}, n)...)
+	return append(bytes.Clone(data), bytes.Repeat([]byte{byte(n)}, n)...) //nolint:gosec // G115: n is at most 16
 }
 
 // mgf1 is RFC 8017, B.2.1.

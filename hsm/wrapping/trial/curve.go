@@ -17,7 +17,7 @@ type curve struct {
 
 // curveOf gives the curve of an ECC key spec. Source of the OIDs: RFC 5480, 2.1.1.1; SEC 2, A.2.1.
 func curveOf(spec wrapping.KeySpec) (curve, error) {
-	switch spec { //nolint:exhaustive // the default is every key spec that is not ECC
+	switch spec {
 	case wrapping.ECCNISTP256:
 		return curve{"\x06\x08\x2A\x86\x48\xCE\x3D\x03\x01\x07", ecdhPublic(ecdh.P256())}, nil
 	case wrapping.ECCNISTP384:

@@ -43,6 +43,9 @@ func Known(secret []byte) Check {
 // The outcome is Exact only for what AWS KMS accepts: the asked padding and hash, RFC 5649 where an AES key
 // wrap is involved, and the throwaway key byte for byte. It is Padded when nothing but zero bytes follow the
 // key, and Failed otherwise; the reason then says what the token did.
+//
+// One Exact private key does not make a mechanism exact: SoftHSM 2.6.1 pads to a multiple of 8, and an RSA
+// PKCS#8 has such a length by chance. A [Known] secret whose length is no multiple of 8 settles it.
 func (k *RSAKey) Judge(alg wrapping.Algorithm, ct []byte, check Check) Verdict {
 	if _, err := check(ct); err == nil {
 		return Verdict{Outcome: wrapping.Failed, Reason: "the token answered with the key itself, not encrypted"}

@@ -137,7 +137,7 @@ func TestParsePrivateFromStandardLibrary(t *testing.T) {
 		if _, _, err := ParsePrivate(append(bytes.Clone(der), 0, 0, 1), p.public.Spec); !errors.Is(err, ErrTrailing) {
 			t.Errorf("%s with other bytes behind it: %v, want ErrTrailing", p.public.Spec, err)
 		}
-		for cut := range len(der) {
+		for cut := range der {
 			if _, _, err := ParsePrivate(der[:cut], p.public.Spec); err == nil {
 				t.Errorf("%s cut to %d of %d bytes is accepted", p.public.Spec, cut, len(der))
 			}

@@ -113,7 +113,7 @@ func encryptRaw(k *RSAKey, em []byte) []byte {
 // nonZero returns n random bytes without a zero, as PKCS#1 v1.5 pads with.
 func nonZero(n int) []byte {
 	b := make([]byte, n)
-	rand.Read(b) //nolint:errcheck // crypto/rand.Read never returns an error
+	rand.Read(b)
 	for i := range b {
 		b[i] |= 1
 	}

@@ -1,6 +1,7 @@
 package nss_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"unsafe"
@@ -67,7 +68,7 @@ func TestTwoDatabasesDoNotMeet(t *testing.T) {
 func TestParametersAreNeeded(t *testing.T) {
 	tok := nss.New(t)
 	p := load(t, tok)
-	if err := p.Initialize(); err != pkcs11.Error(pkcs11.CKR_ARGUMENTS_BAD) {
+	if err := p.Initialize(); !errors.Is(err, pkcs11.Error(pkcs11.CKR_ARGUMENTS_BAD)) {
 		t.Errorf("C_Initialize without parameters: %v, want CKR_ARGUMENTS_BAD", err)
 	}
 }
@@ -115,7 +116,7 @@ func session(t *testing.T, tok nss.Token, use func(*pkcs11.Ctx, pkcs11.SessionHa
 	if err != nil {
 		t.Fatalf("C_OpenSession: %v", err)
 	}
-	if err := p.Login(s, pkcs11.CKU_USER, strings.Repeat("x", 4)); err != pkcs11.Error(pkcs11.CKR_PIN_INCORRECT) {
+	if err := p.Login(s, pkcs11.CKU_USER, strings.Repeat("x", 4)); !errors.Is(err, pkcs11.Error(pkcs11.CKR_PIN_INCORRECT)) {
 		t.Fatalf("C_Login with a wrong PIN: %v, want CKR_PIN_INCORRECT", err)
 	}
 	if err := p.Login(s, pkcs11.CKU_USER, tok.PIN); err != nil {

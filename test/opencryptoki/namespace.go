@@ -155,8 +155,12 @@ func startDaemon() (stop func(), err error) {
 		cancel()
 		return nil, fmt.Errorf("start pkcsslotd: %w", err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- daemon.Wait() }()
+	var end error // of the daemon, once ended is closed
+	ended := make(chan struct{})
+	go func() {
+		end = daemon.Wait()
+		close(ended)
+	}()
 	stop = func() {
 		cancel()
 		<-ended
@@ -172,9 +176,9 @@ func startDaemon() (stop func(), err error) {
 		}
 		select {
 		case <-poll.C:
-		case err := <-ended:
+		case <-ended:
 			cancel()
-			return nil, fmt.Errorf("pkcsslotd ended at once: %w\n%s", err, said.String())
+			return nil, fmt.Errorf("pkcsslotd ended at once: %w\n%s", end, said.String())
 		case <-patience.C:
 			stop()
 			return nil, fmt.Errorf("pkcsslotd was not ready after 30 s:\n%s", said.String())

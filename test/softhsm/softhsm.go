@@ -9,6 +9,7 @@
 package softhsm
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -68,7 +69,7 @@ func (t Token) Add(tb testing.TB, label string) Token {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	serial, err := t.serial(tb, out)
+	serial, err := t.serial(tb.Context(), out)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -98,12 +99,12 @@ func writeConfiguration(path, tokens string) error {
 
 // serial finds the serial number of the token that softhsm2-util has just made: it prints the new slot's number, which is
 // the low 31 bits of the serial number, and --show-slots prints both.
-func (t Token) serial(tb testing.TB, initOutput string) (string, error) {
+func (t Token) serial(ctx context.Context, initOutput string) (string, error) {
 	made := regexp.MustCompile(`reassigned to slot (\d+)`).FindStringSubmatch(initOutput)
 	if made == nil {
 		return "", fmt.Errorf("softhsm2-util did not say which slot it made:\n%s", initOutput)
 	}
-	slots, err := token.Run(tb.Context(), t.Environ(), "softhsm2-util", "--module", t.Module, "--show-slots")
+	slots, err := token.Run(ctx, t.Environ(), "softhsm2-util", "--module", t.Module, "--show-slots")
 	if err != nil {
 		return "", err
 	}

@@ -77,15 +77,19 @@ type Object struct {
 	Destroyed bool   // C_DestroyObject answered CKR_OK for it
 }
 
-// makers are the functions that make objects: which handle they answer with, and which template described it.
-var makers = []struct{ call, handle, template string }{
-	{"C_CreateObject", "phObject", "pTemplate"},
-	{"C_CopyObject", "phNewObject", "pTemplate"},
-	{"C_GenerateKey", "hKey", "pTemplate"},
-	{"C_GenerateKeyPair", "hPublicKey", "pPublicKeyTemplate"},
-	{"C_GenerateKeyPair", "hPrivateKey", "pPrivateKeyTemplate"},
-	{"C_UnwrapKey", "hKey", "pTemplate"},
-	{"C_DeriveKey", "hKey", "pTemplate"},
+// maker is a function that makes an object: which handle it answers with, and which template describes the object.
+type maker struct{ call, handle, template string }
+
+func makers() []maker {
+	return []maker{
+		{"C_CreateObject", "phObject", "pTemplate"},
+		{"C_CopyObject", "phNewObject", "pTemplate"},
+		{"C_GenerateKey", "hKey", "pTemplate"},
+		{"C_GenerateKeyPair", "hPublicKey", "pPublicKeyTemplate"},
+		{"C_GenerateKeyPair", "hPrivateKey", "pPrivateKeyTemplate"},
+		{"C_UnwrapKey", "hKey", "pTemplate"},
+		{"C_DeriveKey", "hKey", "pTemplate"},
+	}
 }
 
 // Objects are all objects that were made, and whether they were destroyed. A handle that is used again after its object was destroyed
@@ -96,7 +100,7 @@ func (cs Calls) Objects() []Object {
 		if c.Result != "CKR_OK" {
 			continue
 		}
-		for _, m := range makers {
+		for _, m := range makers() {
 			if handle, ok := c.handle(m.handle, true); ok && c.Name == m.call {
 				objects = append(objects, Object{
 					Made: c, Handle: handle, Class: c.given(m.template, "CKA_CLASS"), Token: c.given(m.template, "CKA_TOKEN") == "True",

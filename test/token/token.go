@@ -135,8 +135,8 @@ func Module(name string, below ...string) (string, error) {
 			}
 			sort.Strings(found)
 			for _, path := range found {
-				if real, err := filepath.EvalSymlinks(path); err == nil {
-					return real, nil
+				if file, err := filepath.EvalSymlinks(path); err == nil {
+					return file, nil
 				}
 			}
 		}

@@ -1,0 +1,79 @@
+# Every target sets up what it needs: on Debian a fresh clone needs Go and make, nothing else.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GO_BUILD  = go build -trimpath -ldflags '-X main.version=$(VERSION)'
+
+# Flags for go test, for example: make test TESTFLAGS='-v -run TestImport'
+TESTFLAGS ?=
+# How long each fuzz target runs, and how often each benchmark.
+FUZZTIME   ?= 10s
+BENCHCOUNT ?= 6
+
+# Packages that need no HSM: they must build and pass without cgo.
+NOCGO = ./hsm/wrapping/... ./hsm/pkcs11uri/... ./kmsclient/... ./configs/... ./daemon/... ./cmd/kms-emulator/...
+
+# Packages whose own code runs in the test's process. The end-to-end tests under test/ and cmd/ start binaries that are built without
+# the race detector: it would see nothing there.
+RACE = $(shell go list ./... | grep -v -e /test/ -e /cmd/)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build bin/hsmbridge and bin/kms-emulator
+	$(GO_BUILD) -o bin/ ./cmd/...
+
+.PHONY: deps
+deps: ## install the packages that are missing (apt-get): software tokens, OpenSC, AWS CLI
+	@scripts/deps
+
+.PHONY: demo
+demo: deps build ## import keys from software HSMs into a local KMS, and prove each
+	@scripts/demo
+
+.PHONY: test
+test: deps ## run all tests, with real tokens
+	go test -timeout 10m $(TESTFLAGS) ./...
+
+.PHONY: race
+race: deps ## run the tests under the race detector
+	go test -race -timeout 15m $(TESTFLAGS) $(RACE)
+
+.PHONY: nocgo
+nocgo: ## build and test without cgo what needs no HSM
+	CGO_ENABLED=0 go build -o /dev/null $(NOCGO)
+	CGO_ENABLED=0 go test -timeout 10m $(TESTFLAGS) $(NOCGO)
+
+.PHONY: lint
+lint: deps .bin ## check formatting, linters and go.mod
+	@unformatted=$$(.bin/gofumpt -l .); if [ -n "$$unformatted" ]; then echo "run .bin/gofumpt -w on: $$unformatted"; exit 1; fi
+	go vet ./...
+	.bin/golangci-lint run
+	go mod tidy -diff
+
+.PHONY: .bin
+.bin:
+	@scripts/deps tools
+
+.PHONY: fuzz
+fuzz: deps ## run every fuzz target for FUZZTIME each
+	@FUZZTIME=$(FUZZTIME) scripts/fuzz
+
+.PHONY: bench
+bench: deps .bin ## measure wraps per second beside the same loop in C, and everything else that has a benchmark
+	@mkdir -p bin
+	go test -timeout 30m -run '^$$' -bench . -benchmem -count $(BENCHCOUNT) ./... | tee bin/bench.out
+	@.bin/benchstat bin/bench.out
+
+.PHONY: ci
+ci: ## what continuous integration runs
+	@bash .ci/run
+
+.PHONY: clean
+clean: ## remove what the other targets made, except the tools in .bin
+	rm -rf bin

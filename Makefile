@@ -5,7 +5,8 @@ SHELL       := /bin/bash
 .DEFAULT_GOAL := help
 
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-GO_BUILD  = go build -trimpath -ldflags '-X main.version=$(VERSION)'
+# git describe says more than Go's own stamp, and does not fail where git distrusts the directory's owner.
+GO_BUILD  = go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)'
 
 # Flags for go test, for example: make test TESTFLAGS='-v -run TestImport'
 TESTFLAGS ?=

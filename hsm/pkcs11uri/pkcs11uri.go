@@ -118,3 +118,16 @@ func (u URI) HasObjectAttributes() bool { return u.Object+u.Type != "" || len(u.
 
 // HasModuleAttributes says whether the URI names a module: by module-name or module-path.
 func (u URI) HasModuleAttributes() bool { return u.ModuleName+u.ModulePath != "" }
+
+// MarshalText is [URI.String].
+func (u URI) MarshalText() ([]byte, error) { return []byte(u.String()), nil }
+
+// UnmarshalText is [Parse].
+func (u *URI) UnmarshalText(text []byte) error {
+	parsed, err := Parse(string(text))
+	if err != nil {
+		return err
+	}
+	*u = parsed
+	return nil
+}

@@ -1,0 +1,79 @@
+package hsm
+
+import (
+	"encoding/binary"
+
+	"github.com/miekg/pkcs11"
+)
+
+// attribute reads one attribute. Attributes are read one at a time: a token that does not know one of several
+// answers for none of them. ok is false when the token does not give it.
+func (t *Token) attribute(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, kind uint) (value []byte, ok bool, err error) {
+	a, err := t.module.ctx.GetAttributeValue(s, o, []*pkcs11.Attribute{pkcs11.NewAttribute(kind, nil)})
+	switch {
+	case err == nil && len(a) == 1:
+		return a[0].Value, true, nil
+	case err == nil, isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID), isCode(err, pkcs11.CKR_ATTRIBUTE_SENSITIVE), isCode(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID):
+		return nil, false, nil
+	}
+	return nil, false, fault("C_GetAttributeValue", err, about{what: t.name})
+}
+
+// reader reads attributes of one object and keeps the first error.
+type reader struct {
+	t   *Token
+	s   pkcs11.SessionHandle
+	o   pkcs11.ObjectHandle
+	err error
+}
+
+func (r *reader) bytes(kind uint) []byte {
+	if r.err != nil {
+		return nil
+	}
+	v, _, err := r.t.attribute(r.s, r.o, kind)
+	r.err = err
+	return v
+}
+
+func (r *reader) text(kind uint) string { return string(r.bytes(kind)) }
+
+// boolean is a CK_BBOOL; otherwise when the token does not give it.
+func (r *reader) boolean(kind uint, otherwise bool) bool {
+	if v := r.bytes(kind); len(v) == 1 {
+		return v[0] != 0
+	}
+	return otherwise
+}
+
+// ulong is a CK_ULONG; -1 when the token does not give it (or gives CK_UNAVAILABLE_INFORMATION).
+func (r *reader) ulong(kind uint) int {
+	if v := r.bytes(kind); len(v) == 8 {
+		return int(binary.NativeEndian.Uint64(v)) //nolint:gosec // all ones, "unavailable", becomes -1
+	}
+	return -1
+}
+
+// find lists the objects that the template matches, at most limit of them (0: all).
+func (t *Token) find(s pkcs11.SessionHandle, template []*pkcs11.Attribute, limit int) (found []pkcs11.ObjectHandle, err error) {
+	if err := t.module.ctx.FindObjectsInit(s, template); err != nil {
+		return nil, fault("C_FindObjectsInit", err, about{what: t.name})
+	}
+	defer func() {
+		if ferr := t.module.ctx.FindObjectsFinal(s); ferr != nil && err == nil {
+			err = fault("C_FindObjectsFinal", ferr, about{what: t.name})
+		}
+	}()
+	for limit == 0 || len(found) < limit {
+		// Some tokens answer with fewer than are left: only an empty answer ends the list.
+		some, _, err := t.module.ctx.FindObjects(s, 64)
+		if err != nil {
+			return nil, fault("C_FindObjects", err, about{what: t.name})
+		}
+		if len(some) == 0 {
+			break
+		}
+		found = append(found, some...)
+	}
+	return found, nil
+}

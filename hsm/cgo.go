@@ -1,0 +1,171 @@
+package hsm
+
+/*
+#cgo linux LDFLAGS: -ldl
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef unsigned long ck_ulong;
+
+// CK_FUNCTION_LIST: a version, then the functions in the order of PKCS#11 v2.40, section 3.6.
+struct functions {
+	unsigned char major, minor;
+	void *f[68];
+};
+enum { C_LOGIN = 18, C_WRAPKEY = 60 };
+
+struct mechanism { ck_ulong type; void *parameter; ck_ulong length; };
+struct oaep { ck_ulong hash, mgf, source; void *data; ck_ulong length; };
+struct rsa_aes { ck_ulong bits; struct oaep *oaep; };
+struct answer { ck_ulong rv, length; };
+
+enum { FORM_PLAIN, FORM_OAEP, FORM_RSA_AES, FORM_BYTES };
+
+// hb_open loads the module, or takes another reference to it, and gives its function list; on failure it
+// gives NULL and the reason of the dynamic linker, or NULL when the module answered with an error.
+static struct functions *hb_open(const char *path, void **library, ck_ulong *rv, char **reason) {
+	struct functions *list = NULL;
+	*rv = 0;
+	*reason = NULL;
+	*library = dlopen(path, RTLD_LAZY);
+	if (*library == NULL) {
+		*reason = strdup(dlerror());
+		return NULL;
+	}
+	ck_ulong (*get)(struct functions **) = (ck_ulong (*)(struct functions **))dlsym(*library, "C_GetFunctionList");
+	if (get == NULL) {
+		*reason = strdup("it has no C_GetFunctionList");
+		return NULL;
+	}
+	*rv = get(&list);
+	return *rv == 0 ? list : NULL;
+}
+
+static void hb_close(void *library) { dlclose(library); }
+
+static ck_ulong hb_login(struct functions *fl, ck_ulong session, ck_ulong user, unsigned char *pin, ck_ulong length) {
+	ck_ulong (*login)(ck_ulong, ck_ulong, unsigned char *, ck_ulong) = fl->f[C_LOGIN];
+	return login(session, user, pin, length);
+}
+
+// hb_wrap calls C_WrapKey once. The parameter is built here, on the C stack, so that no pointer to Go memory is in it.
+static struct answer hb_wrap(struct functions *fl, ck_ulong session, ck_ulong type, int form, ck_ulong hash, ck_ulong mgf,
+		void *bytes, ck_ulong nbytes, ck_ulong wrapping, ck_ulong key, unsigned char *out, ck_ulong size) {
+	struct oaep oaep = { hash, mgf, 1, NULL, 0 }; // CKZ_DATA_SPECIFIED, empty label
+	struct rsa_aes rsa_aes = { 256, &oaep };
+	struct mechanism m = { type, NULL, 0 };
+	struct answer a = { 0, size };
+	ck_ulong (*wrap)(ck_ulong, struct mechanism *, ck_ulong, ck_ulong, unsigned char *, ck_ulong *) = fl->f[C_WRAPKEY];
+	switch (form) {
+	case FORM_OAEP: m.parameter = &oaep; m.length = sizeof oaep; break;
+	case FORM_RSA_AES: m.parameter = &rsa_aes; m.length = sizeof rsa_aes; break;
+	case FORM_BYTES: m.parameter = bytes; m.length = nbytes; break;
+	}
+	a.rv = wrap(session, &m, wrapping, key, out, &a.length);
+	return a;
+}
+*/
+import "C"
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"github.com/miekg/pkcs11"
+)
+
+// library is the module's function list for the two calls that miekg/pkcs11 does not make as they are needed:
+// C_WrapKey once with an ample buffer, and C_Login without a Go string of the PIN.
+type library struct {
+	handle unsafe.Pointer
+	list   *C.struct_functions
+	kept   []*C.char
+}
+
+// openLibrary loads the module at path. It says why it cannot be loaded, which miekg/pkcs11 does not.
+func openLibrary(path string) (*library, error) {
+	cpath := C.CString(path)
+	defer C.free(unsafe.Pointer(cpath))
+	var l library
+	var rv C.ck_ulong
+	var reason *C.char
+	l.list = C.hb_open(cpath, &l.handle, &rv, &reason)
+	if l.list != nil {
+		return &l, nil
+	}
+	defer l.close()
+	if reason != nil {
+		defer C.free(unsafe.Pointer(reason))
+		return nil, errors.New(C.GoString(reason))
+	}
+	return nil, fmt.Errorf("C_GetFunctionList: %w", pkcs11.Error(rv))
+}
+
+// keep makes a C string that lives as long as the library.
+func (l *library) keep(s string) unsafe.Pointer {
+	c := C.CString(s)
+	l.kept = append(l.kept, c)
+	return unsafe.Pointer(c)
+}
+
+func (l *library) close() {
+	for _, c := range l.kept {
+		C.free(unsafe.Pointer(c))
+	}
+	if l.handle != nil {
+		C.hb_close(l.handle)
+	}
+}
+
+// login calls C_Login as CKU_USER. A nil PIN leaves it to the token's protected authentication path.
+func (l *library) login(session uint, pin []byte) error {
+	var p *C.uchar
+	if len(pin) > 0 {
+		p = (*C.uchar)(unsafe.Pointer(&pin[0]))
+	}
+	return ckError(C.hb_login(l.list, C.ck_ulong(session), C.ck_ulong(pkcs11.CKU_USER), p, C.ck_ulong(len(pin))))
+}
+
+// parameterForm says how the mechanism's parameter is laid out.
+type parameterForm int
+
+const (
+	plainForm  parameterForm = C.FORM_PLAIN   // none
+	oaepForm   parameterForm = C.FORM_OAEP    // CK_RSA_PKCS_OAEP_PARAMS
+	rsaAESForm parameterForm = C.FORM_RSA_AES // CK_RSA_AES_KEY_WRAP_PARAMS
+	bytesForm  parameterForm = C.FORM_BYTES   // an initial value
+)
+
+// wrapCall is everything that one C_WrapKey needs.
+type wrapCall struct {
+	mechanism uint
+	form      parameterForm
+	hash, mgf uint   // of oaepForm and rsaAESForm
+	bytes     []byte // of bytesForm
+}
+
+// wrap calls C_WrapKey once and gives how many bytes of out it filled. Tokens say the length that they need
+// in the answer to CKR_BUFFER_TOO_SMALL; it is returned with that error.
+func (l *library) wrap(session uint, c wrapCall, wrappingKey, key uint, out []byte) (int, error) {
+	var extra unsafe.Pointer
+	if len(c.bytes) > 0 {
+		extra = unsafe.Pointer(&c.bytes[0])
+	}
+	a := C.hb_wrap(l.list, C.ck_ulong(session), C.ck_ulong(c.mechanism), C.int(c.form), C.ck_ulong(c.hash), C.ck_ulong(c.mgf),
+		extra, C.ck_ulong(len(c.bytes)), C.ck_ulong(wrappingKey), C.ck_ulong(key),
+		(*C.uchar)(unsafe.Pointer(&out[0])), C.ck_ulong(len(out)))
+	n := int(a.length)
+	if a.rv == 0 && (n < 0 || n > len(out)) {
+		return 0, fmt.Errorf("C_WrapKey answered CKR_OK and a length of %d bytes in a buffer of %d", n, len(out))
+	}
+	return n, ckError(a.rv)
+}
+
+func ckError(rv C.ck_ulong) error {
+	if rv == 0 {
+		return nil
+	}
+	return pkcs11.Error(rv)
+}

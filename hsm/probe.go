@@ -1,0 +1,364 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/miekg/pkcs11"
+
+	"hsmbridge/hsm/wrapping"
+	"hsmbridge/hsm/wrapping/trial"
+)
+
+// candidates is the table of mechanisms that a probe tries for an algorithm, best first.
+func candidates(a wrapping.Algorithm) []wrapping.Mechanism {
+	switch {
+	case a == wrapping.PKCS1v15:
+		return []wrapping.Mechanism{{Name: "CKM_RSA_PKCS", Type: pkcs11.CKM_RSA_PKCS, Form: wrapping.FormPKCS1}}
+	case !a.TwoPart():
+		return []wrapping.Mechanism{{Name: "CKM_RSA_PKCS_OAEP", Type: pkcs11.CKM_RSA_PKCS_OAEP, Form: wrapping.FormOAEP}}
+	}
+	return []wrapping.Mechanism{
+		{Name: "CKM_RSA_AES_KEY_WRAP", Type: pkcs11.CKM_RSA_AES_KEY_WRAP, Form: wrapping.FormNative},
+		{Name: "CKM_AES_KEY_WRAP_KWP", Type: ckmAESKeyWrapKWP, Form: wrapping.FormKWP},            // RFC 5649 by the standard
+		{Name: "CKM_AES_KEY_WRAP_PAD", Type: pkcs11.CKM_AES_KEY_WRAP_PAD, Form: wrapping.FormKWP}, // RFC 5649 on some tokens only
+		{Name: "CKM_AES_KEY_WRAP", Type: pkcs11.CKM_AES_KEY_WRAP, Form: wrapping.FormKWPIV},       // RFC 5649 with its IV given
+	}
+}
+
+// Probe proves what the token can do for these key specs: throwaway session keys of each are wrapped with every
+// mechanism under throwaway RSA keys of every wrapping key spec, decrypted outside the token and compared.
+// RSA specs are represented by RSA_2048. No key that is stored in the token is touched, and nothing is left behind.
+// An error means that the token could not be asked; what it cannot do is in the trials.
+func (t *Token) Probe(ctx context.Context, specs ...wrapping.KeySpec) (wrapping.Capabilities, error) {
+	return with(ctx, t, func(s pkcs11.SessionHandle) (c wrapping.Capabilities, err error) {
+		p := &prober{
+			t: t, s: s,
+			rsa:      map[wrapping.WrappingKeySpec]*throwawayRSA{},
+			rsaParts: map[rsaPart]output{},
+			aesParts: map[aesPart]output{},
+		}
+		defer func() { err = errors.Join(err, p.destroyAll()) }()
+		c.Token = t.identity
+		if err := p.loadRSA(); err != nil {
+			return c, err
+		}
+		seen := map[wrapping.KeySpec]bool{}
+		for _, spec := range specs {
+			if spec = spec.Representative(); seen[spec] || spec.Kind() == wrapping.KindRefused {
+				continue
+			}
+			seen[spec] = true
+			trials, err := p.trials(ctx, spec)
+			if err != nil {
+				return c, err
+			}
+			c.Trials = append(c.Trials, trials...)
+		}
+		return c, nil
+	})
+}
+
+// prober is the state of one probe; everything it made in the token is in made.
+type prober struct {
+	t    *Token
+	s    pkcs11.SessionHandle
+	made []pkcs11.ObjectHandle
+
+	rsa      map[wrapping.WrappingKeySpec]*throwawayRSA
+	kek      *output // the AES key of composed trials; nil until it is made
+	kekKey   pkcs11.ObjectHandle
+	odd      map[uint]trial.Verdict // by mechanism: what became of a secret of odd length
+	rsaParts map[rsaPart]output
+	aesParts map[aesPart]output
+}
+
+type throwawayRSA struct {
+	key    *trial.RSAKey
+	handle pkcs11.ObjectHandle
+	reason string // why the token did not take it
+}
+
+type rsaPart struct {
+	algorithm wrapping.Algorithm
+	spec      wrapping.WrappingKeySpec
+}
+
+type aesPart struct {
+	spec      wrapping.KeySpec
+	mechanism uint
+}
+
+// output is what a C_WrapKey gave, or why it gave nothing.
+type output struct {
+	bytes  []byte
+	reason string
+}
+
+func (p *prober) destroyAll() error {
+	var errs []error
+	for _, h := range p.made {
+		errs = append(errs, p.t.destroy(p.s, h))
+	}
+	return errors.Join(errs...)
+}
+
+// loadRSA makes the throwaway wrapping keys and loads their public halves.
+func (p *prober) loadRSA() error {
+	for _, w := range wrapping.WrappingKeySpecs() {
+		key, err := trial.NewRSAKey(w)
+		if err != nil {
+			return fmt.Errorf("make a throwaway %s key: %w", w, err)
+		}
+		r := &throwawayRSA{key: key}
+		r.handle, err = p.t.loadPublic(p.s, key.Public())
+		if r.reason, err = refusal(err); err != nil {
+			return err
+		}
+		if r.reason == "" {
+			p.made = append(p.made, r.handle)
+		}
+		p.rsa[w] = r
+	}
+	return nil
+}
+
+// refusal splits an error into a reason, which belongs into a trial, and an error that ends the probe: the
+// session, the login or the token is gone, which says nothing about a mechanism.
+func refusal(err error) (string, error) {
+	if err == nil {
+		return "", nil
+	}
+	err = fault("C_WrapKey", err, about{})
+	var e *Error
+	if !errors.As(err, &e) || e.ErrClass == ClassSession || e.ErrClass == ClassLibrary || e.Code == 0 {
+		return "", err
+	}
+	switch e.Code {
+	case pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_DEVICE_REMOVED:
+		return "", err
+	}
+	return e.Name + ": " + e.Cause, nil
+}
+
+// trials tries every algorithm, mechanism and wrapping key spec for one key spec.
+func (p *prober) trials(ctx context.Context, spec wrapping.KeySpec) ([]wrapping.Trial, error) {
+	key, check, reason, err := p.throwaway(spec)
+	if err != nil {
+		return nil, err
+	}
+	var out []wrapping.Trial
+	for _, a := range spec.Order() {
+		for _, m := range candidates(a) {
+			for _, w := range wrapping.WrappingKeySpecs() {
+				if err := ctx.Err(); err != nil {
+					return nil, err
+				}
+				tr := wrapping.Trial{KeySpec: spec, Algorithm: a, WrappingKeySpec: w, Mechanism: m, Outcome: wrapping.Failed, Reason: reason}
+				if reason == "" {
+					v, err := p.try(tr, key, check)
+					if err != nil {
+						return nil, err
+					}
+					tr.Outcome, tr.Reason, tr.Length = v.Outcome, v.Reason, v.Length
+				}
+				out = append(out, tr)
+			}
+		}
+	}
+	return out, nil
+}
+
+// try is one trial.
+func (p *prober) try(tr wrapping.Trial, key pkcs11.ObjectHandle, check trial.Check) (trial.Verdict, error) {
+	r := p.rsa[tr.WrappingKeySpec]
+	if r.reason != "" {
+		return trial.Verdict{Outcome: wrapping.Failed, Reason: "the wrapping public key was not taken: " + r.reason}, nil
+	}
+	var ct output
+	var err error
+	switch tr.Mechanism.Form {
+	case wrapping.FormKWP, wrapping.FormKWPIV:
+		ct, err = p.composed(tr, key)
+	default:
+		plan := wrapping.Plan{Algorithm: tr.Algorithm, WrappingKeySpec: tr.WrappingKeySpec, Mechanism: tr.Mechanism}
+		var b []byte
+		b, err = p.t.wrapRaw(p.s, r.handle, key, plan)
+		ct.bytes = b
+		ct.reason, err = refusal(err)
+	}
+	if err != nil || ct.reason != "" {
+		return trial.Verdict{Outcome: wrapping.Failed, Reason: ct.reason}, err
+	}
+	v := r.key.Judge(tr.Algorithm, ct.bytes, check)
+	if tr.KeySpec.Kind() == wrapping.KindRSA && tr.Mechanism.Form == wrapping.FormKWP && v.Outcome == wrapping.Exact {
+		// The length of an RSA key's PKCS#8 differs from key to key: this one may be exact by luck.
+		return p.oddLength(tr.Mechanism, v)
+	}
+	return v, nil
+}
+
+// composed is a two-part trial: the RSA part holds the AES key, the AES part the throwaway key. Both are made
+// once and combined.
+func (p *prober) composed(tr wrapping.Trial, key pkcs11.ObjectHandle) (output, error) {
+	if err := p.makeKEK(); err != nil || p.kek.reason != "" {
+		return *p.kek, err
+	}
+	head, err := p.rsaPart(tr.Algorithm, tr.WrappingKeySpec)
+	if err != nil || head.reason != "" {
+		return head, err
+	}
+	tail, err := p.aesPart(tr.KeySpec, tr.Mechanism, key)
+	if err != nil || tail.reason != "" {
+		return tail, err
+	}
+	return output{bytes: append(append([]byte(nil), head.bytes...), tail.bytes...)}, nil
+}
+
+func (p *prober) makeKEK() error {
+	if p.kek != nil {
+		return nil
+	}
+	h, err := p.t.ephemeralKEK(p.s)
+	p.kek = &output{}
+	if p.kek.reason, err = refusal(err); err != nil {
+		return err
+	}
+	if p.kek.reason == "" {
+		p.kekKey = h
+		p.made = append(p.made, h)
+	} else {
+		p.kek.reason = "no AES-256 session key could be generated: " + p.kek.reason
+	}
+	return nil
+}
+
+func (p *prober) rsaPart(a wrapping.Algorithm, w wrapping.WrappingKeySpec) (output, error) {
+	k := rsaPart{a, w}
+	if o, ok := p.rsaParts[k]; ok {
+		return o, nil
+	}
+	b, err := p.t.wrapOnce(p.s, oaepCall(pkcs11.CKM_RSA_PKCS_OAEP, oaepForm, a), p.rsa[w].handle, p.kekKey, w.Bytes())
+	reason, err := refusal(err)
+	if reason != "" {
+		reason = "CKM_RSA_PKCS_OAEP: " + reason
+	}
+	p.rsaParts[k] = output{b, reason}
+	return p.rsaParts[k], err
+}
+
+func (p *prober) aesPart(spec wrapping.KeySpec, m wrapping.Mechanism, key pkcs11.ObjectHandle) (output, error) {
+	k := aesPart{spec, m.Type}
+	if o, ok := p.aesParts[k]; ok {
+		return o, nil
+	}
+	b, err := p.wrapAES(m, key)
+	reason, err := refusal(err)
+	p.aesParts[k] = output{b, reason}
+	return p.aesParts[k], err
+}
+
+// wrapAES wraps key under the KEK. A mechanism that is given the RFC 5649 initial value needs the exact length:
+// the first answer tells it to 8 bytes, and the one among them under which the material opens is it.
+func (p *prober) wrapAES(m wrapping.Mechanism, key pkcs11.ObjectHandle) ([]byte, error) {
+	if m.Form != wrapping.FormKWPIV {
+		return p.t.wrapAES(p.s, p.kekKey, key, m, 0)
+	}
+	b, err := p.t.wrapAES(p.s, p.kekKey, key, m, 8)
+	if err != nil {
+		return nil, err
+	}
+	top := len(b) - 8
+	for n := top; n > top-8 && n > 0; n-- {
+		if b, err = p.t.wrapAES(p.s, p.kekKey, key, m, n); err != nil {
+			return nil, err
+		}
+		if p.opens(b, n) {
+			return b, nil
+		}
+	}
+	return b, nil
+}
+
+// opens says that the AES part opens to n bytes that are a whole DER element or, for n a secret's length, a secret.
+func (p *prober) opens(aesPart []byte, n int) bool {
+	for k, head := range p.rsaParts {
+		if head.reason != "" {
+			continue
+		}
+		_, material, err := p.rsa[k.spec].key.OpenRSAAES(k.algorithm, append(append([]byte(nil), head.bytes...), aesPart...))
+		return err == nil && len(material) == n && derWhole(material)
+	}
+	return false
+}
+
+// derWhole says that b is exactly one DER SEQUENCE.
+func derWhole(b []byte) bool {
+	if len(b) < 2 || b[0] != 0x30 {
+		return false
+	}
+	n, head := int(b[1]), 2
+	if n >= 0x80 {
+		head += n & 0x7f
+		if len(b) < head {
+			return false
+		}
+		n = 0
+		for _, o := range b[2:head] {
+			n = n<<8 | int(o)
+		}
+	}
+	return head+n == len(b)
+}
+
+// oddBytes is a length that is no multiple of 8 and that no padding scheme leaves alone.
+const oddBytes = 37
+
+// oddLength wraps a secret of odd length with the mechanism. Only a mechanism that gives it back exactly is exact
+// for keys whose length is not known in advance.
+func (p *prober) oddLength(m wrapping.Mechanism, passed trial.Verdict) (trial.Verdict, error) {
+	v, ok := p.odd[m.Type]
+	if !ok {
+		var err error
+		if v, err = p.tryOdd(m); err != nil {
+			return v, err
+		}
+		if p.odd == nil {
+			p.odd = map[uint]trial.Verdict{}
+		}
+		p.odd[m.Type] = v
+	}
+	if v.Outcome == wrapping.Exact {
+		return passed, nil
+	}
+	return trial.Verdict{Outcome: v.Outcome, Reason: fmt.Sprintf("it is exact only for some lengths: a secret of %d bytes: %s", oddBytes, v.Reason), Length: passed.Length}, nil
+}
+
+func (p *prober) tryOdd(m wrapping.Mechanism) (trial.Verdict, error) {
+	made, err := p.t.generate(p.s, recipe{mechanism: pkcs11.CKM_GENERIC_SECRET_KEY_GEN, secret: attributes{
+		attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET), attr(pkcs11.CKA_VALUE_LEN, oddBytes),
+	}}, attributes{attr(pkcs11.CKA_TOKEN, false)})
+	if reason, err := refusal(err); err != nil || reason != "" {
+		return trial.Verdict{Outcome: wrapping.Failed, Reason: reason}, err
+	}
+	p.made = append(p.made, made...)
+	for k := range p.rsaParts {
+		direct := map[wrapping.Algorithm]wrapping.Algorithm{wrapping.RSAAESSHA256: wrapping.OAEPSHA256, wrapping.RSAAESSHA1: wrapping.OAEPSHA1}[k.algorithm]
+		r := p.rsa[k.spec]
+		ct, err := p.t.wrapOnce(p.s, oaepCall(pkcs11.CKM_RSA_PKCS_OAEP, oaepForm, direct), r.handle, made[0], k.spec.Bytes())
+		if err != nil {
+			continue
+		}
+		secret, err := r.key.OpenOAEP(direct, ct)
+		if err != nil || len(secret) != oddBytes {
+			continue
+		}
+		tail, err := p.t.wrapAES(p.s, p.kekKey, made[0], m, oddBytes)
+		if reason, err := refusal(err); err != nil || reason != "" {
+			return trial.Verdict{Outcome: wrapping.Failed, Reason: reason}, err
+		}
+		return r.key.Judge(k.algorithm, append(append([]byte(nil), p.rsaParts[k].bytes...), tail...), trial.Known(secret)), nil
+	}
+	return trial.Verdict{Outcome: wrapping.Failed, Reason: "its content could not be learnt"}, nil
+}

@@ -1,0 +1,227 @@
+// Package hsm is the only part of hsmbridge that talks to a PKCS#11 module: it opens a token, finds and
+// generates keys, proves by trial what the token can do, and has it wrap keys. It never asks a token for a
+// secret attribute: no function here can return key material in the clear.
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/miekg/pkcs11"
+
+	"hsmbridge/hsm/pkcs11uri"
+	"hsmbridge/hsm/wrapping"
+)
+
+// Config says which token to open and how its module is loaded.
+type Config struct {
+	Name        string            // in messages
+	Module      string            // path of the PKCS#11 library
+	Parameters  string            // CK_C_INITIALIZE_ARGS.pReserved; NSS: configdir='sql:/dir'
+	Environment map[string]string // set before C_Initialize
+	URI         pkcs11uri.URI     // must match exactly one initialised token
+	MaxSessions int               // open at once; 0: 16, or what the token says if that is less
+}
+
+// PINSource gives the user's PIN. It is called once, and the bytes are overwritten after C_Login.
+type PINSource func(ctx context.Context, token wrapping.TokenIdentity) ([]byte, error)
+
+const defaultSessions = 16
+
+// Token is an open token with its user logged in. Its methods may be called by many goroutines; each call
+// has a session of its own while it runs.
+type Token struct {
+	name     string
+	module   *module
+	slot     uint
+	identity wrapping.TokenIdentity
+	flags    uint
+	epoch    uint64
+	warnings []string
+
+	sessions chan struct{} // one place for each session that may be open
+	mu       sync.Mutex
+	idle     []pkcs11.SessionHandle
+	anchor   pkcs11.SessionHandle // keeps the login while no other session is open
+	closed   bool
+	running  sync.WaitGroup
+}
+
+var epochs atomic.Uint64 //nolint:gochecknoglobals // counts connections in the process, so that handles of one are never used in another
+
+// Open loads the module, finds the one token that the URI names and logs its user in. C_Login is called once
+// and never again for a token whose PIN was refused, in the life of the process.
+func Open(ctx context.Context, c Config, pin PINSource) (*Token, error) {
+	m, err := acquire(c)
+	if err != nil {
+		return nil, err
+	}
+	t := &Token{name: c.Name, module: m, epoch: epochs.Add(1)}
+	if err := t.open(ctx, c, pin); err != nil {
+		if t.anchor != 0 {
+			_ = m.ctx.CloseSession(t.anchor)
+		}
+		return nil, errors.Join(err, m.release())
+	}
+	return t, nil
+}
+
+func (t *Token) open(ctx context.Context, c Config, pin PINSource) error {
+	info, err := t.findSlot(c)
+	if err != nil {
+		return err
+	}
+	t.flags = info.Flags
+	n := c.MaxSessions
+	if n <= 0 {
+		n = defaultSessions
+	}
+	// One session stays open to keep the login. 0 is "effectively infinite", all ones is "unavailable".
+	if most := int(info.MaxRwSessionCount); most > 1 && most-1 < n { //nolint:gosec // -1 (unavailable) stays below 1
+		n = most - 1
+	}
+	t.sessions = make(chan struct{}, n)
+	if t.anchor, err = t.openSession(); err != nil {
+		return err
+	}
+	return t.login(ctx, pin)
+}
+
+// findSlot finds the one token that the URI names.
+func (t *Token) findSlot(c Config) (pkcs11.TokenInfo, error) {
+	slots, err := t.module.ctx.GetSlotList(true)
+	if err != nil {
+		return pkcs11.TokenInfo{}, fault("C_GetSlotList", err, about{what: c.Name})
+	}
+	var found []pkcs11.TokenInfo
+	var there []string
+	for _, slot := range slots {
+		info, err := t.module.ctx.GetTokenInfo(slot)
+		if err != nil || info.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
+			continue // no token in the slot, or nothing on it
+		}
+		id := identityOf(info)
+		there = append(there, describeToken(id))
+		if !c.URI.MatchesToken(id.Label, id.Manufacturer, id.Model, id.Serial) || c.URI.SlotID != nil && *c.URI.SlotID != slot {
+			continue
+		}
+		found = append(found, info)
+		t.slot, t.identity = slot, id
+	}
+	if len(found) == 1 {
+		return found[0], nil
+	}
+	e := &Error{Op: "find the token " + c.Name, ErrClass: ClassToken, Cause: "no token matches " + c.URI.String(), Err: ErrNoSuchToken}
+	if len(found) > 1 {
+		e.ErrClass, e.Err = ClassCaller, ErrAmbiguousToken
+		e.Cause = fmt.Sprintf("%d tokens match %s", len(found), c.URI.String())
+	}
+	e.Fix = "there are: " + strings.Join(there, "; ") + "; name one by token and serial"
+	if len(there) == 0 {
+		e.Fix = "the module shows no initialised token: check that the HSM is connected and that the module finds its configuration (tokens[].environment)"
+	}
+	return pkcs11.TokenInfo{}, e
+}
+
+// Errors of Open that callers tell apart.
+var (
+	ErrNoSuchToken    = errors.New("no such token")
+	ErrAmbiguousToken = errors.New("more than one token matches")
+)
+
+func describeToken(id wrapping.TokenIdentity) string {
+	return fmt.Sprintf("token=%q serial=%q model=%q", id.Label, id.Serial, id.Model)
+}
+
+func identityOf(i pkcs11.TokenInfo) wrapping.TokenIdentity {
+	trim := func(s string) string { return strings.TrimRight(s, " \x00") }
+	version := func(v pkcs11.Version) string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
+	return wrapping.TokenIdentity{
+		Label: trim(i.Label), Manufacturer: trim(i.ManufacturerID), Model: trim(i.Model), Serial: trim(i.SerialNumber),
+		Hardware: version(i.HardwareVersion), Firmware: version(i.FirmwareVersion),
+	}
+}
+
+// Identity is what the token says of itself.
+func (t *Token) Identity() wrapping.TokenIdentity { return t.identity }
+
+// Warnings is what a person should know about the token: a PIN of which few tries are left.
+func (t *Token) Warnings() []string { return t.warnings }
+
+// Close closes every session and gives the module back. It waits for operations that are still running.
+// Nothing is logged out: the login belongs to the token, and other sessions of this process may need it.
+func (t *Token) Close() error {
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return nil
+	}
+	t.closed = true
+	idle := t.idle
+	t.idle = nil
+	t.mu.Unlock()
+	t.running.Wait()
+	var errs []error
+	for _, s := range append(idle, t.anchor) {
+		if err := t.module.ctx.CloseSession(s); err != nil && classOf(err) != ClassSession {
+			errs = append(errs, fault("C_CloseSession", err, about{what: t.name}))
+		}
+	}
+	return errors.Join(append(errs, t.module.release())...)
+}
+
+// login logs the user in, once.
+func (t *Token) login(ctx context.Context, pin PINSource) error {
+	t.module.login.Lock()
+	defer t.module.login.Unlock()
+	key := describeToken(t.identity)
+	parked := func(cause, fix string, err error) error {
+		return &Error{Op: "C_Login", ErrClass: ClassToken, Cause: cause, Fix: fix, Err: err}
+	}
+	if err := t.module.refused[key]; err != nil {
+		return parked("the PIN of this token was refused before; it is not tried again, because tokens lock",
+			"correct the PIN, then start hsmbridge anew", err)
+	}
+	info, err := t.module.ctx.GetTokenInfo(t.slot)
+	if err != nil {
+		return fault("C_GetTokenInfo", err, about{what: t.name})
+	}
+	switch {
+	case info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0:
+		return nil
+	case info.Flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
+		return parked("the user PIN of the token is locked (CKF_USER_PIN_LOCKED); no login was tried", "the security officer has to unlock it (C_InitPIN, or the vendor's tool)", ErrParked)
+	case info.Flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
+		return parked("one try is left before the token locks (CKF_USER_PIN_FINAL_TRY); no login was tried",
+			"check the PIN, log in once by hand with the vendor's tool, which resets the counter, then run hsmbridge again", ErrParked)
+	case info.Flags&pkcs11.CKF_USER_PIN_INITIALIZED == 0:
+		return parked("the token has no user PIN yet (CKF_USER_PIN_INITIALIZED is not set); no login was tried", "the security officer has to set it (C_InitPIN, or the vendor's tool)", ErrParked)
+	case info.Flags&pkcs11.CKF_USER_PIN_TO_BE_CHANGED != 0:
+		return parked("the user PIN has to be changed before first use (CKF_USER_PIN_TO_BE_CHANGED); no login was tried", "change it with the vendor's tool", ErrParked)
+	}
+	if info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 {
+		t.warnings = append(t.warnings, "a wrong PIN was given to this token before, few tries are left (CKF_USER_PIN_COUNT_LOW)")
+	}
+	var secret []byte
+	if info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH == 0 && pin != nil {
+		if secret, err = pin(ctx, t.identity); err != nil {
+			return &Error{Op: "get the PIN of " + t.name, ErrClass: ClassToken, Cause: "no PIN was had, so no login was tried", Err: err}
+		}
+		defer clear(secret)
+	}
+	err = t.module.lib.login(uint(t.anchor), secret)
+	switch {
+	case err == nil || isCode(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN):
+		return nil
+	case isCode(err, pkcs11.CKR_PIN_INCORRECT), isCode(err, pkcs11.CKR_PIN_LOCKED), isCode(err, pkcs11.CKR_PIN_INVALID), isCode(err, pkcs11.CKR_PIN_LEN_RANGE):
+		t.module.refused[key] = err
+	}
+	return fault("C_Login", err, about{what: t.name})
+}
+
+// ErrParked says that the token is left alone until a person has acted.
+var ErrParked = errors.New("the token is parked")

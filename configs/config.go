@@ -1,0 +1,143 @@
+// Package configs is hsmbridge's configuration: its Go types, a strict reader that names every mistake with file, line
+// and column, the JSON Schema for editors, and the sample files.
+//
+// The YAML is a plain subset: one document; no anchors, aliases, merge keys, tags or '?' keys. What two people approve says
+// everything in the place where they look. A value has exactly the type that the field wants: text that looks like a number
+// is quoted, "yes" is not true, and a key without a value is a mistake.
+//
+// Needs no HSM, no network and no cgo.
+package configs
+
+import (
+	"hsmbridge/hsm/pkcs11uri"
+	"hsmbridge/hsm/wrapping"
+)
+
+// Config is the configuration of hsmbridge.
+type Config struct {
+	// Where AWS KMS is.
+	KMS KMS `yaml:"kms,omitempty"`
+	// The HSM tokens that hold the keys.
+	Tokens []Token `yaml:"tokens" jsonschema:"required,minItems=1"`
+	// The managed keys: an object in a token and the KMS keys that it feeds. Nothing else is ever wrapped.
+	Keys []Key `yaml:"keys,omitempty"`
+	// Which wrapping algorithms may be used.
+	Wrapping Wrapping `yaml:"wrapping,omitempty"`
+}
+
+// KMS says how AWS KMS is reached. Credentials come from the usual AWS chain.
+type KMS struct {
+	// AWS Region. Every destination has to be in it. Empty: each destination's ARN names its own.
+	Region string `yaml:"region,omitempty"`
+	// Another endpoint: a VPC or FIPS endpoint, a KMS-compatible server, the emulator. https, or http on this machine only. Empty: AWS's own.
+	Endpoint string `yaml:"endpoint,omitempty"`
+	// Named profile of the AWS configuration files. Empty: the usual credential chain.
+	Profile string `yaml:"profile,omitempty"`
+}
+
+// Token is one token of an HSM, reached through its PKCS #11 module. Exactly one source of its PIN is given.
+type Token struct {
+	// Name by which keys and commands refer to the token.
+	Name string `yaml:"name" jsonschema:"required"`
+	// The vendor's PKCS #11 library. A relative path starts in the folder of the configuration file.
+	Module string `yaml:"module" jsonschema:"required"`
+	// PKCS #11 URI (RFC 7512) that matches exactly one token: by token (its label), serial, model, manufacturer, slot or library.
+	URI pkcs11uri.URI `yaml:"uri" jsonschema:"required"`
+
+	// File that holds the PIN, readable by its owner only. A relative path starts in the folder of the configuration file.
+	PINFile string `yaml:"pin_file,omitempty"`
+	// Command that prints the PIN: a list is started as it is, a text is run by /bin/sh -c.
+	PINCommand Command `yaml:"pin_command,omitempty"`
+	// Ask for the PIN on the terminal.
+	PINPrompt bool `yaml:"pin_prompt,omitempty"`
+	// Name of the systemd credential (LoadCredential=, LoadCredentialEncrypted=) that holds the PIN.
+	PINCredential string `yaml:"pin_credential,omitempty"`
+
+	// Environment variables that the module reads, taken as they are. They are set for the whole process.
+	Environment map[string]string `yaml:"environment,omitempty"`
+	// String for CK_C_INITIALIZE_ARGS.pReserved, which NSS wants: configdir='sql:/path/to/database'.
+	ModuleParameters string `yaml:"module_parameters,omitempty"`
+}
+
+// Command is a program and its arguments. In YAML it is a list, or a text for /bin/sh -c.
+type Command []string
+
+// UnmarshalText makes a shell command of the text.
+func (c *Command) UnmarshalText(text []byte) error {
+	*c = Command{"/bin/sh", "-c", string(text)}
+	return nil
+}
+
+// Key is one managed key: an object in a token and the KMS keys that it feeds.
+type Key struct {
+	// Name by which commands, logs and the audit refer to the key.
+	Name string `yaml:"name" jsonschema:"required"`
+	// Name of the token that holds the key.
+	Token string `yaml:"token" jsonschema:"required"`
+	// PKCS #11 URI (RFC 7512) that matches exactly one key in the token: by object (its label) or id, and type.
+	URI pkcs11uri.URI `yaml:"uri" jsonschema:"required"`
+	// Key spec in AWS's spelling. It is checked against the object and against the KMS keys.
+	KeySpec wrapping.KeySpec `yaml:"key_spec" jsonschema:"required"`
+	// Whether to generate the key in the token when it is not there.
+	Generate Generate `yaml:"generate,omitempty"`
+	// When KMS deletes the imported key material, counted from the import: at most 365d, or never.
+	Expires Duration `yaml:"expires" jsonschema:"required"`
+	// Whether to prove a symmetric key by a second import of the same material, which costs one more request. Other kinds are always proved.
+	Prove bool `yaml:"prove"`
+	// ARNs of the KMS keys (origin EXTERNAL) into which this key is imported, and of no others.
+	Destinations []Destination `yaml:"destinations" jsonschema:"required,minItems=1"`
+}
+
+func (k *Key) setDefaults() {
+	k.Generate = GenerateNever
+	k.Prove = true
+}
+
+// Generate says whether a key is made in the token.
+type Generate string
+
+// The values of [Key.Generate].
+const (
+	GenerateNever     Generate = "never"      // a missing key is an error (the default)
+	GenerateIfMissing Generate = "if-missing" // a missing key is generated: sensitive, extractable, never in the clear
+)
+
+// Wrapping restricts the choice of the wrapping algorithm.
+type Wrapping struct {
+	// Allowed wrapping algorithms, most preferred first. Empty: all of them in AWS's order.
+	Algorithms []wrapping.Algorithm `yaml:"algorithms,omitempty" jsonschema:"uniqueItems=true"`
+	// Allow RSAES_PKCS1_V1_5 as the last resort. AWS refuses it since 10 October 2023; older KMS-compatible servers may need it.
+	AllowPKCS1v15 bool `yaml:"allow_pkcs1_v1_5,omitempty"`
+	// Allow zero bytes behind the PKCS#8 of a private key, which SoftHSM 2.6.1 appends. Whether AWS takes them is not known.
+	AllowPaddedPKCS8 bool `yaml:"allow_padded_pkcs8,omitempty"`
+}
+
+// Policy is the policy for a destination in an AWS partition (aws, aws-cn, aws-us-gov).
+func (w Wrapping) Policy(partition string) wrapping.Policy {
+	return wrapping.Policy{
+		Algorithms:       w.Algorithms,
+		AllowPKCS1v15:    w.AllowPKCS1v15,
+		AllowPaddedPKCS8: w.AllowPaddedPKCS8,
+		Partition:        partition,
+	}
+}
+
+// Token finds a token by name.
+func (c *Config) Token(name string) (Token, bool) {
+	for _, t := range c.Tokens {
+		if t.Name == name {
+			return t, true
+		}
+	}
+	return Token{}, false
+}
+
+// Key finds a managed key by name.
+func (c *Config) Key(name string) (Key, bool) {
+	for _, k := range c.Keys {
+		if k.Name == name {
+			return k, true
+		}
+	}
+	return Key{}, false
+}

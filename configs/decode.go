@@ -1,0 +1,328 @@
+package configs
+
+import (
+	"cmp"
+	"encoding"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/token"
+
+	"hsmbridge/hsm/pkcs11uri"
+)
+
+// maxProblems is how many mistakes are listed. A file with more is not a configuration.
+const maxProblems = 200
+
+// decoder walks the YAML tree beside the Go types and collects every mistake.
+type decoder struct {
+	source   source
+	problems []Problem
+	at       map[string]position // where each value stands that was read without a mistake, by path
+}
+
+// add notes a mistake.
+func (d *decoder) add(at position, path, format string, args ...any) {
+	if len(d.problems) > maxProblems {
+		return
+	}
+	p := Problem{Line: at.line, Column: at.column, Path: path, Message: fmt.Sprintf(format, args...)}
+	if len(d.problems) == maxProblems {
+		p.Message = fmt.Sprintf("more than %d mistakes: the rest are not listed", maxProblems)
+	}
+	p.excerpt, p.caret = d.source.excerpt(at)
+	d.problems = append(d.problems, p)
+}
+
+func (d *decoder) sorted() []Problem {
+	slices.SortStableFunc(d.problems, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	return d.problems
+}
+
+// decodeRoot reads the whole configuration.
+func (d *decoder) decodeRoot(node ast.Node, c *Config) {
+	d.decode("", node, reflect.ValueOf(c).Elem())
+}
+
+// decode reads node into v, a settable value of one of the configuration's types.
+func (d *decoder) decode(path string, node ast.Node, v reflect.Value) {
+	found := len(d.problems)
+	text, isText := v.Addr().Interface().(encoding.TextUnmarshaler)
+	_, isSequence := node.(*ast.SequenceNode)
+	switch kind := v.Kind(); {
+	case kind == reflect.Slice && (isSequence || !isText):
+		d.decodeSlice(path, node, v)
+	case isText:
+		d.decodeText(path, node, text)
+	case kind == reflect.Struct:
+		d.decodeStruct(path, node, v)
+	case kind == reflect.Map:
+		d.decodeMap(path, node, v)
+	case kind == reflect.Bool:
+		if b, ok := node.(*ast.BoolNode); ok {
+			v.SetBool(b.Value)
+		} else {
+			d.wrongType(path, node, "true or false")
+		}
+	default:
+		if s, ok := d.text(path, node); ok {
+			v.SetString(s)
+		}
+	}
+	if len(d.problems) == found {
+		d.at[path] = nodePosition(node)
+	}
+}
+
+func (d *decoder) decodeStruct(path string, node ast.Node, v reflect.Value) {
+	entries, ok := mapping(node)
+	if !ok {
+		d.wrongType(path, node, "a mapping of "+strings.Join(fieldNames(v.Type()), ", "))
+		return
+	}
+	if x, ok := v.Addr().Interface().(interface{ setDefaults() }); ok {
+		x.setDefaults()
+	}
+	seen, meant := make(map[string]bool), make(map[string]bool)
+	for _, e := range entries {
+		name := keyText(e)
+		i := slices.Index(fieldNames(v.Type()), name)
+		switch {
+		case i < 0:
+			meant[d.unknownKey(path, e, fieldNames(v.Type()))] = true
+		case seen[name]:
+			d.add(nodePosition(e.Key), join(path, name), "%s is given twice", name)
+		default:
+			d.decode(join(path, name), e.Value, v.Field(i))
+		}
+		seen[name] = true
+	}
+	for i, name := range fieldNames(v.Type()) {
+		if required(v.Type().Field(i)) && !seen[name] && !meant[name] {
+			d.add(nodePosition(node), join(path, name), "%s is missing%s", name, whyRequired(name))
+		}
+	}
+}
+
+// unknownKey names a key that no field has, and returns the field that was probably meant. It never shows the key's
+// value, which may be a PIN.
+func (d *decoder) unknownKey(path string, e *ast.MappingValueNode, known []string) (meant string) {
+	name := keyText(e)
+	at := nodePosition(e.Key)
+	if isSecretName(name) {
+		d.add(at, join(path, name), "%s is refused, because a PIN never stands in a configuration: use pin_file, pin_command, pin_prompt or pin_credential of a token, and change a PIN that stood here", name)
+		return ""
+	}
+	for _, k := range known {
+		if near(name, k) {
+			d.add(at, join(path, name), "unknown key %q: did you mean %s?", name, k)
+			return k
+		}
+	}
+	d.add(at, join(path, name), "unknown key %q: %s takes %s", name, cmp.Or(path, "the configuration"), strings.Join(known, ", "))
+	return ""
+}
+
+func (d *decoder) decodeSlice(path string, node ast.Node, v reflect.Value) {
+	list, ok := node.(*ast.SequenceNode)
+	if !ok {
+		d.wrongType(path, node, "a list, even of one: start each element with '- '")
+		return
+	}
+	v.Set(reflect.MakeSlice(v.Type(), len(list.Values), len(list.Values)))
+	for i, element := range list.Values {
+		d.decode(fmt.Sprintf("%s[%d]", path, i), element, v.Index(i))
+	}
+	if len(list.Values) == 0 {
+		v.SetZero() // an empty list is like none
+	}
+}
+
+func (d *decoder) decodeMap(path string, node ast.Node, v reflect.Value) {
+	entries, ok := mapping(node)
+	if !ok {
+		d.wrongType(path, node, "a mapping of NAME: VALUE")
+		return
+	}
+	result := make(map[string]string, len(entries))
+	for _, e := range entries {
+		name, ok := d.text(path, e.Key)
+		if !ok {
+			continue
+		}
+		if _, twice := result[name]; twice {
+			d.add(nodePosition(e.Key), join(path, name), "%s is given twice", name)
+			continue
+		}
+		result[name] = ""
+		if value, ok := d.text(join(path, name), e.Value); ok {
+			result[name] = value
+			d.at[join(path, name)] = nodePosition(e.Key)
+		}
+	}
+	if len(result) > 0 {
+		v.Set(reflect.ValueOf(result))
+	}
+}
+
+// decodeText reads a text with a form of its own; its mistakes may have an offset in the text.
+func (d *decoder) decodeText(path string, node ast.Node, v encoding.TextUnmarshaler) {
+	s, ok := d.text(path, node)
+	if !ok {
+		return
+	}
+	err := v.UnmarshalText([]byte(s))
+	var inText *textError
+	var inURI *pkcs11uri.Error
+	switch {
+	case err == nil:
+	case errors.As(err, &inText):
+		d.add(d.inside(node, s, inText.offset), path, "%s", inText.reason)
+	case errors.As(err, &inURI):
+		d.add(d.inside(node, s, inURI.Offset), path, "PKCS #11 URI: %s", inURI.Reason)
+	default:
+		d.add(nodePosition(node), path, "%v", err)
+	}
+}
+
+// text is a scalar that is text, and not a number, a truth value or nothing.
+func (d *decoder) text(path string, node ast.Node) (string, bool) {
+	switch n := node.(type) {
+	case *ast.StringNode:
+		return n.Value, true
+	case *ast.LiteralNode:
+		return n.Value.Value, true
+	}
+	d.wrongType(path, node, "text")
+	return "", false
+}
+
+// wrongType says what a field takes instead of what stands there.
+func (d *decoder) wrongType(path string, node ast.Node, want string) {
+	at := nodePosition(node)
+	field := cmp.Or(path[strings.LastIndexByte(path, '.')+1:], "the configuration")
+	switch node.(type) {
+	case *ast.NullNode:
+		d.add(at, path, "%s has no value: give it %s, or leave the key out", field, want)
+	case ast.ScalarNode:
+		switch {
+		case want == "text" && strings.HasSuffix(path, "expires"):
+			d.add(at, path, "%s has to be a length of time with a unit, as in 90d or 12h", field)
+		case want == "text":
+			d.add(at, path, "%s has to be text: put it in quotes", field)
+		default:
+			d.add(at, path, "%s has to be %s", field, want)
+		}
+	case *ast.SequenceNode:
+		d.add(at, path, "%s has to be %s, not a list", field, want)
+	default:
+		d.add(at, path, "%s has to be %s, not a mapping", field, want)
+	}
+}
+
+// inside is the position of a byte offset in the text of a node. It is the node's own where the text
+// is not written in the file as it is: with escapes, or in several lines.
+func (d *decoder) inside(node ast.Node, text string, offset int) position {
+	at := nodePosition(node)
+	if at.line > len(d.source.raw) {
+		return at
+	}
+	column := at.column
+	if t := node.GetToken(); t.Type == token.DoubleQuoteType || t.Type == token.SingleQuoteType {
+		column++
+	}
+	line := d.source.raw[at.line-1]
+	for i := 1; i < column && line != ""; i++ {
+		_, size := utf8.DecodeRuneInString(line)
+		line = line[size:]
+	}
+	if !strings.HasPrefix(line, text) || offset > len(text) {
+		return at
+	}
+	return position{at.line, column + utf8.RuneCountInString(text[:offset])}
+}
+
+// mapping is the entries of a mapping.
+func mapping(node ast.Node) ([]*ast.MappingValueNode, bool) {
+	switch n := node.(type) {
+	case *ast.MappingNode:
+		return n.Values, true
+	case *ast.MappingValueNode:
+		return []*ast.MappingValueNode{n}, true
+	}
+	return nil, false
+}
+
+func keyText(e *ast.MappingValueNode) string {
+	if t := e.Key.GetToken(); t != nil {
+		return t.Value
+	}
+	return ""
+}
+
+// nodePosition is where a person sees the node begin: at the first key of a block mapping, not at its colon.
+func nodePosition(node ast.Node) position {
+	switch n := node.(type) {
+	case *ast.MappingNode:
+		if n.Start != nil && n.Start.Type != token.MappingStartType && len(n.Values) > 0 {
+			return nodePosition(n.Values[0])
+		}
+	case *ast.MappingValueNode:
+		return nodePosition(n.Key)
+	}
+	return tokenPosition(node.GetToken())
+}
+
+// fieldNames lists a struct's keys in YAML, in order.
+func fieldNames(t reflect.Type) []string {
+	names := make([]string, t.NumField())
+	for i := range names {
+		names[i], _, _ = strings.Cut(t.Field(i).Tag.Get("yaml"), ",")
+	}
+	return names
+}
+
+func required(f reflect.StructField) bool {
+	return slices.Contains(strings.Split(f.Tag.Get("jsonschema"), ","), "required")
+}
+
+// whyRequired adds to "X is missing" what a person has to decide.
+func whyRequired(name string) string {
+	switch name {
+	case "expires":
+		return ": say when KMS deletes the imported material, at most 365d (expires: 90d), or that it never does (expires: never); AWS's own default is that it expires"
+	case "uri":
+		return `: name it by a PKCS #11 URI such as "pkcs11:token=LABEL" or "pkcs11:object=LABEL;type=secret-key"`
+	case "destinations":
+		return ": list the ARNs of the KMS keys into which this key may go"
+	}
+	return ""
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}
+
+// near says whether a name is a slip of the finger away from a known one: they share a beginning or an end, and without it
+// at most two characters are left of either. Case, and '-' for '_', do not count.
+func near(name, known string) bool {
+	fold := func(s string) string { return strings.ReplaceAll(strings.ToLower(s), "-", "_") }
+	a, b := fold(name), fold(known)
+	for a != "" && b != "" && a[0] == b[0] {
+		a, b = a[1:], b[1:]
+	}
+	for a != "" && b != "" && a[len(a)-1] == b[len(b)-1] {
+		a, b = a[:len(a)-1], b[:len(b)-1]
+	}
+	return len(a) <= 2 && len(b) <= 2 && len(b) < len(known)
+}

@@ -1,0 +1,104 @@
+package configs
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"unicode/utf8"
+)
+
+// maxBytes is the largest configuration that is read: 1 MiB, which is some thousand keys.
+const maxBytes = 1 << 20
+
+// Load reads and checks the configuration in a file. Relative paths in module and pin_file are resolved against the
+// file's folder, so that it does not matter where hsmbridge is started. Mistakes in the configuration are an [*Error].
+func Load(path string) (*Config, error) {
+	folder, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration: %w; hsmbridge config init writes one to start from", err)
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	data, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	c, err := parse(path, folder, data)
+	if err != nil {
+		return nil, err
+	}
+	for i := range c.Tokens {
+		t := &c.Tokens[i]
+		t.Module = resolve(folder, t.Module)
+		t.PINFile = resolve(folder, t.PINFile)
+	}
+	return c, nil
+}
+
+func resolve(folder, path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(folder, path)
+}
+
+// Parse reads and checks a configuration. The name stands for the file in messages; relative paths are left as they are.
+// The error is an [*Error] with every mistake.
+func Parse(name string, data []byte) (*Config, error) {
+	return parse(name, filepath.Dir(name), data)
+}
+
+func parse(name, folder string, data []byte) (*Config, error) {
+	d := &decoder{source: newSource(nil), at: make(map[string]position)}
+	var c Config
+	if d.readable(data) {
+		d.source = newSource(data)
+		if root := d.document(data); root != nil {
+			d.decodeRoot(root, &c)
+			validate(&c, folder, d)
+		}
+	}
+	if problems := d.sorted(); len(problems) > 0 {
+		return nil, &Error{File: name, Problems: problems}
+	}
+	return &c, nil
+}
+
+// readable checks what has to hold before a file is read as YAML.
+func (d *decoder) readable(data []byte) bool {
+	start := position{1, 1}
+	switch {
+	case len(data) > maxBytes:
+		d.add(start, "", "the file is larger than 1 MiB: this is not a configuration of hsmbridge")
+	case bytes.HasPrefix(data, []byte("\xef\xbb\xbf")):
+		d.add(start, "", "the file starts with a byte order mark: save it as UTF-8 without one")
+	case !utf8.Valid(data):
+		valid := 0
+		for {
+			r, size := utf8.DecodeRune(data[valid:])
+			if r == utf8.RuneError && size == 1 {
+				break
+			}
+			valid += size
+		}
+		d.add(endOf(data[:valid]), "", "byte 0x%02X is not UTF-8: save the file as UTF-8", data[valid])
+	case bytes.ContainsRune(data, 0):
+		d.add(endOf(data[:bytes.IndexByte(data, 0)]), "", "a zero byte: this is not a text file")
+	case len(bytes.TrimSpace(data)) == 0:
+		d.add(start, "", "the file is empty; hsmbridge config init writes one to start from")
+	default:
+		return true
+	}
+	return false
+}
+
+// endOf is the position behind a text.
+func endOf(text []byte) position {
+	lastLine := text[bytes.LastIndexByte(text, '\n')+1:]
+	return position{bytes.Count(text, []byte("\n")) + 1, utf8.RuneCount(lastLine) + 1}
+}

@@ -1,0 +1,153 @@
+package kmsclient
+
+import (
+	"context"
+	"fmt"
+	"net/http/httptrace"
+	"sync/atomic"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/middleware"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+)
+
+// api is the part of the SDK's client that is used.
+type api interface {
+	CreateAlias(context.Context, *kms.CreateAliasInput, ...func(*kms.Options)) (*kms.CreateAliasOutput, error)
+	CreateKey(context.Context, *kms.CreateKeyInput, ...func(*kms.Options)) (*kms.CreateKeyOutput, error)
+	DeleteImportedKeyMaterial(context.Context, *kms.DeleteImportedKeyMaterialInput, ...func(*kms.Options)) (*kms.DeleteImportedKeyMaterialOutput, error)
+	DescribeKey(context.Context, *kms.DescribeKeyInput, ...func(*kms.Options)) (*kms.DescribeKeyOutput, error)
+	GenerateMac(context.Context, *kms.GenerateMacInput, ...func(*kms.Options)) (*kms.GenerateMacOutput, error)
+	GetParametersForImport(context.Context, *kms.GetParametersForImportInput, ...func(*kms.Options)) (*kms.GetParametersForImportOutput, error)
+	GetPublicKey(context.Context, *kms.GetPublicKeyInput, ...func(*kms.Options)) (*kms.GetPublicKeyOutput, error)
+	ImportKeyMaterial(context.Context, *kms.ImportKeyMaterialInput, ...func(*kms.Options)) (*kms.ImportKeyMaterialOutput, error)
+	ListKeyRotations(context.Context, *kms.ListKeyRotationsInput, ...func(*kms.Options)) (*kms.ListKeyRotationsOutput, error)
+	Sign(context.Context, *kms.SignInput, ...func(*kms.Options)) (*kms.SignOutput, error)
+}
+
+// operation is the name of a KMS operation, which is also its IAM action after "kms:".
+type operation string
+
+const (
+	opCreateAlias            operation = "CreateAlias"
+	opCreateKey              operation = "CreateKey"
+	opDeleteImported         operation = "DeleteImportedKeyMaterial"
+	opDescribeKey            operation = "DescribeKey"
+	opGenerateMAC            operation = "GenerateMac"
+	opGetParametersForImport operation = "GetParametersForImport"
+	opGetPublicKey           operation = "GetPublicKey"
+	opImportKeyMaterial      operation = "ImportKeyMaterial"
+	opListKeyRotations       operation = "ListKeyRotations"
+	opSign                   operation = "Sign"
+)
+
+// changes says that the operation changes something in KMS. It is then sent once: after a failure whose
+// outcome is not known the caller reads back what KMS holds before it sends again.
+func (op operation) changes() bool {
+	switch op {
+	case opCreateAlias, opCreateKey, opDeleteImported, opImportKeyMaterial:
+		return true
+	default:
+		return false
+	}
+}
+
+// call sends a request and returns the answer, never nil without an error, and its request ID.
+func call[I, O any](ctx context.Context, c *Client, op operation, key string,
+	send func(context.Context, *I, ...func(*kms.Options)) (*O, error), in *I,
+) (out *O, requestID string, err error) {
+	t := &trace{op: op, key: key, log: c.log}
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { t.sent.Store(true) }})
+	out, err = send(ctx, in, t.options)
+	if err == nil && out == nil {
+		err = &notKMSError{"the answer is empty"}
+	}
+	switch {
+	case err == nil:
+		return out, t.requestID, nil
+	case ctx.Err() != nil && !is[smithy.APIError](err):
+		err = &smithy.CanceledError{Err: ctx.Err()} // whatever else went wrong on the way followed from it
+	}
+	return nil, "", newError(op, key, err, t.sent.Load())
+}
+
+// trace follows the attempts of one call.
+type trace struct {
+	op        operation
+	key       string
+	log       func(Call)
+	attempts  int
+	requestID string      // of the last answer
+	sent      atomic.Bool // a connection was there, so KMS may have got the request
+}
+
+// options are the SDK's options of one call.
+func (t *trace) options(o *kms.Options) {
+	if t.op.changes() {
+		o.Retryer = aws.NopRetryer{} // one attempt
+	}
+	o.APIOptions = append(o.APIOptions, func(s *middleware.Stack) error {
+		return s.Finalize.Insert(middleware.FinalizeMiddlewareFunc("hsmbridge.attempt", t.attempt), "Retry", middleware.After)
+	})
+}
+
+// attempt wraps every attempt of the call.
+func (t *trace) attempt(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (
+	middleware.FinalizeOutput, middleware.Metadata, error,
+) {
+	start := time.Now()
+	out, meta, err := next.HandleFinalize(ctx, in)
+	t.attempts++
+	t.requestID, _ = awsmiddleware.GetRequestIDMetadata(meta)
+	if t.log == nil {
+		return out, meta, err
+	}
+	done := Call{Operation: string(t.op), Key: t.key, Attempt: t.attempts, RequestID: oneLine(t.requestID), Duration: time.Since(start)}
+	if r, ok := awsmiddleware.GetRawResponse(meta).(*smithyhttp.Response); ok && r.Response != nil {
+		done.Status = r.StatusCode
+	}
+	if err != nil {
+		done.Code = diagnose(err).code
+	}
+	t.log(done)
+	return out, meta, err
+}
+
+// checkKey refuses what is not a key ARN of the client's Region before anything is sent.
+func (c *Client) checkKey(op operation, key string) error {
+	a, err := ParseARN(key)
+	if err != nil {
+		return localError(op, key, "InvalidArnException", err.Error())
+	}
+	return c.checkRegion(op, key, a)
+}
+
+func (c *Client) checkRegion(op operation, key string, a ARN) error {
+	if a.Region != c.region {
+		return localError(op, key, "WrongRegion", fmt.Sprintf("the key is in %s, and KMS is called in %s", a.Region, c.region))
+	}
+	return nil
+}
+
+// checkAnswer refuses an answer about another key. Servers that name none are believed only where optional.
+func checkAnswer(op operation, asked string, answered *string, optional bool) error {
+	got := aws.ToString(answered)
+	if got == asked || got == "" && optional {
+		return nil
+	}
+	return newError(op, asked, &notKMSError{fmt.Sprintf("the answer is about %q", oneLine(got))}, true)
+}
+
+// notKMSError is an answer that KMS would not give.
+type notKMSError struct{ what string }
+
+func (e *notKMSError) Error() string { return e.what }
+
+// missing is an answer without something that belongs to it.
+func missing(op operation, key, what string) error {
+	return newError(op, key, &notKMSError{"the answer has no " + what}, true)
+}

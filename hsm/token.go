@@ -178,7 +178,7 @@ func (t *Token) Close() error {
 func (t *Token) login(ctx context.Context, pin PINSource) error {
 	t.module.login.Lock()
 	defer t.module.login.Unlock()
-	key := describeToken(t.identity)
+	key := describeToken(t.identity) + t.module.parameters
 	parked := func(cause, fix string, err error) error {
 		return &Error{Op: "C_Login", ErrClass: ClassToken, Cause: cause, Fix: fix, Err: err}
 	}

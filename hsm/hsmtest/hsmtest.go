@@ -1,0 +1,85 @@
+// Package hsmtest is the contract that hsm keeps on every token: one suite, run by the tests of each token
+// under test/. What differs between tokens is in [Expect], measured and written down, not guessed.
+package hsmtest
+
+import (
+	"context"
+	"testing"
+
+	"hsmbridge/hsm"
+	"hsmbridge/hsm/pkcs11uri"
+	"hsmbridge/hsm/wrapping"
+	"hsmbridge/test/token"
+)
+
+// Expect is what a token is known to do. Source: measurements on the token itself.
+type Expect struct {
+	// Chosen is the first plan's algorithm for each key spec under the default policy; a spec that is missing has none.
+	Chosen map[wrapping.KeySpec]wrapping.Algorithm
+	// Reasons are parts of the explanation for specs without a plan.
+	Reasons map[wrapping.KeySpec]string
+	// Generates are the specs that Generate makes.
+	Generates []wrapping.KeySpec
+	// NoWrapWithTrusted says that the token does not know CKA_WRAP_WITH_TRUSTED.
+	NoWrapWithTrusted bool
+	// NoMAC are the HMAC specs for which the token has no mechanism to compute with.
+	NoMAC []wrapping.KeySpec
+	// NoCheckValue says that the token encrypts no block and has no CKA_CHECK_VALUE.
+	NoCheckValue bool
+}
+
+// URI parses a PKCS #11 URI or fails the test.
+func URI(tb testing.TB, s string) pkcs11uri.URI {
+	tb.Helper()
+	u, err := pkcs11uri.Parse(s)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return u
+}
+
+// Config is the configuration of a fixture's token.
+func Config(tb testing.TB, tok token.Token) hsm.Config {
+	tb.Helper()
+	return hsm.Config{
+		Name: tok.Label, Module: tok.Module, Parameters: tok.Parameters, Environment: tok.Environment, URI: URI(tb, tok.URI()),
+	}
+}
+
+// PIN is a source that gives pin.
+func PIN(pin string) hsm.PINSource {
+	return func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return []byte(pin), nil }
+}
+
+// Open opens a fixture's token for the length of the test. At its end no session object may be left.
+func Open(tb testing.TB, tok token.Token) *hsm.Token {
+	tb.Helper()
+	t, err := hsm.Open(tb.Context(), Config(tb, tok), PIN(tok.PIN))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		n, err := t.SessionObjects(context.Background())
+		if err != nil || n != 0 {
+			tb.Errorf("%d session objects are left in the token (%v)", n, err)
+		}
+		if err := t.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return t
+}
+
+// Run runs the contract. fresh makes a new token with the label; each part that must not meet another's has one.
+func Run(t *testing.T, fresh func(tb testing.TB, label string) token.Token, want Expect) {
+	t.Helper()
+	tok := fresh(t, "contract")
+	t.Run("open", func(t *testing.T) { testOpen(t, tok) })
+	t.Run("probe", func(t *testing.T) { testProbe(t, tok, want) })
+	t.Run("generate and wrap", func(t *testing.T) { testGenerateAndWrap(t, tok, want) })
+	t.Run("find", func(t *testing.T) { testFind(t, tok) })
+	t.Run("keys that must not leave", func(t *testing.T) { testMustNotLeave(t, tok, want) })
+	t.Run("many at once", func(t *testing.T) { testConcurrent(t, tok, want) })
+	t.Run("giving up", func(t *testing.T) { testGiveUp(t, tok) })
+	t.Run("wrong PIN", func(t *testing.T) { testWrongPIN(t, fresh(t, "wrong-pin")) })
+}

@@ -1,0 +1,53 @@
+package softhsm_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"hsmbridge/hsm"
+	"hsmbridge/hsm/hsmtest"
+	"hsmbridge/hsm/wrapping"
+	"hsmbridge/test/softhsm"
+	"hsmbridge/test/token"
+)
+
+// TestContract holds what SoftHSM 2.6.1 was measured to do: OAEP with SHA-1 only, and an AES key wrap that appends zero
+// bytes, so that of the private keys only those of P-384 and secp256k1 come out exactly.
+func TestContract(t *testing.T) {
+	fresh := func(tb testing.TB, label string) token.Token {
+		tb.Helper()
+		return softhsm.New(tb, label).Token
+	}
+	const padded = "zero bytes that are not part of it follow the key"
+	hsmtest.Run(t, fresh, hsmtest.Expect{
+		Chosen: map[wrapping.KeySpec]wrapping.Algorithm{
+			wrapping.SymmetricDefault: wrapping.OAEPSHA1,
+			wrapping.HMAC224:          wrapping.OAEPSHA1,
+			wrapping.HMAC256:          wrapping.OAEPSHA1,
+			wrapping.HMAC384:          wrapping.OAEPSHA1,
+			wrapping.HMAC512:          wrapping.OAEPSHA1,
+			wrapping.ECCNISTP384:      wrapping.RSAAESSHA1,
+			wrapping.ECCSECGP256K1:    wrapping.RSAAESSHA1,
+		},
+		Reasons: map[wrapping.KeySpec]string{
+			wrapping.KeyRSA2048: padded, wrapping.KeyRSA3072: padded, wrapping.KeyRSA4096: padded,
+			wrapping.ECCNISTP256: padded, wrapping.ECCNISTP521: padded, wrapping.ECCEdwards25519: "CKR_KEY_NOT_WRAPPABLE (0x69)",
+		},
+		Generates: wrapping.KeySpecs(),
+	})
+}
+
+// TestTwoTokensMatch holds that an ambiguous URI opens nothing.
+func TestTwoTokensMatch(t *testing.T) {
+	tok := softhsm.New(t, "twin-a", "twin-b")
+	c := hsmtest.Config(t, tok.Token)
+	c.URI = hsmtest.URI(t, "pkcs11:manufacturer=SoftHSM%20project")
+	if _, err := hsm.Open(t.Context(), c, hsmtest.PIN(tok.PIN)); err == nil || !isAmbiguous(err) {
+		t.Errorf("Open: %v", err)
+	}
+}
+
+func isAmbiguous(err error) bool {
+	return errors.Is(err, hsm.ErrAmbiguousToken) && strings.Contains(err.Error(), "twin-a") && strings.Contains(err.Error(), "twin-b")
+}

@@ -169,22 +169,30 @@ func selectMechanism(spec KeySpec, a Algorithm, w WrappingKeySpec, trials []Tria
 	return nil, refused
 }
 
-// merge says once what holds for every wrapping key spec.
+// merge says once what holds for every wrapping key spec, and once what holds for every mechanism.
 func merge(refused []Refusal) []Refusal {
+	bySpec := func(r Refusal) Refusal { r.WrappingKeySpec = ""; return r }
+	byMechanism := func(r Refusal) Refusal { r.Mechanism = ""; return r }
+	mechanisms := make(map[string]bool)
+	for _, r := range refused {
+		mechanisms[r.Mechanism] = true
+	}
+	return mergeBy(mergeBy(refused, bySpec, len(WrappingKeySpecs())), byMechanism, len(mechanisms))
+}
+
+// mergeBy replaces all refusals that are the same but for one field by the general one, where all of them are there.
+func mergeBy(refused []Refusal, general func(Refusal) Refusal, all int) []Refusal {
 	count := make(map[Refusal]int)
 	for _, r := range refused {
-		r.WrappingKeySpec = ""
-		count[r]++
+		count[general(r)]++
 	}
 	var out []Refusal
 	for _, r := range refused {
-		general := r
-		general.WrappingKeySpec = ""
-		switch {
-		case count[general] < len(WrappingKeySpecs()):
+		switch g := general(r); {
+		case all < 2 || count[g] < all:
 			out = append(out, r)
-		case !slices.Contains(out, general):
-			out = append(out, general)
+		case !slices.Contains(out, g):
+			out = append(out, g)
 		}
 	}
 	return out

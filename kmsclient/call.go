@@ -69,8 +69,9 @@ func call[I, O any](ctx context.Context, c *Client, op operation, key string,
 	switch {
 	case err == nil:
 		return out, t.requestID, nil
-	case ctx.Err() != nil && !is[smithy.APIError](err):
-		err = &smithy.CanceledError{Err: ctx.Err()} // whatever else went wrong on the way followed from it
+	case ctx.Err() != nil && !(op.changes() && is[smithy.APIError](err)):
+		// What went wrong on the way followed from it. Only KMS's word on a change says more.
+		err = &smithy.CanceledError{Err: ctx.Err()}
 	}
 	return nil, "", newError(op, key, err, t.sent.Load())
 }

@@ -52,8 +52,11 @@ func diagnose(err error) diagnosis {
 		d.status = r.HTTPStatusCode()
 	}
 	if answer, ok := errors.AsType[smithy.APIError](err); ok {
-		if d.code = cleanCode(answer.ErrorCode()); d.code != "" && d.code != "UnknownError" {
-			d.message = answer.ErrorMessage()
+		const unknown = "UnknownError" // the SDK's word for a code or a message that is not there
+		if d.code = cleanCode(answer.ErrorCode()); d.code != "" && d.code != unknown {
+			if d.message = answer.ErrorMessage(); d.message == unknown {
+				d.message = ""
+			}
 			return d
 		}
 		return d.notKMS("HTTP " + strconv.Itoa(d.status) + " without an error code")
@@ -156,8 +159,8 @@ func cause(err error) error {
 
 // cleanCode strips a namespace before "#" and an address behind ":", both of which AWS JSON 1.1 allows.
 func cleanCode(code string) string {
-	code = code[strings.LastIndexByte(code, '#')+1:]
 	code, _, _ = strings.Cut(code, ":")
+	code = code[strings.LastIndexByte(code, '#')+1:]
 	return strings.Map(func(r rune) rune {
 		if r == '_' || r == '.' || r == '-' || r < unicode.MaxASCII && (unicode.IsLetter(r) || unicode.IsDigit(r)) {
 			return r

@@ -16,6 +16,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/smithy-go/logging"
@@ -103,8 +104,9 @@ func (c *Client) Endpoint() string { return c.endpoint }
 // load reads the AWS configuration: environment, files, and what c says explicitly.
 func load(ctx context.Context, c Config) (aws.Config, error) {
 	opts := []func(*config.LoadOptions) error{
-		config.WithLogger(logging.Nop{}), // the SDK's own warnings would go to the standard error output
-		config.WithAppID("hsmbridge"),    // so that CloudTrail shows who called
+		config.WithLogger(logging.Nop{}),                    // the SDK's own warnings would go to the standard error output
+		config.WithAppID("hsmbridge"),                       // so that CloudTrail shows who called
+		config.WithHTTPClient(awshttp.NewBuildableClient()), // AWS_CA_BUNDLE is applied to it
 	}
 	if c.Region != "" {
 		opts = append(opts, config.WithRegion(c.Region))

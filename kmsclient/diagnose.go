@@ -101,7 +101,7 @@ func transportCode(err error) string {
 		return codeUnreachable
 	case is[*notKMSError](err), is[*http.MaxBytesError](err):
 		return codeNotKMS
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE),
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE),
 		is[*smithyhttp.RequestSendError](err):
 		return codeCut
 	case is[*smithy.DeserializationError](err), is[*smithyhttp.ResponseError](err):

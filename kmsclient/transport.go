@@ -3,6 +3,7 @@ package kmsclient
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -49,12 +50,21 @@ type boundedAnswers struct{ http.RoundTripper }
 
 // RoundTrip sends the request.
 func (b boundedAnswers) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body != nil {
+		r = r.WithContext(r.Context()) // a copy: a RoundTripper leaves its request alone
+		r.Body = onlyReader{r.Body}
+	}
 	resp, err := b.RoundTripper.RoundTrip(r)
 	if err == nil {
 		resp.Body = http.MaxBytesReader(nil, resp.Body, maxAnswer)
 	}
 	return resp, err
 }
+
+// onlyReader hides the WriteTo of a request body. smithy-go 1.28 closes the body when the headers of the answer
+// are there, and WriteTo of a closed one returns io.EOF as an error; if net/http is still looking for the end
+// of the body then, it takes that for a failed request and closes the connection under the answer.
+type onlyReader struct{ io.ReadCloser }
 
 // checkEndpoint refuses an endpoint over which somebody on the way could replace the wrapping public key.
 // AWS signs nothing over that key: TLS is all there is.

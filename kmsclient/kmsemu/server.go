@@ -1,0 +1,220 @@
+// Package kmsemu is an emulator of AWS KMS for the demo and the tests. It speaks AWS JSON 1.1 so that the
+// unmodified AWS CLI and SDKs work against it, it really unwraps what it is given, and it enforces what AWS
+// enforces for imported key material. It is not for production: it holds keys in memory, takes any credentials and
+// trusts whoever can reach it.
+//
+// It shares no code with the rest of hsmbridge: a mistake made on both sides would go unseen.
+//
+// # Ciphertext blobs
+//
+// A blob of Encrypt or GenerateDataKey is laid out so that a test can open it with the imported key alone:
+//
+//	1 byte version (1) || 16 bytes key ID (UUID) || 32 bytes key material ID || 12 bytes IV || AES-256-GCM
+//
+// with the canonical JSON of the encryption context as additional data. [ParseBlob] takes one apart.
+package kmsemu
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Options says which KMS is emulated.
+type Options struct {
+	Account    string // 12 digits; default 111122223333
+	Region     string // of requests that do not say; default eu-central-1
+	Era        string // "2018": RSAES_PKCS1_V1_5 is still taken; empty: today
+	Quotas     bool   // enforce AWS's default request quotas
+	LenientDER bool   // take bytes that follow a PKCS#8
+	StateFile  string // keep keys across restarts; holds key material of tests in the clear
+	Now        func() time.Time
+}
+
+// Server is the emulator. It is an http.Handler.
+type Server struct {
+	opt Options
+
+	mu       sync.Mutex
+	skew     time.Duration
+	keys     map[string]*key   // by ARN
+	aliases  map[string]string // by Region + "/" + name, to key ARN
+	params   map[string]*parameters
+	buckets  map[string]*bucket
+	faults   []*Fault
+	requests []Request
+	lag      time.Duration // eventual consistency
+	hostile  Hostile
+	without  map[string]bool // operations that this server lacks
+	refused  map[string]string
+	noIDs    bool
+	wrappers *wrapperPool
+	serial   int
+}
+
+// New makes an emulator; with a state file that exists it goes on where that one ended.
+func New(o Options) (*Server, error) {
+	if o.Account == "" {
+		o.Account = "111122223333"
+	}
+	if o.Region == "" {
+		o.Region = "eu-central-1"
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	s := &Server{
+		opt: o, keys: map[string]*key{}, aliases: map[string]string{}, params: map[string]*parameters{},
+		buckets: map[string]*bucket{}, without: map[string]bool{}, refused: map[string]string{}, wrappers: newWrapperPool(),
+	}
+	return s, s.load()
+}
+
+// Request is one line of the emulator's log.
+type Request struct {
+	Time      time.Time `json:"time"`
+	Operation string    `json:"operation"`
+	Region    string    `json:"region"`
+	KeyID     string    `json:"key_id,omitempty"`
+	Code      string    `json:"code,omitempty"` // error code, empty for success
+}
+
+// awsError is an error as AWS answers it.
+type awsError struct {
+	Code    string
+	Message string
+	status  int
+}
+
+func (e *awsError) Error() string { return e.Code + ": " + e.Message }
+
+func fail(code, format string, args ...any) error {
+	status := http.StatusBadRequest
+	if code == "KMSInternalException" || code == "DependencyTimeoutException" {
+		status = http.StatusInternalServerError
+	}
+	return &awsError{Code: code, Message: fmt.Sprintf(format, args...), status: status}
+}
+
+const (
+	target  = "TrentService."
+	maxBody = 1 << 20
+)
+
+// ServeHTTP answers one KMS request, or one of the emulator's own under /_emulator/.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(r.URL.Path, "/_emulator/") {
+		s.control(w, r)
+		return
+	}
+	op, ok := strings.CutPrefix(r.Header.Get("X-Amz-Target"), target)
+	if !ok || r.Method != http.MethodPost {
+		s.reply(w, nil, fail("UnknownOperationException", "not a KMS request"))
+		return
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody))
+	if err != nil {
+		return
+	}
+	f := s.fault(op)
+	if f != nil && f.Delay > 0 {
+		time.Sleep(f.Delay)
+	}
+	if f != nil && f.Cut == "before" {
+		panic(http.ErrAbortHandler)
+	}
+	out, err := s.call(op, region(r, s.opt.Region), r.Header.Get("Authorization") != "", body, f)
+	if f != nil && f.Cut == "after" {
+		panic(http.ErrAbortHandler)
+	}
+	if f != nil && f.Body != "" {
+		w.Header().Set("Content-Type", "text/html")
+		_, _ = io.WriteString(w, f.Body)
+		return
+	}
+	s.reply(w, out, err)
+}
+
+// region is the Region of the signature's credential scope: one emulator serves every Region.
+func region(r *http.Request, otherwise string) string {
+	_, scope, ok := strings.Cut(r.Header.Get("Authorization"), "Credential=")
+	parts := strings.Split(scope, "/")
+	if !ok || len(parts) < 5 {
+		return otherwise
+	}
+	return parts[2]
+}
+
+func (s *Server) reply(w http.ResponseWriter, out any, err error) {
+	s.mu.Lock()
+	s.serial++
+	id := fmt.Sprintf("00000000-0000-4000-8000-%012d", s.serial)
+	s.mu.Unlock()
+	w.Header().Set("x-amzn-RequestId", id)
+	w.Header().Set("Content-Type", "application/x-amz-json-1.1")
+	if err != nil {
+		e, ok := err.(*awsError) //nolint:errorlint // made by fail, never wrapped
+		if !ok {
+			e = &awsError{Code: "KMSInternalException", Message: err.Error(), status: http.StatusInternalServerError}
+		}
+		w.WriteHeader(e.status)
+		_ = json.NewEncoder(w).Encode(map[string]string{"__type": e.Code, "message": e.Message})
+		return
+	}
+	if out == nil {
+		out = struct{}{}
+	}
+	_ = json.NewEncoder(w).Encode(out)
+}
+
+// call runs one operation under the lock and logs it.
+func (s *Server) call(op, region string, signed bool, body []byte, f *Fault) (out any, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var peek struct{ KeyId string }
+	_ = json.Unmarshal(body, &peek)
+	defer func() {
+		line := Request{Time: s.now(), Operation: op, Region: region, KeyID: peek.KeyId}
+		if e, ok := err.(*awsError); ok { //nolint:errorlint // made by fail, never wrapped
+			line.Code = e.Code
+		}
+		s.requests = append(s.requests, line)
+	}()
+	handler, ok := operations()[op]
+	switch {
+	case !ok || s.without[op]:
+		return nil, fail("UnknownOperationException", "%s", op)
+	case !signed:
+		return nil, fail("MissingAuthenticationTokenException", "Request is missing Authentication Token")
+	case f != nil && f.Code != "":
+		return nil, &awsError{Code: f.Code, Message: f.Message, status: f.status()}
+	case s.opt.Quotas && !s.take(op, region):
+		return nil, fail("ThrottlingException", "Rate exceeded")
+	}
+	s.expire()
+	out, err = handler(s, call{op: op, region: region, body: body})
+	if err == nil {
+		err = s.save()
+	}
+	return out, err
+}
+
+func (s *Server) now() time.Time { return s.opt.Now().Add(s.skew) }
+
+// call is one request.
+type call struct {
+	op, region string
+	body       []byte
+}
+
+// decode reads the request; unknown members are left alone, as AWS leaves those of newer clients.
+func (c call) decode(v any) error {
+	if err := json.Unmarshal(c.body, v); err != nil {
+		return fail("SerializationException", "the request cannot be read: %v", err)
+	}
+	return nil
+}

@@ -69,7 +69,7 @@ func call[I, O any](ctx context.Context, c *Client, op operation, key string,
 	switch {
 	case err == nil:
 		return out, t.requestID, nil
-	case ctx.Err() != nil && !(op.changes() && is[smithy.APIError](err)):
+	case ctx.Err() != nil && (!op.changes() || !is[smithy.APIError](err)):
 		// What went wrong on the way followed from it. Only KMS's word on a change says more.
 		err = &smithy.CanceledError{Err: ctx.Err()}
 	}

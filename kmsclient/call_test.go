@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-func describe(w http.ResponseWriter, t *testing.T) {
+func describe(t *testing.T, w http.ResponseWriter) {
 	t.Helper()
 	answerJSON(t, w, http.StatusOK, map[string]any{"KeyMetadata": map[string]any{"Arn": testARN, "KeyId": keyID(testARN), "KeyState": "Enabled"}})
 }
@@ -33,7 +33,7 @@ func TestRetriesWhatChangesNothing(t *testing.T) {
 					fails(t, tc.status, tc.code, "later")(w, r, n)
 					return
 				}
-				describe(w, t)
+				describe(t, w)
 			})
 			var calls []Call
 			c := newTestClient(t, s.URL, func(c *Config) { c.Log = func(done Call) { calls = append(calls, done) } })
@@ -181,7 +181,7 @@ func TestEveryChangeIsSentOnce(t *testing.T) {
 
 // Before a connection exists nothing can have happened, so the outcome is known.
 func TestNoConnection(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -66,7 +66,7 @@ func TestCreateKey(t *testing.T) {
 		"SYMMETRIC_DEFAULT": "ENCRYPT_DECRYPT", "": "ENCRYPT_DECRYPT", "HMAC_224": "GENERATE_VERIFY_MAC", "HMAC_512": "GENERATE_VERIFY_MAC",
 		"RSA_2048": "SIGN_VERIFY", "ECC_NIST_P256": "SIGN_VERIFY", "ECC_SECG_P256K1": "SIGN_VERIFY", "ECC_NIST_EDWARDS25519": "SIGN_VERIFY",
 	} {
-		s := newServer(t, func(w http.ResponseWriter, _ *http.Request, _ int) { describe(w, t) })
+		s := newServer(t, func(w http.ResponseWriter, _ *http.Request, _ int) { describe(t, w) })
 		c := newTestClient(t, s.URL)
 		got, err := c.CreateKey(t.Context(), CreateKeyRequest{KeySpec: spec})
 		if err != nil || got.ARN != testARN {
@@ -80,7 +80,7 @@ func TestCreateKey(t *testing.T) {
 			t.Errorf("sent %v, want %v", sent, want)
 		}
 	}
-	s := newServer(t, func(w http.ResponseWriter, _ *http.Request, _ int) { describe(w, t) })
+	s := newServer(t, func(w http.ResponseWriter, _ *http.Request, _ int) { describe(t, w) })
 	c := newTestClient(t, s.URL)
 	if _, err := c.CreateKey(t.Context(), CreateKeyRequest{
 		KeySpec: "RSA_2048", KeyUsage: "ENCRYPT_DECRYPT", Description: "d", MultiRegion: true, Tags: map[string]string{"b": "2", "a": "1"},

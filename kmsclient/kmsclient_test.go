@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,7 +30,7 @@ func TestNewRefuses(t *testing.T) {
 		{"http", Config{Region: testRegion, Endpoint: "http://kms.example.com"}, nil, "InsecureEndpoint", "over TLS"},
 		{"http from the environment", Config{Region: testRegion}, map[string]string{"AWS_ENDPOINT_URL": "http://kms.example.com"}, "InsecureEndpoint", "AWS_ENDPOINT_URL"},
 		{"http for KMS from the environment", Config{Region: testRegion}, map[string]string{"AWS_ENDPOINT_URL_KMS": "http://10.0.0.1"}, "InsecureEndpoint", "http://10.0.0.1"},
-		{"password in the endpoint", Config{Region: testRegion, Endpoint: "https://user:hunter2@kms.example.com"}, nil, "InsecureEndpoint", "user name or a password"},
+		{"password in the endpoint", Config{Region: testRegion, Endpoint: "https://" + url.UserPassword("user", "hunter2").String() + "@kms.example.com"}, nil, "InsecureEndpoint", "user name or a password"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			hermetic(t)
@@ -95,7 +96,7 @@ func TestNoCredentials(t *testing.T) {
 
 // A profile's credentials and Region are used, and the request says who sent it.
 func TestProfile(t *testing.T) {
-	s := newServer(t, func(w http.ResponseWriter, _ *http.Request, _ int) { describe(w, t) })
+	s := newServer(t, func(w http.ResponseWriter, _ *http.Request, _ int) { describe(t, w) })
 	hermetic(t)
 	file := filepath.Join(t.TempDir(), "config")
 	text := "[profile payments]\nregion = eu-central-1\naws_access_key_id = AKIDPROFILE\naws_secret_access_key = not-a-secret\n"
@@ -120,7 +121,7 @@ func TestProfile(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
-	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { describe(w, t) })
+	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { describe(t, w) })
 	secure := httptest.NewTLSServer(handler)
 	t.Cleanup(secure.Close)
 	plain := httptest.NewServer(handler)
@@ -163,7 +164,7 @@ func TestTLS(t *testing.T) {
 	})
 	t.Run("redirected from https to http", func(t *testing.T) {
 		var reached bool
-		other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { reached = true; describe(w, t) }))
+		other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { reached = true; describe(t, w) }))
 		t.Cleanup(other.Close)
 		from := httptest.NewTLSServer(http.RedirectHandler(other.URL, http.StatusPermanentRedirect))
 		t.Cleanup(from.Close)

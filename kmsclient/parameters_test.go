@@ -1,6 +1,7 @@
 package kmsclient
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -37,7 +38,7 @@ func spki(t testing.TB, pub any) []byte {
 	return der
 }
 
-// answer is what the server gives to GetParametersForImport.
+// parameters is what the server gives to GetParametersForImport.
 type parameters struct {
 	KeyID, Token string
 	DER          []byte
@@ -72,7 +73,7 @@ func TestGetParametersForImport(t *testing.T) {
 	}
 	sum := sha256.Sum256(good.DER)
 	if p.KeyARN != testARN || p.Algorithm != "RSAES_OAEP_SHA_256" || p.WrappingKeySpec != "RSA_2048" || !p.PublicKey.Equal(rsa2048()) ||
-		string(p.PublicKeyDER) != string(good.DER) || string(p.ImportToken) != good.Token || !p.ValidTo.Equal(good.ValidTo) || p.ValidTo.Location() != time.UTC ||
+		!bytes.Equal(p.PublicKeyDER, good.DER) || string(p.ImportToken) != good.Token || !p.ValidTo.Equal(good.ValidTo) || p.ValidTo.Location() != time.UTC ||
 		p.RequestID != "request-1" || p.SHA256() != hex.EncodeToString(sum[:]) {
 		t.Errorf("got %+v", p)
 	}
@@ -201,7 +202,7 @@ func FuzzParseWrappingKey(f *testing.F) {
 			return
 		}
 		again := spki(t, p.PublicKey)
-		if string(again) != string(der) || p.PublicKey.N.BitLen() != specBits(spec) || p.PublicKey.E != 65537 || p.PublicKey.N.Bit(0) != 1 {
+		if !bytes.Equal(again, der) || p.PublicKey.N.BitLen() != specBits(spec) || p.PublicKey.E != 65537 || p.PublicKey.N.Bit(0) != 1 {
 			t.Errorf("accepted %x", der)
 		}
 	})

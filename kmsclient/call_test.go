@@ -26,9 +26,15 @@ func TestRetriesWhatChangesNothing(t *testing.T) {
 		{"internal error", 500, "KMSInternalException"},
 		{"dependency", 503, "DependencyTimeoutException"},
 		{"unknown code", 500, "SomethingNewException"},
+		{"gateway", 502, codeUnavailable},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newServer(t, func(w http.ResponseWriter, r *http.Request, n int) {
+				if n < 3 && tc.code == codeUnavailable {
+					w.WriteHeader(tc.status)
+					_, _ = w.Write([]byte("<html>bad gateway</html>"))
+					return
+				}
 				if n < 3 {
 					fails(t, tc.status, tc.code, "later")(w, r, n)
 					return

@@ -31,7 +31,7 @@ func (d *decoder) add(at position, path, format string, args ...any) {
 	if len(d.problems) > maxProblems {
 		return
 	}
-	p := Problem{Line: at.line, Column: at.column, Path: path, Message: fmt.Sprintf(format, args...)}
+	p := Problem{Line: at.line, Column: at.column, Path: shorten(path), Message: shorten(fmt.Sprintf(format, args...))}
 	if len(d.problems) == maxProblems {
 		p.Message = fmt.Sprintf("more than %d mistakes: the rest are not listed", maxProblems)
 	}
@@ -39,16 +39,20 @@ func (d *decoder) add(at position, path, format string, args ...any) {
 	d.problems = append(d.problems, p)
 }
 
+// shorten cuts a text which quotes something very long from the file.
+func shorten(s string) string {
+	const most = 600
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + " ..."
+}
+
 func (d *decoder) sorted() []Problem {
 	slices.SortStableFunc(d.problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
 	return d.problems
-}
-
-// decodeRoot reads the whole configuration.
-func (d *decoder) decodeRoot(node ast.Node, c *Config) {
-	d.decode("", node, reflect.ValueOf(c).Elem())
 }
 
 // decode reads node into v, a settable value of one of the configuration's types.
@@ -138,6 +142,9 @@ func (d *decoder) decodeSlice(path string, node ast.Node, v reflect.Value) {
 	}
 	v.Set(reflect.MakeSlice(v.Type(), len(list.Values), len(list.Values)))
 	for i, element := range list.Values {
+		if len(d.problems) > maxProblems {
+			return
+		}
 		d.decode(fmt.Sprintf("%s[%d]", path, i), element, v.Index(i))
 	}
 	if len(list.Values) == 0 {
@@ -231,14 +238,11 @@ func (d *decoder) wrongType(path string, node ast.Node, want string) {
 // is not written in the file as it is: with escapes, or in several lines.
 func (d *decoder) inside(node ast.Node, text string, offset int) position {
 	at := nodePosition(node)
-	if at.line > len(d.source.raw) {
-		return at
-	}
 	column := at.column
 	if t := node.GetToken(); t.Type == token.DoubleQuoteType || t.Type == token.SingleQuoteType {
 		column++
 	}
-	line := d.source.raw[at.line-1]
+	line := d.source.line(at)
 	for i := 1; i < column && line != ""; i++ {
 		_, size := utf8.DecodeRuneInString(line)
 		line = line[size:]

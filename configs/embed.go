@@ -3,10 +3,10 @@ package configs
 import _ "embed" // the sample and the schema are part of the program
 
 //go:embed hsmbridge.yaml
-var sample []byte //nolint:gochecknoglobals // go:embed needs a variable
+var sample []byte
 
 //go:embed schema.json
-var schema []byte //nolint:gochecknoglobals // go:embed needs a variable
+var schema []byte
 
 // Sample is a commented configuration to start from, which loads as it stands.
 func Sample() []byte { return append([]byte(nil), sample...) }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"unicode/utf8"
 )
 
@@ -59,8 +60,10 @@ func parse(name, folder string, data []byte) (*Config, error) {
 	if d.readable(data) {
 		d.source = newSource(data)
 		if root := d.document(data); root != nil {
-			d.decodeRoot(root, &c)
-			validate(&c, folder, d)
+			d.decode("", root, reflect.ValueOf(&c).Elem())
+			if len(d.problems) <= maxProblems {
+				validate(&c, folder, d)
+			}
 		}
 	}
 	if problems := d.sorted(); len(problems) > 0 {

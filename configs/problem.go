@@ -54,22 +54,35 @@ type source struct {
 func newSource(data []byte) source {
 	raw := strings.Split(strings.ReplaceAll(string(data), "\r\n", "\n"), "\n")
 	masked := slices.Clone(raw)
-	secret := regexp.MustCompile(secretPattern)
-	for i, line := range raw {
-		if at := secret.FindStringIndex(line); at != nil {
-			masked[i] = line[:at[1]] + " ***"
+	for _, pattern := range []string{pinPattern, userinfoPattern} {
+		secret := regexp.MustCompile(pattern)
+		for i, line := range masked {
+			if at := secret.FindStringSubmatchIndex(line); at != nil {
+				masked[i] = line[:at[3]] + "***" // up to the end of the first group
+			}
 		}
 	}
 	return source{raw: raw, masked: masked}
 }
 
-// secretPattern finds a key that a person could put a PIN under, with its separator: pin:, user_pin:, pin-value=, password:.
+// pinPattern finds a key that a person could put a PIN under, with its separator: pin:, user_pin:, pin-value=, password:.
 // It does not find pin_file and its like.
-const secretPattern = `(?i)[a-z0-9_-]*(pin|password|passphrase|passwd|pwd)([_-]?(value|code))?["']?[ \t]*[:=]`
+const pinPattern = `(?i)((?:pin|password|passphrase|passwd|pwd)(?:[_-]?(?:value|code))?["']?[ \t]*[:=][ \t]*)`
+
+// userinfoPattern finds the user and password in a URL.
+const userinfoPattern = `(://)[^\s"'@]+@`
 
 // isSecretName says whether a key is named as if a PIN stood under it.
 func isSecretName(key string) bool {
-	return regexp.MustCompile(secretPattern + `$`).MatchString(key + ":")
+	return regexp.MustCompile(pinPattern + `$`).MatchString(key + ":")
+}
+
+// line is the whole line of a position, unmasked.
+func (s source) line(at position) string {
+	if at.line < 1 || at.line > len(s.raw) {
+		return ""
+	}
+	return s.raw[at.line-1]
 }
 
 // maxExcerpt is how many characters of a line are shown.

@@ -20,7 +20,7 @@ const maxExpiry = 365 * day
 const (
 	namePattern        = `^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`
 	environmentPattern = `^[A-Za-z_][A-Za-z0-9_]*$`
-	credentialPattern  = `^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$` // systemd.exec(5): a file name
+	systemdNamePattern = `^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$` // systemd.exec(5): a file name
 )
 
 // validator checks what one value or several together mean. Only values that were read without a mistake are looked at.
@@ -78,11 +78,11 @@ func (v validator) kms() {
 	u, err := url.Parse(k.Endpoint)
 	switch {
 	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
-		v.problem("kms.endpoint", "%q is not an endpoint: write https://HOST or https://HOST:PORT", k.Endpoint)
+		v.problem("kms.endpoint", "this is not an endpoint: write https://HOST or https://HOST:PORT")
 	case u.User != nil:
 		v.problem("kms.endpoint", "credentials never stand in a configuration: use the AWS credential chain or kms.profile")
 	case u.RawQuery != "" || u.Fragment != "":
-		v.problem("kms.endpoint", "%q is not an endpoint: leave out what follows '?' or '#'", k.Endpoint)
+		v.problem("kms.endpoint", "an endpoint has no '?' or '#': leave out what follows")
 	case u.Scheme == "http" && !loopback(u.Hostname()):
 		v.problem("kms.endpoint", "http is refused except on this machine: TLS is what shows that the wrapping public key comes from KMS; write https")
 	}
@@ -191,7 +191,7 @@ func (v validator) pinSource(path string, t *Token) {
 		v.problem(path, "where does the PIN come from? Give one of %s", choice)
 	}
 	if t.PINCredential != "" {
-		v.matches(path+".pin_credential", t.PINCredential, credentialPattern, "the name of a systemd credential")
+		v.matches(path+".pin_credential", t.PINCredential, systemdNamePattern, "the name of a systemd credential")
 	}
 	if at := path + ".pin_command"; v.ok(at) && len(t.PINCommand) > 0 && (t.PINCommand[0] == "" || t.PINCommand[len(t.PINCommand)-1] == "") {
 		v.problem(at, "pin_command is empty: write the command that prints the PIN")
@@ -199,39 +199,37 @@ func (v validator) pinSource(path string, t *Token) {
 }
 
 // modules checks tokens against each other: a module is loaded once for the process, and the environment is the process's.
+// Each token is compared with the first that has the same module, the same module and uri, or the same variable.
 func (v validator) modules() {
+	byModule, byURI, byVariable := make(map[string]*Token), make(map[string]*Token), make(map[string]*Token)
+	first := func(m map[string]*Token, key string, t *Token) *Token {
+		if m[key] == nil {
+			m[key] = t
+		}
+		return m[key]
+	}
 	for i := range v.c.Tokens {
 		t, path := &v.c.Tokens[i], fmt.Sprintf("tokens[%d]", i)
 		if !v.ok(path) {
 			continue
 		}
-		for j := range i {
-			other := &v.c.Tokens[j]
-			if !v.ok(fmt.Sprintf("tokens[%d]", j)) {
-				continue
-			}
-			if resolve(v.folder, filepath.Clean(other.Module)) == resolve(v.folder, filepath.Clean(t.Module)) {
-				v.sameModule(path, t, other)
-				continue
-			}
-			for _, name := range slices.Sorted(maps.Keys(t.Environment)) {
-				if value, ok := other.Environment[name]; ok && value != t.Environment[name] {
-					v.problem(path+".environment."+name, "%s has another value in token %s: the environment belongs to the whole process", name, other.Name)
-				}
+		module := resolve(v.folder, filepath.Clean(t.Module))
+		const once = "a module is loaded once for the whole process; give both the same, or run a second hsmbridge"
+		sameModule := first(byModule, module, t)
+		sameURI := first(byURI, module+"\x00"+t.URI.String(), t)
+		switch {
+		case !maps.Equal(t.Environment, sameModule.Environment):
+			v.problem(path+".module", "token %s uses this module with another environment: %s", sameModule.Name, once)
+		case t.ModuleParameters != sameModule.ModuleParameters:
+			v.problem(path+".module", "token %s uses this module with other module_parameters: %s", sameModule.Name, once)
+		case t != sameURI:
+			v.problem(path+".uri", "token %s has the same module and uri: one token is configured once", sameURI.Name)
+		}
+		for _, name := range slices.Sorted(maps.Keys(t.Environment)) {
+			if other := first(byVariable, name, t); other.Environment[name] != t.Environment[name] && sameModule == t {
+				v.problem(path+".environment."+name, "%s has another value in token %s: the environment belongs to the whole process", name, other.Name)
 			}
 		}
-	}
-}
-
-func (v validator) sameModule(path string, t, other *Token) {
-	const once = "a module is loaded once for the whole process; give both the same, or run a second hsmbridge"
-	switch {
-	case !maps.Equal(t.Environment, other.Environment):
-		v.problem(path+".module", "token %s uses this module with another environment: %s", other.Name, once)
-	case t.ModuleParameters != other.ModuleParameters:
-		v.problem(path+".module", "token %s uses this module with other module_parameters: %s", other.Name, once)
-	case t.URI.Equal(other.URI):
-		v.problem(path+".uri", "token %s has the same module and uri: one token is configured once", other.Name)
 	}
 }
 

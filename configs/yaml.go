@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -48,14 +49,13 @@ func (d *decoder) addSyntax(err error) {
 		d.add(position{1, 1}, "", "this is not YAML: %v", err)
 		return
 	}
-	message := syntax.Message
-	switch {
-	case strings.Contains(message, "'\t'"):
-		message = "a tab in the indentation: YAML wants spaces"
-	case strings.Contains(message, "value is not allowed in this context"):
+	at, message := tokenPosition(syntax.Token), syntax.Message
+	if before, _, found := strings.Cut(d.source.line(at), "\t"); found {
+		at.column, message = utf8.RuneCountInString(before)+1, "a tab: YAML wants spaces, and \\t in double quotes"
+	} else if strings.Contains(message, "value is not allowed in this context") {
 		message += ": look at the indentation, and for a missing quote or colon"
 	}
-	d.add(tokenPosition(syntax.Token), "", "this is not YAML: %s", message)
+	d.add(at, "", "this is not YAML: %s", message)
 }
 
 func tokenPosition(t *token.Token) position {
@@ -65,8 +65,12 @@ func tokenPosition(t *token.Token) position {
 	return position{t.Position.Line, max(t.Position.Column, 1)}
 }
 
-// maxDepth is the deepest nesting that is parsed, several times what the configuration has. The parser works recursively.
-const maxDepth = 16
+// The YAML parser works recursively, through the levels of nesting and also through the keys of a block mapping, and takes
+// minutes and gigabytes for a hostile file of 1 MiB. Both limits are several times what a configuration has.
+const (
+	maxDepth = 16
+	maxKeys  = 500 // of one block mapping: environment variables are the most there can be
+)
 
 // plain refuses the parts of YAML that a configuration does without, a second document, and nesting without end.
 func (d *decoder) plain(tokens token.Tokens) bool {
@@ -79,7 +83,9 @@ func (d *decoder) plain(tokens token.Tokens) bool {
 			continue
 		case reason != "":
 			d.add(tokenPosition(t), "", "%s", reason)
-			plain = false
+			if plain = false; t.Type == token.DirectiveType {
+				return false // what follows it in the line is not content
+			}
 			continue
 		case t.Type == token.DocumentEndType:
 			ended = true
@@ -91,8 +97,8 @@ func (d *decoder) plain(tokens token.Tokens) bool {
 			continue
 		}
 		content = true
-		if n.add(t); n.depth() > maxDepth {
-			d.add(tokenPosition(t), "", "nested deeper than %d levels, which no field of the configuration is", maxDepth)
+		if excess := n.add(t); excess != "" {
+			d.add(tokenPosition(t), "", "%s", excess)
 			return false
 		}
 	}
@@ -116,31 +122,53 @@ func refusedToken(t token.Type) string {
 
 // nesting counts the collections that are open.
 type nesting struct {
-	flow  int   // brackets and braces
-	block []int // columns of the keys and dashes of block collections, outermost first
+	flow  int     // brackets and braces
+	block []level // block collections, outermost first
 }
 
-func (n *nesting) add(t *token.Token) {
+// level is a block collection: a list whose dashes, or a mapping whose keys, stand in a column.
+type level struct {
+	column, keys int // keys is 0 for a list
+}
+
+// add follows a token and says which limit it exceeds, empty if none.
+func (n *nesting) add(t *token.Token) (excess string) {
 	switch t.Type { //nolint:exhaustive // the other tokens do not nest
 	case token.SequenceStartType, token.MappingStartType:
 		n.flow++
 	case token.SequenceEndType, token.MappingEndType:
 		n.flow--
 	case token.SequenceEntryType:
-		n.open(tokenPosition(t).column)
+		n.open(level{column: tokenPosition(t).column})
 	case token.MappingValueType:
-		n.open(tokenPosition(t.Prev).column) // the key before the colon
+		n.open(level{column: tokenPosition(t.Prev).column, keys: 1}) // the key before the colon
 	}
+	switch {
+	case n.flow+len(n.block) > maxDepth:
+		return fmt.Sprintf("nested deeper than %d levels, which no field of the configuration is", maxDepth)
+	case len(n.block) > 0 && n.block[len(n.block)-1].keys > maxKeys:
+		return fmt.Sprintf("more than %d keys in one mapping, which no field of the configuration has", maxKeys)
+	}
+	return ""
 }
 
-func (n *nesting) open(column int) {
+// open starts a collection or goes on with one. A list may stand in the column of the key that it belongs to.
+func (n *nesting) open(l level) {
 	if n.flow > 0 {
 		return
 	}
-	for len(n.block) > 0 && n.block[len(n.block)-1] >= column {
+	isList := l.keys == 0
+	for len(n.block) > 0 {
+		last := &n.block[len(n.block)-1]
+		lastIsList := last.keys == 0
+		if last.column == l.column && lastIsList == isList {
+			last.keys += l.keys
+			return
+		}
+		if last.column < l.column || last.column == l.column && isList {
+			break
+		}
 		n.block = n.block[:len(n.block)-1]
 	}
-	n.block = append(n.block, column)
+	n.block = append(n.block, l)
 }
-
-func (n *nesting) depth() int { return n.flow + len(n.block) }

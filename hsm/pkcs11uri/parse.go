@@ -3,6 +3,7 @@ package pkcs11uri
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -147,14 +148,11 @@ func decode(value string, offset int, a attribute) (string, error) {
 		c := value[i]
 		switch {
 		case c == '%':
-			hi, lo := -1, -1
-			if i+2 < len(value) {
-				hi, lo = hexDigit(value[i+1]), hexDigit(value[i+2])
-			}
-			if hi < 0 || lo < 0 {
+			octet, err := strconv.ParseUint(value[i+1:min(i+3, len(value))], 16, 8)
+			if err != nil || i+2 >= len(value) {
 				return "", errorf(offset+i, "'%%' has to be followed by two hexadecimal digits; the character itself is %%25")
 			}
-			b.WriteByte(byte(hi<<4 | lo))
+			b.WriteByte(byte(octet))
 			i += 2
 		case allowed(c, a.query):
 			b.WriteByte(c)
@@ -209,16 +207,4 @@ func percent(s string) string {
 		fmt.Fprintf(&b, "%%%02X", s[i])
 	}
 	return b.String()
-}
-
-func hexDigit(c byte) int {
-	switch {
-	case '0' <= c && c <= '9':
-		return int(c - '0')
-	case 'a' <= c && c <= 'f':
-		return int(c-'a') + 10
-	case 'A' <= c && c <= 'F':
-		return int(c-'A') + 10
-	}
-	return -1
 }

@@ -26,7 +26,7 @@ func TestParse(t *testing.T) {
 		},
 		{
 			in: "pkcs11:token=Software%20PKCS%2311%20softtoken;manufacturer=Snake%20Oil,%20Inc.;serial=00A&1;model=1.0?module-path=/usr/lib/x.so",
-			want: pkcs11uri.URI{
+			want: pkcs11uri.URI{ //nolint:gosec // the names of a token, as in the RFC's examples
 				Token: "Software PKCS#11 softtoken", Manufacturer: "Snake Oil, Inc.", Serial: "00A&1", Model: "1.0", ModulePath: "/usr/lib/x.so",
 			},
 		},
@@ -100,6 +100,8 @@ func TestParseRefuses(t *testing.T) {
 		{"pkcs11:token=a%", 14, "two hexadecimal digits"},
 		{"pkcs11:token=a%4", 14, "two hexadecimal digits"},
 		{"pkcs11:token=%4G", 13, "two hexadecimal digits"},
+		{"pkcs11:token=%+1", 13, "two hexadecimal digits"},
+		{"pkcs11:token=%_1", 13, "two hexadecimal digits"},
 		{"pkcs11:token=%\x11\x11", 13, "two hexadecimal digits"},
 		{"pkcs11:token=%C3%28", 13, "token is not UTF-8"},
 		{"pkcs11:token=a;type=secret", 20, "did you mean secret-key?"},

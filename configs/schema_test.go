@@ -1,0 +1,187 @@
+package configs
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/goccy/go-yaml"
+	reflector "github.com/invopop/jsonschema"
+	validator2020 "github.com/santhosh-tekuri/jsonschema/v6"
+
+	"hsmbridge/hsm/pkcs11uri"
+	"hsmbridge/hsm/wrapping"
+)
+
+// generateSchema makes the JSON Schema from the Go types and their comments.
+func generateSchema(t *testing.T) []byte {
+	t.Helper()
+	r := reflector.Reflector{FieldNameTag: "yaml", RequiredFromJSONSchemaTags: true, Anonymous: true, Mapper: scalarSchema}
+	if err := r.AddGoComments("hsmbridge/configs", "./", reflector.WithFullComment()); err != nil {
+		t.Fatal(err)
+	}
+	s := r.Reflect(Config{})
+	s.Version = reflector.Version
+	s.Title = "Configuration of hsmbridge"
+	for path, set := range refinements() {
+		name, property, _ := strings.Cut(path, ".")
+		target := s.Definitions[name]
+		if property != "" {
+			var ok bool
+			if target, ok = target.Properties.Get(property); !ok {
+				t.Fatalf("the schema has no %s", path)
+			}
+		}
+		set(target)
+	}
+	for _, definition := range s.Definitions {
+		definition.Description = strings.ReplaceAll(definition.Description, "\n", " ")
+		for pair := definition.Properties.Oldest(); pair != nil; pair = pair.Next() {
+			pair.Value.Description = strings.ReplaceAll(pair.Value.Description, "\n", " ")
+		}
+	}
+	out, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(out, '\n')
+}
+
+// scalarSchema is the schema of the types that are written as one scalar.
+func scalarSchema(t reflect.Type) *reflector.Schema {
+	switch t {
+	case reflect.TypeFor[pkcs11uri.URI]():
+		return &reflector.Schema{Type: "string", Pattern: "^[Pp][Kk][Cc][Ss]11:"}
+	case reflect.TypeFor[Duration]():
+		return &reflector.Schema{Type: "string", Pattern: `^(never|([0-9]{1,5}d)?([0-9]{1,5}h)?([0-9]{1,5}m)?)$`, MinLength: ptr(2), Examples: []any{"90d", "12h", "never"}}
+	case reflect.TypeFor[Destination]():
+		return &reflector.Schema{Type: "string", Pattern: destinationPattern}
+	case reflect.TypeFor[Command]():
+		word := &reflector.Schema{Type: "string", MinLength: ptr(1)}
+		return &reflector.Schema{OneOf: []*reflector.Schema{word, {Type: "array", Items: word, MinItems: ptr(1)}}}
+	case reflect.TypeFor[wrapping.KeySpec]():
+		return &reflector.Schema{Type: "string", Enum: enum(wrapping.KeySpecs())}
+	case reflect.TypeFor[wrapping.Algorithm]():
+		return &reflector.Schema{Type: "string", Enum: enum(wrapping.Algorithms())}
+	case reflect.TypeFor[Generate]():
+		return &reflector.Schema{Type: "string", Enum: []any{GenerateNever, GenerateIfMissing}, Default: GenerateNever}
+	}
+	return nil
+}
+
+// refinements is what the Go types do not say: the patterns and rules of [validate] that a schema can express.
+func refinements() map[string]func(*reflector.Schema) {
+	name := func(s *reflector.Schema) { s.Pattern = namePattern }
+	file := func(s *reflector.Schema) { s.Pattern = "^[^~]" }
+	given := func(field string, value *reflector.Schema) *reflector.Schema {
+		properties := reflector.NewProperties()
+		properties.Set(field, value)
+		return &reflector.Schema{Properties: properties, Required: []string{field}}
+	}
+	return map[string]func(*reflector.Schema){
+		"KMS.region":           func(s *reflector.Schema) { s.Pattern = "^$|" + regionPattern },
+		"KMS.endpoint":         func(s *reflector.Schema) { s.Pattern = "^$|^https?://." },
+		"Token.name":           name,
+		"Token.module":         file,
+		"Token.pin_credential": func(s *reflector.Schema) { s.Pattern = "^$|" + systemdNamePattern },
+		"Token.environment":    func(s *reflector.Schema) { s.PropertyNames = &reflector.Schema{Pattern: environmentPattern} },
+		"Token": func(s *reflector.Schema) {
+			s.OneOf = []*reflector.Schema{
+				given("pin_file", &reflector.Schema{MinLength: ptr(1)}),
+				given("pin_command", &reflector.Schema{}),
+				given("pin_prompt", &reflector.Schema{Const: true}),
+				given("pin_credential", &reflector.Schema{MinLength: ptr(1)}),
+			}
+		},
+		"Key.name":  name,
+		"Key.prove": func(s *reflector.Schema) { s.Default = true },
+	}
+}
+
+func ptr(n uint64) *uint64 { return &n }
+
+func enum[S ~string](values []S) []any {
+	out := make([]any, len(values))
+	for i, v := range values {
+		out[i] = v
+	}
+	return out
+}
+
+func TestSchemaIsCurrent(t *testing.T) {
+	golden(t, "schema.json", generateSchema(t))
+	if !*update && !bytes.Equal(Schema(), generateSchema(t)) {
+		t.Error("Schema is not schema.json")
+	}
+}
+
+// compileSchema reads the schema as an editor would: draft 2020-12, checked against its meta-schema.
+func compileSchema(t *testing.T) *validator2020.Schema {
+	t.Helper()
+	document, err := validator2020.UnmarshalJSON(bytes.NewReader(Schema()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if version := document.(map[string]any)["$schema"]; version != "https://json-schema.org/draft/2020-12/schema" { //nolint:errcheck,forcetypeassert // a panic fails the test too
+		t.Fatalf("$schema is %v", version)
+	}
+	c := validator2020.NewCompiler()
+	if err := c.AddResource("schema.json", document); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Compile("schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// validateYAML checks a YAML document against the schema.
+func validateYAML(s *validator2020.Schema, data []byte) error {
+	text, err := yaml.YAMLToJSON(data)
+	if err != nil {
+		return err
+	}
+	instance, err := validator2020.UnmarshalJSON(bytes.NewReader(text))
+	if err != nil {
+		return err
+	}
+	return s.Validate(instance)
+}
+
+func TestSchemaTakesWhatLoads(t *testing.T) {
+	s := compileSchema(t)
+	files, err := filepath.Glob("*.yaml")
+	if err != nil || len(files) < 4 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := validateYAML(s, data); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+}
+
+// TestSchemaRefuses holds that the schema refuses every broken configuration, except those that say at their top
+// that a schema cannot: they are valid by it.
+func TestSchemaRefuses(t *testing.T) {
+	s := compileSchema(t)
+	for _, file := range brokenFiles(t) {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = validateYAML(s, data)
+		if cannot := bytes.HasPrefix(data, []byte("# schema cannot say this")); cannot != (err == nil) {
+			t.Errorf("%s: the schema says: %v", file, err)
+		}
+	}
+}

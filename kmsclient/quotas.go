@@ -7,7 +7,7 @@ type Quota struct {
 	Source    string
 }
 
-// Quotas is the default request quota of every operation that hsmbridge calls. All are adjustable: an
+// Quotas is the default request quota of every operation that hsmbridge calls or will call. All are adjustable: an
 // account may have others (Service Quotas). Quotas of cryptographic operations are shared by all of their kind.
 func Quotas() []Quota {
 	const (
@@ -19,14 +19,14 @@ func Quotas() []Quota {
 		{"CreateKey", 5, guide},
 		{"DeleteImportedKeyMaterial", 15, guide},
 		{"DescribeKey", 2000, guide},
-		{"GenerateMac", 10000, shared},       // more in the larger Regions
+		{"GenerateMac", 10000, shared},       // more in the largest Regions
 		{"GetParametersForImport", 1, guide}, // older editions of the guide: 0.25
-		{"GetPublicKey", 2000, guide},        //
-		{"ImportKeyMaterial", 15, guide},     //
-		{"ListKeyRotations", 100, guide},     //
-		{"ReplicateKey", 5, guide},           //
-		{"RotateKeyOnDemand", 5, guide},      //
-		{"Sign", 300, shared + "; ECC keys"}, // the lower of RSA (500, later 1000) and ECC (300, later 1000)
-		{"TagResource", 10, guide},           //
+		{"GetPublicKey", 2000, guide},
+		{"ImportKeyMaterial", 15, guide},
+		{"ListKeyRotations", 100, guide},
+		{"ReplicateKey", 5, guide},
+		{"RotateKeyOnDemand", 5, guide},
+		{"Sign", 1000, shared}, // for RSA and for ECC keys each; older editions: 500 and 300
+		{"TagResource", 10, guide},
 	}
 }

@@ -65,13 +65,13 @@ type Request struct {
 	Policy      wrapping.Policy
 }
 
-// Importer carries out imports with one token and one KMS endpoint.
+// Importer carries out imports with one token. It is used by one goroutine at a time.
 type Importer struct {
 	Token  Token
-	KMS    KMS
-	Record func(ctx context.Context, e Event) error // journal, audit, progress; an error stops the import before the next step; may be nil
-	Now    func() time.Time                         // nil: time.Now
-	Random io.Reader                                // for messages that are MACed or signed; nil: crypto/rand
+	KMS    func(ctx context.Context, destination string) (KMS, error) // the client for a destination's account and Region
+	Record func(ctx context.Context, e Event) error                   // journal, audit, progress; an error stops the import before the next step; may be nil
+	Now    func() time.Time                                           // nil: time.Now
+	Random io.Reader                                                  // for messages that are MACed or signed; nil: crypto/rand
 	Wait   func(ctx context.Context, d time.Duration) error
 
 	probed map[wrapping.KeySpec]wrapping.Capabilities
@@ -89,6 +89,7 @@ func (im *Importer) Run(ctx context.Context, r Request) (Result, error) {
 // run is the state of one import.
 type run struct {
 	*Importer
+	kms    KMS
 	req    Request
 	plan   Plan
 	key    wrapping.Key
@@ -167,7 +168,7 @@ func (r *run) wrapAndImport(ctx context.Context, req kmsclient.ImportRequest) (k
 			return kmsclient.ImportResult{}, err
 		}
 		req.ImportToken, req.EncryptedKeyMaterial = params.ImportToken, wrapped
-		out, err := r.KMS.ImportKeyMaterial(ctx, req)
+		out, err := r.kms.ImportKeyMaterial(ctx, req)
 		switch {
 		case err == nil:
 			r.result.RequestIDs = append(r.result.RequestIDs, out.RequestID)
@@ -185,7 +186,7 @@ func (r *run) parameters(ctx context.Context) (kmsclient.ImportParameters, wrapp
 	var refused []error
 	for len(r.plan.plans) > 0 {
 		plan := r.plan.plans[0]
-		params, err := r.KMS.GetParametersForImport(ctx, r.req.Destination, string(plan.Algorithm), string(plan.WrappingKeySpec))
+		params, err := r.kms.GetParametersForImport(ctx, r.req.Destination, string(plan.Algorithm), string(plan.WrappingKeySpec))
 		switch {
 		case err == nil:
 			return params, plan, r.record(ctx, StepParameters, "import parameters from KMS",

@@ -33,7 +33,10 @@ func (e *RefusedError) Class() string { return "caller" }
 // preflight asks KMS and the token and decides, changing nothing: it fills r.info, r.key and r.plan.
 func (r *run) preflight(ctx context.Context) (Plan, error) {
 	var err error
-	if r.info, err = r.KMS.DescribeKey(ctx, r.req.Destination); err != nil {
+	if r.kms, err = r.KMS(ctx, r.req.Destination); err != nil {
+		return Plan{}, fmt.Errorf("reach KMS for %s: %w", r.req.Name, err)
+	}
+	if r.info, err = r.kms.DescribeKey(ctx, r.req.Destination); err != nil {
 		return Plan{}, fmt.Errorf("look at the destination of %s: %w", r.req.Name, err)
 	}
 	if err := checkDestination(r.req, r.info); err != nil {
@@ -178,7 +181,7 @@ func (r *run) held(ctx context.Context) (holding, error) {
 		return h, nil
 	}
 	var err error
-	switch h.materials, err = r.KMS.ListKeyMaterials(ctx, r.req.Destination); {
+	switch h.materials, err = r.kms.ListKeyMaterials(ctx, r.req.Destination); {
 	case err == nil:
 		h.listed = true
 	case kmsclient.IsUnsupportedOperation(err):

@@ -115,7 +115,7 @@ func (r *run) proveMAC(ctx context.Context) error {
 	}
 	algorithm := "HMAC_SHA_" + string(r.req.KeySpec)[len("HMAC_"):]
 	theirs, err := eventually(ctx, r, func() ([]byte, error) {
-		return r.KMS.GenerateMAC(ctx, r.req.Destination, algorithm, message)
+		return r.kms.GenerateMAC(ctx, r.req.Destination, algorithm, message)
 	})
 	if err != nil {
 		return unavailable("GenerateMac", err)
@@ -131,7 +131,7 @@ func (r *run) provePublicKey(ctx context.Context) error {
 	if err != nil {
 		return &noProofError{fmt.Sprintf("the token gives no public half of this key: %v", err)}
 	}
-	theirs, err := eventually(ctx, r, func() ([]byte, error) { return r.KMS.GetPublicKey(ctx, r.req.Destination) })
+	theirs, err := eventually(ctx, r, func() ([]byte, error) { return r.kms.GetPublicKey(ctx, r.req.Destination) })
 	if err != nil {
 		return unavailable("GetPublicKey", err)
 	}
@@ -152,7 +152,7 @@ func (r *run) proveSignature(ctx context.Context, public []byte) error {
 	if err != nil {
 		return err
 	}
-	sig, err := r.KMS.Sign(ctx, r.req.Destination, algorithm, message)
+	sig, err := r.kms.Sign(ctx, r.req.Destination, algorithm, message)
 	if err != nil {
 		var none *noProofError
 		if err = unavailable("Sign", err); errors.As(err, &none) {
@@ -211,7 +211,7 @@ func (r *run) materialID(ctx context.Context) (string, error) {
 	if r.result.KeyMaterialID != "" {
 		return r.result.KeyMaterialID, nil
 	}
-	info, err := eventually(ctx, r, func() (kmsclient.KeyInfo, error) { return r.KMS.DescribeKey(ctx, r.req.Destination) })
+	info, err := eventually(ctx, r, func() (kmsclient.KeyInfo, error) { return r.kms.DescribeKey(ctx, r.req.Destination) })
 	if err != nil {
 		return "", unavailable("DescribeKey", err)
 	}

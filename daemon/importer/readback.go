@@ -35,7 +35,7 @@ func (r *run) readBack(ctx context.Context, validTo time.Time, cause error) (kms
 	const step, tries = time.Second, 5
 	fresh := r.plan.Action == ActionImport || r.plan.Action == ActionRestore
 	for range tries {
-		info, err := r.KMS.DescribeKey(ctx, r.req.Destination)
+		info, err := r.kms.DescribeKey(ctx, r.req.Destination)
 		if err == nil && info.State != "PendingImport" && info.ValidTo.Equal(validTo) && (fresh || r.changes(validTo)) {
 			return kmsclient.ImportResult{KeyARN: info.ARN, KeyMaterialID: info.CurrentKeyMaterialID},
 				r.record(ctx, StepImport, "KMS's answer was lost; DescribeKey shows that it took the key material", "key_material_id", info.CurrentKeyMaterialID)

@@ -95,6 +95,13 @@ func newResult(r Request) Result {
 	return Result{Key: r.Name, Destination: r.Destination, Proof: Unproved, Result: Failed}
 }
 
+// Failure is the result of an import that could not be begun.
+func Failure(r Request, err error) Result {
+	result := newResult(r)
+	result.Error, result.ErrorClass = err.Error(), Class(err)
+	return result
+}
+
 func (r *Result) setPlanned(p Plan) {
 	r.Algorithm, r.WrappingKeySpec, r.Mechanism = p.Algorithm, p.WrappingKeySpec, p.Mechanism
 	r.PassedOver, r.PlanDigest = p.PassedOver, p.Digest

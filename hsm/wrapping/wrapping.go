@@ -18,10 +18,11 @@ const (
 	RSAAESSHA1   Algorithm = "RSA_AES_KEY_WRAP_SHA_1"   // the same with SHA-1 in OAEP
 )
 
-// Algorithms lists every wrapping algorithm in AWS's order of preference.
+// Algorithms lists every wrapping algorithm: those for secrets, then those for private keys, each group in AWS's
+// order of preference. The order for one key spec is [KeySpec.Order].
 // Source: AWS KMS Developer Guide, "Select a wrapping algorithm".
 func Algorithms() []Algorithm {
-	return []Algorithm{RSAAESSHA256, RSAAESSHA1, OAEPSHA256, OAEPSHA1, PKCS1v15}
+	return []Algorithm{OAEPSHA256, OAEPSHA1, PKCS1v15, RSAAESSHA256, RSAAESSHA1}
 }
 
 // WrappingKeySpec is the size of the RSA wrapping key (the WrappingKeySpec parameter of

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"hsmbridge/configs"
+)
+
+func (a *app) configCommand() *cobra.Command {
+	config := &cobra.Command{Use: "config", Short: "Check, describe and start a configuration", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
+	config.AddCommand(
+		a.jsonFlag(&cobra.Command{
+			Use: "check [FILE]", Short: "Name file, line and column of every mistake in the configuration", Args: cobra.MaximumNArgs(1),
+			RunE: func(_ *cobra.Command, args []string) error {
+				if len(args) == 1 {
+					a.configFile = args[0]
+				}
+				return a.checkConfig()
+			},
+		}, "print the mistakes as JSON, one a line"),
+		&cobra.Command{
+			Use: "schema", Short: "Print the JSON Schema of the configuration, for editors", Args: cobra.NoArgs,
+			RunE: func(*cobra.Command, []string) error {
+				_, err := a.out.Write(configs.Schema())
+				return err
+			},
+		},
+		&cobra.Command{
+			Use: "init [FILE]", Short: "Write a commented sample configuration to FILE, or print it", Args: cobra.MaximumNArgs(1),
+			Long: "Write a commented sample configuration to FILE, which must not exist, or print it.",
+			RunE: func(_ *cobra.Command, args []string) error { return a.initConfig(args) },
+		},
+	)
+	return config
+}
+
+func (a *app) checkConfig() error {
+	c, err := a.load()
+	var bad *configs.Error
+	if a.json && errors.As(err, &bad) {
+		for _, p := range bad.Problems {
+			if err := writeJSON(a.out, p); err != nil {
+				return err
+			}
+		}
+		return &exitError{exitConfig, errShown}
+	}
+	if err != nil {
+		return err
+	}
+	if !a.json {
+		destinations := 0
+		for _, k := range c.Keys {
+			destinations += len(k.Destinations)
+		}
+		fmt.Fprintf(a.out, "%s is good: %d tokens, %d keys, %d destinations\n", a.configFile, len(c.Tokens), len(c.Keys), destinations)
+	}
+	return nil
+}
+
+func (a *app) initConfig(args []string) error {
+	if len(args) == 0 || args[0] == "-" {
+		_, err := a.out.Write(configs.Sample())
+		return err
+	}
+	f, err := os.OpenFile(args[0], os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return &exitError{exitConfig, fmt.Errorf("%s exists and was left as it is; name another file", args[0])}
+	}
+	if err != nil {
+		return &exitError{exitConfig, err}
+	}
+	if _, err := f.Write(configs.Sample()); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.out, "wrote %s; edit it, then run: hsmbridge -c %s config check\n", args[0], args[0])
+	return nil
+}

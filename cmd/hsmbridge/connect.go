@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.uber.org/zap"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon/importer"
+	"hsmbridge/daemon/pin"
+	"hsmbridge/hsm"
+	"hsmbridge/kmsclient"
+)
+
+// connections are the tokens and KMS clients of one run of the command. Each token is opened once.
+type connections struct {
+	app    *app
+	config *configs.Config
+	pins   map[string]pin.Source
+	tokens map[string]*hsm.Token
+	failed map[string]error // tokens that could not be opened: they are not tried again
+	kms    map[string]*kmsclient.Client
+
+	importers map[string]*importer.Importer
+}
+
+var _ importer.Token = (*hsm.Token)(nil)
+
+// connect prepares the PINs of the named tokens; pin_command runs here, before any module is loaded.
+func (a *app) connect(ctx context.Context, c *configs.Config, tokens []string) *connections {
+	conn := &connections{
+		app: a, config: c, pins: map[string]pin.Source{}, tokens: map[string]*hsm.Token{}, failed: map[string]error{}, kms: map[string]*kmsclient.Client{},
+		importers: map[string]*importer.Importer{},
+	}
+	for _, name := range tokens {
+		t, ok := c.Token(name)
+		if _, done := conn.pins[name]; done || !ok {
+			continue
+		}
+		source, err := pin.Prepare(ctx, t)
+		if err != nil {
+			conn.failed[name] = &exitError{exitToken, err}
+			continue
+		}
+		conn.pins[name] = source
+	}
+	return conn
+}
+
+// token opens a token, once.
+func (c *connections) token(ctx context.Context, name string) (*hsm.Token, error) {
+	if t := c.tokens[name]; t != nil {
+		return t, nil
+	}
+	if err := c.failed[name]; err != nil {
+		return nil, err
+	}
+	t, _ := c.config.Token(name)
+	open, err := hsm.Open(ctx, hsm.Config{
+		Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI,
+	}, hsm.PINSource(c.pins[name]))
+	if err != nil {
+		c.failed[name] = err
+		return nil, err
+	}
+	id := open.Identity()
+	c.app.log.Info("token opened", zap.String("token", name), zap.String("serial", id.Serial), zap.String("model", id.Model), zap.String("firmware", id.Firmware))
+	for _, w := range open.Warnings() {
+		c.app.log.Warn(w, zap.String("token", name))
+	}
+	c.tokens[name] = open
+	return open, nil
+}
+
+// client is the KMS client of a Region.
+func (c *connections) client(ctx context.Context, region string) (*kmsclient.Client, error) {
+	if k := c.kms[region]; k != nil {
+		return k, nil
+	}
+	k, err := kmsclient.New(ctx, kmsclient.Config{
+		Region: region, Endpoint: c.config.KMS.Endpoint, Profile: c.config.KMS.Profile,
+		Log: func(call kmsclient.Call) {
+			c.app.log.Debug("KMS call", zap.String("operation", call.Operation), zap.String("key", call.Key), zap.Int("attempt", call.Attempt),
+				zap.String("request_id", call.RequestID), zap.String("code", call.Code), zap.Duration("duration", call.Duration))
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.kms[region] = k
+	return k, nil
+}
+
+func (c *connections) close() error {
+	var errs []error
+	for _, t := range c.tokens {
+		errs = append(errs, t.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// request is the import of one key to one destination.
+func request(c *configs.Config, k configs.Key, d configs.Destination, o importOptions) importer.Request {
+	expires := k.Expires.Duration()
+	if o.expires != nil {
+		expires = time.Duration(*o.expires)
+	}
+	return importer.Request{
+		Name: k.Name, Object: k.URI, KeySpec: k.KeySpec, Destination: d.ARN, Generate: k.Generate == configs.GenerateIfMissing,
+		Expires: expires, Prove: k.Prove && !o.noProve, Renew: o.renew, Policy: c.Wrapping.Policy(d.Partition()),
+	}
+}
+
+// importOptions are the flags that plan and import share.
+type importOptions struct {
+	expires *configs.Duration
+	renew   bool
+	noProve bool
+}
+
+// tokensOf are the names of the tokens that hold the keys, in the order of the keys.
+func tokensOf(keys []configs.Key) []string {
+	var out []string
+	seen := map[string]bool{}
+	for _, k := range keys {
+		if !seen[k.Token] {
+			seen[k.Token] = true
+			out = append(out, k.Token)
+		}
+	}
+	return out
+}

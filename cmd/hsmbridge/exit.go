@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon/importer"
+)
+
+// The exit codes. Scripts may rely on them.
+const (
+	exitDone        = 0
+	exitUnexpected  = 1
+	exitUsage       = 2
+	exitConfig      = 3
+	exitRefused     = 4
+	exitToken       = 5
+	exitKMS         = 6
+	exitPartly      = 7
+	exitInterrupted = 130
+)
+
+// exitTable documents them.
+func exitTable() []struct {
+	code    int
+	meaning string
+} {
+	return []struct {
+		code    int
+		meaning string
+	}{
+		{exitDone, "done; what was asked for holds, also when nothing had to be changed"},
+		{exitUnexpected, "an error that fits none of the others"},
+		{exitUsage, "the command line is wrong; nothing was done"},
+		{exitConfig, "the configuration is wrong or cannot be read; nothing was done"},
+		{exitRefused, "refused: this key, destination or permission has to be changed first"},
+		{exitToken, "the token: PIN refused or parked, not there, session or module broken"},
+		{exitKMS, "AWS KMS: not reachable, throttled, in the wrong state, or it holds another key"},
+		{exitPartly, "some destinations are done and some are not; the output says which"},
+		{exitInterrupted, "interrupted"},
+	}
+}
+
+func exitCodesTopic() *cobra.Command {
+	var b strings.Builder
+	for _, e := range exitTable() {
+		fmt.Fprintf(&b, "  %3d  %s\n", e.code, e.meaning)
+	}
+	return &cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: "Exit codes:\n\n" + strings.TrimRight(b.String(), "\n")}
+}
+
+// exitError is an error with the exit code that it causes.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func usageError(err error) error { return &exitError{exitUsage, err} }
+
+// errShown ends a command whose output says already what went wrong.
+var errShown = errors.New("shown")
+
+// exit prints what went wrong, if anything, and gives the exit code.
+func (a *app) exit(ctx context.Context, err error) int {
+	if err == nil {
+		return exitDone
+	}
+	if !errors.Is(err, errShown) {
+		a.complain(err)
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		fmt.Fprintln(a.err, "hsmbridge: interrupted; run it again: what KMS holds is looked at before anything is imported")
+		return exitInterrupted
+	}
+	return codeOf(err)
+}
+
+func (a *app) complain(err error) {
+	var bad *configs.Error
+	if errors.As(err, &bad) {
+		fmt.Fprintln(a.err, bad.Error())
+		return
+	}
+	fmt.Fprintln(a.err, "hsmbridge:", err)
+	var e *exitError
+	if errors.As(err, &e) && e.code == exitUsage {
+		fmt.Fprintln(a.err, "see: hsmbridge --help")
+	}
+}
+
+func codeOf(err error) int {
+	var e *exitError
+	if errors.As(err, &e) {
+		return e.code
+	}
+	if strings.HasPrefix(err.Error(), "unknown command") || strings.HasPrefix(err.Error(), "accepts ") || strings.HasPrefix(err.Error(), "requires ") {
+		return exitUsage // cobra has no types for these
+	}
+	return classCode(importer.Class(err))
+}
+
+// classCode is the exit code of an error class.
+func classCode(class string) int {
+	switch class {
+	case "caller":
+		return exitRefused
+	case "session", "token", "library":
+		return exitToken
+	case "kms":
+		return exitKMS
+	}
+	return exitUnexpected
+}
+
+// resultsCode is the exit code of an import's results.
+func resultsCode(results []importer.Result) int {
+	bad, code := 0, exitDone
+	for _, r := range results {
+		if r.Error == "" {
+			continue
+		}
+		bad++
+		if c := classCode(r.ErrorClass); code == exitDone || c == code {
+			code = c
+		} else {
+			code = exitUnexpected
+		}
+	}
+	if bad > 0 && bad < len(results) {
+		return exitPartly
+	}
+	return code
+}

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon/importer"
+)
+
+func (a *app) importCommand() *cobra.Command {
+	var all, renew, noProve bool
+	var expires string
+	c := &cobra.Command{
+		Use:   "import NAME...",
+		Short: "Import managed keys into all their destinations and prove it",
+		Long: `Import managed keys into all their destinations and prove that KMS holds the same key.
+
+Run again, it finds what KMS holds, proves it again and imports only what has to be imported: material that is
+missing, or whose life differs from what is asked for by more than a tenth. --renew imports in any case.
+
+A destination that fails does not stop the others. See "hsmbridge help exit-codes".`,
+		Example: "  hsmbridge import payments\n  hsmbridge import --all --json",
+		RunE: func(c *cobra.Command, args []string) error {
+			o, err := optionsOf(expires, renew, noProve)
+			if err != nil {
+				return err
+			}
+			return a.importKeys(c.Context(), args, all, o)
+		},
+	}
+	f := c.Flags()
+	f.BoolVar(&all, "all", false, "import every managed key")
+	f.StringVar(&expires, "expires", "", "life of the material in KMS in place of the configuration's: 90d, 12h or never")
+	f.BoolVar(&renew, "renew", false, "import again although KMS holds the material with the life asked for")
+	f.BoolVar(&noProve, "no-prove", false, "do not spend a second import on the proof of symmetric keys")
+	return a.jsonFlag(c, "print one JSON object per destination, each on a line")
+}
+
+func (a *app) importKeys(ctx context.Context, names []string, all bool, o importOptions) error {
+	c, err := a.load()
+	if err != nil {
+		return err
+	}
+	keys, err := keysNamed(c, names, all)
+	if err != nil {
+		return err
+	}
+	conn := a.connect(ctx, c, tokensOf(keys))
+	var results []importer.Result
+	for _, k := range keys {
+		got := a.importKey(ctx, conn, k, o)
+		results = append(results, got...)
+		if !a.json {
+			continue
+		}
+		for _, r := range got {
+			if err := writeJSON(a.out, r); err != nil {
+				return err
+			}
+		}
+	}
+	if err := conn.close(); err != nil {
+		a.log.Warn("closing the tokens", zap.Error(err))
+	}
+	if !a.json {
+		a.printResults(results)
+	}
+	switch code := resultsCode(results); {
+	case ctx.Err() != nil:
+		return context.Canceled
+	case code != exitDone:
+		return &exitError{code, errShown}
+	}
+	return nil
+}
+
+// importKey imports one key to all its destinations.
+func (a *app) importKey(ctx context.Context, conn *connections, k configs.Key, o importOptions) []importer.Result {
+	var requests []importer.Request
+	for _, d := range k.Destinations {
+		requests = append(requests, request(conn.config, k, d, o))
+	}
+	im, err := conn.importer(ctx, k.Token)
+	if err != nil {
+		var out []importer.Result
+		for _, r := range requests {
+			out = append(out, importer.Failure(r, fmt.Errorf("open token %s: %w", k.Token, err)))
+		}
+		a.say(k.Name, "", "failed: "+err.Error())
+		return out
+	}
+	im.Record = a.record
+	return im.RunKey(ctx, requests)
+}
+
+// record logs every step, and shows it to a person at a terminal.
+func (a *app) record(_ context.Context, e importer.Event) error {
+	fields := []zap.Field{zap.String("step", string(e.Step)), zap.String("key", e.Key), zap.String("destination", e.Destination)}
+	for _, f := range e.Fields {
+		fields = append(fields, zap.String(f.Name, f.Value))
+	}
+	a.log.Info(e.Message, fields...)
+	a.say(e.Key, string(e.Step), firstLine(e.Message))
+	return nil
+}
+
+// say is progress for a person; scripts see none of it.
+func (a *app) say(key, step, message string) {
+	if a.json || !isTerminal(a.err) {
+		return
+	}
+	fmt.Fprintf(a.err, "%-12s %-10s %s\n", key, step, cut(message, width))
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+// printResults prints the table, then for each destination where it went and why that way.
+func (a *app) printResults(results []importer.Result) {
+	var rows [][]string
+	for _, r := range results {
+		rows = append(rows, []string{
+			r.Key, string(r.Result), dash(string(r.Algorithm)), dash(string(r.WrappingKeySpec)), dash(cutTo(r.WrappingKeySHA256, 16)), string(r.Proof), dash(cutTo(r.Expires, 10)),
+		})
+	}
+	table(a.out, []string{"KEY", "RESULT", "WRAPPED WITH", "UNDER", "FINGERPRINT", "PROOF", "EXPIRES"}, rows)
+	const indent = "               "
+	for _, r := range results {
+		fmt.Fprintf(a.out, "\n%s -> %s\n", r.Key, r.Destination)
+		if r.Mechanism != "" {
+			wrapped(a.out, "  why          ", indent, whyText(r))
+			a.printPassedOver(r.PassedOver, indent)
+		}
+		for _, line := range [][2]string{
+			{"wrapping key", prefixed("sha256 ", r.WrappingKeySHA256)},
+			{"material ID", r.KeyMaterialID},
+			{"check value", r.CheckValue},
+			{"expires", r.Expires},
+			{"unproved", r.ProofReason},
+		} {
+			if line[1] != "" {
+				wrapped(a.out, fmt.Sprintf("  %-12s ", line[0]), indent, line[1])
+			}
+		}
+		for _, n := range r.Notes {
+			wrapped(a.out, "  note         ", indent, n)
+		}
+		if r.Error != "" {
+			for i, line := range strings.Split(r.Error, "\n") {
+				first := "  error        "
+				if i > 0 {
+					first = indent
+				}
+				wrapped(a.out, first, indent, line)
+			}
+		}
+	}
+}
+
+func whyText(r importer.Result) string {
+	what := fmt.Sprintf("%s under %s, by %s", r.Algorithm, r.WrappingKeySpec, r.Mechanism)
+	if len(r.PassedOver) == 0 {
+		return what + ": AWS's first choice for this kind of key, and the token can do it"
+	}
+	return what + ": the best that is left, because"
+}
+
+func prefixed(prefix, s string) string {
+	if s == "" {
+		return ""
+	}
+	return prefix + s
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func cutTo(s string, n int) string { return s[:min(n, len(s))] }

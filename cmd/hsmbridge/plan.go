@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon/importer"
+	"hsmbridge/hsm/wrapping"
+	"hsmbridge/kmsclient"
+)
+
+func (a *app) planCommand() *cobra.Command {
+	var all bool
+	var expires string
+	c := &cobra.Command{
+		Use:   "plan NAME...",
+		Short: "Show what an import would do; nothing is changed",
+		Long: `Show what an import would do, from the token's and KMS's real answers; nothing is changed in either.
+
+The plan has the wrapping algorithm with why each better one was refused, the expiry, how the import will be proved,
+the IAM policy that the run needs, and a digest over what will be done.`,
+		RunE: func(c *cobra.Command, args []string) error {
+			o, err := optionsOf(expires, false, false)
+			if err != nil {
+				return err
+			}
+			return a.plan(c.Context(), args, all, o)
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "plan every managed key")
+	c.Flags().StringVar(&expires, "expires", "", "life of the material in KMS in place of the configuration's: 90d, 12h or never")
+	return a.jsonFlag(c, "print one JSON object per destination, each on a line")
+}
+
+// optionsOf reads the flags of plan and import.
+func optionsOf(expires string, renew, noProve bool) (importOptions, error) {
+	o := importOptions{renew: renew, noProve: noProve}
+	if expires != "" {
+		var d configs.Duration
+		if err := d.UnmarshalText([]byte(expires)); err != nil {
+			return o, usageError(fmt.Errorf("--expires: %w", err))
+		}
+		if d.Duration() > importer.MaxExpires {
+			return o, usageError(fmt.Errorf("--expires %s: AWS KMS keeps imported material at most 365 days", expires))
+		}
+		o.expires = &d
+	}
+	return o, nil
+}
+
+func (a *app) plan(ctx context.Context, names []string, all bool, o importOptions) error {
+	c, err := a.load()
+	if err != nil {
+		return err
+	}
+	keys, err := keysNamed(c, names, all)
+	if err != nil {
+		return err
+	}
+	conn := a.connect(ctx, c, tokensOf(keys))
+	defer conn.close() //nolint:errcheck // nothing was changed
+	var failed []error
+	done := 0
+	for _, k := range keys {
+		im, err := conn.importer(ctx, k.Token)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", k.Name, err))
+			continue
+		}
+		for _, d := range k.Destinations {
+			p, err := im.Plan(ctx, request(c, k, d, o))
+			if err != nil {
+				failed = append(failed, err)
+				continue
+			}
+			if err := a.printPlan(p, done > 0); err != nil {
+				return err
+			}
+			done++
+		}
+	}
+	if len(failed) > 0 && done > 0 {
+		return &exitError{exitPartly, errors.Join(failed...)}
+	}
+	return errors.Join(failed...)
+}
+
+// planOutput is a plan with the IAM policy that its run needs.
+type planOutput struct {
+	importer.Plan
+	Policy jsonText `json:"iam_policy"`
+}
+
+// jsonText is JSON that is already written.
+type jsonText []byte
+
+func (j jsonText) MarshalJSON() ([]byte, error) { return j, nil }
+
+func policyOf(p importer.Plan) ([]byte, error) {
+	need := kmsclient.Permissions{
+		KeyARNs: []string{p.Destination}, Operations: p.Operations,
+		WrappingAlgorithms: []string{string(p.Algorithm)}, WrappingKeySpecs: []string{string(p.WrappingKeySpec)},
+		ExpirationModels: []string{"KEY_MATERIAL_EXPIRES"},
+	}
+	if p.Expires == "never" {
+		need.ExpirationModels = []string{"KEY_MATERIAL_DOES_NOT_EXPIRE"}
+	}
+	return kmsclient.Policy(need)
+}
+
+func (a *app) printPlan(p importer.Plan, further bool) error {
+	policy, err := policyOf(p)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return writeJSON(a.out, planOutput{p, policy})
+	}
+	if further {
+		fmt.Fprintln(a.out)
+	}
+	object := fmt.Sprintf("%q, id %s, %s", p.Object.Label, p.Object.ID, p.Object.KeyType)
+	if p.Object.Missing {
+		object = fmt.Sprintf("%q is not there and will be generated (%s)", p.Object.Label, p.Object.KeySpec)
+	}
+	until := ""
+	if p.HeldUntil != nil {
+		until = ", holds material until " + p.HeldUntil.UTC().Format(time.RFC3339)
+	}
+	fmt.Fprintf(a.out, "Plan for %s; nothing was changed\n", p.Key)
+	for _, line := range [][2]string{
+		{"destination", p.Destination},
+		{"KMS key", p.State + until},
+		{"token", fmt.Sprintf("%q, serial %s, firmware %s", p.Token.Label, p.Token.Serial, p.Token.Firmware)},
+		{"object", object},
+		{"action", describeAction(p)},
+		{"algorithm", fmt.Sprintf("%s under %s, by %s", p.Algorithm, p.WrappingKeySpec, p.Mechanism)},
+		{"expires", expiresText(p.Expires)},
+		{"proof", string(p.ProofMethod) + ": " + p.ProofHow},
+		{"plan digest", p.Digest},
+	} {
+		wrapped(a.out, fmt.Sprintf("  %-12s ", line[0]), strings.Repeat(" ", 15), line[1])
+		if line[0] == "algorithm" {
+			a.printPassedOver(p.PassedOver, "               ")
+		}
+	}
+	for _, n := range p.Notes {
+		wrapped(a.out, "  note         ", strings.Repeat(" ", 15), n)
+	}
+	fmt.Fprintf(a.out, "\nIAM policy that this run needs:\n%s\n", strings.TrimSpace(string(policy)))
+	return nil
+}
+
+// printPassedOver says why each better candidate was refused.
+func (a *app) printPassedOver(refused []wrapping.Refusal, indent string) {
+	for _, r := range refused {
+		wrapped(a.out, indent+"not ", indent+"  ", r.String())
+	}
+}
+
+func expiresText(s string) string {
+	if s == "never" {
+		return s
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return s
+	}
+	return configs.Duration(d).String() + " after the import"
+}
+
+func describeAction(p importer.Plan) string {
+	text := map[importer.Action]string{
+		importer.ActionImport:   "import: KMS has never held material for this key",
+		importer.ActionRestore:  "restore: the material in KMS has expired or was deleted; the same goes in again",
+		importer.ActionReimport: "reimport: the same material goes in again with a new expiry",
+		importer.ActionKeep:     "keep: KMS holds the material with the life asked for; it will be proved again",
+	}[p.Action]
+	if p.KeyMaterialID != "" {
+		text += " (key material ID " + p.KeyMaterialID + " is asserted)"
+	}
+	return text
+}
+
+// importer is the use case with an open token.
+func (c *connections) importer(ctx context.Context, token string) (*importer.Importer, error) {
+	if im := c.importers[token]; im != nil {
+		return im, nil
+	}
+	t, err := c.token(ctx, token)
+	if err != nil {
+		return nil, err
+	}
+	im := &importer.Importer{
+		Token: t,
+		KMS: func(ctx context.Context, destination string) (importer.KMS, error) {
+			arn, err := kmsclient.ParseARN(destination)
+			if err != nil {
+				return nil, err
+			}
+			return c.client(ctx, arn.Region)
+		},
+	}
+	c.importers[token] = im
+	return im, nil
+}

@@ -1,0 +1,287 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"hsmbridge/configs"
+	"hsmbridge/hsm"
+	"hsmbridge/hsm/wrapping"
+)
+
+func (a *app) probeCommand() *cobra.Command {
+	return a.jsonFlag(&cobra.Command{
+		Use:   "probe [TOKEN...]",
+		Short: "Prove by trial which AWS wrapping algorithms a token can do",
+		Long: `Prove by trial which AWS wrapping algorithms a token can do.
+
+A token's list of mechanisms says little: each mechanism is tried with throwaway session keys, which are wrapped
+under throwaway RSA keys, decrypted outside the token and compared. No key that is stored in the token is touched
+and nothing is left behind.`,
+		RunE: func(c *cobra.Command, args []string) error { return a.probe(c.Context(), args) },
+	}, "print one JSON object per token, each on a line")
+}
+
+// probeReport is what a probe found; its JSON is the machine's twin of the printed tables.
+type probeReport struct {
+	Token       string                                  `json:"token"`
+	Identity    wrapping.TokenIdentity                  `json:"identity"`
+	Algorithms  []algorithmRow                          `json:"algorithms"`
+	Chosen      map[wrapping.KeySpec]wrapping.Algorithm `json:"chosen"`
+	NotPossible map[wrapping.KeySpec][]wrapping.Refusal `json:"not_possible"`
+	Mechanisms  []mechanismRow                          `json:"mechanisms"`
+	plans       map[wrapping.KeySpec]wrapping.Plan
+}
+
+// algorithmRow says whether an algorithm is usable under a wrapping key spec for at least one kind of key that AWS
+// offers it for; the reason says for which it is not, and why.
+type algorithmRow struct {
+	Name            wrapping.Algorithm       `json:"name"`
+	WrappingKeySpec wrapping.WrappingKeySpec `json:"wrapping_key_spec"`
+	Usable          bool                     `json:"usable"`
+	UsableFor       []wrapping.KeySpec       `json:"usable_for"`
+	Reason          string                   `json:"reason"`
+}
+
+type mechanismRow struct {
+	hsm.MechanismInfo
+	Trial string `json:"trial"`
+}
+
+func (a *app) probe(ctx context.Context, names []string) error {
+	c, err := a.load()
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 {
+		for _, t := range c.Tokens {
+			names = append(names, t.Name)
+		}
+	}
+	if err := knownTokens(c, names); err != nil {
+		return err
+	}
+	conn := a.connect(ctx, c, names)
+	defer conn.close() //nolint:errcheck // the probe's result stands
+	var failed []error
+	for i, name := range names {
+		r, err := a.probeToken(ctx, conn, name)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("token %s: %w", name, err))
+			continue
+		}
+		if a.json {
+			if err := writeJSON(a.out, r); err != nil {
+				return err
+			}
+			continue
+		}
+		if i > 0 {
+			fmt.Fprintln(a.out)
+		}
+		r.print(a)
+	}
+	return errors.Join(failed...)
+}
+
+func knownTokens(c *configs.Config, names []string) error {
+	for _, n := range names {
+		if _, ok := c.Token(n); !ok {
+			var have []string
+			for _, t := range c.Tokens {
+				have = append(have, t.Name)
+			}
+			return usageError(fmt.Errorf("there is no token %q; the configuration has: %s", n, strings.Join(have, ", ")))
+		}
+	}
+	return nil
+}
+
+func (a *app) probeToken(ctx context.Context, conn *connections, name string) (probeReport, error) {
+	t, err := conn.token(ctx, name)
+	if err != nil {
+		return probeReport{}, err
+	}
+	listed, err := t.Mechanisms(ctx)
+	if err != nil {
+		return probeReport{}, err
+	}
+	caps, err := t.Probe(ctx, wrapping.KeySpecs()...)
+	if err != nil {
+		return probeReport{}, err
+	}
+	return report(name, listed, caps, conn.config.Wrapping.Policy("")), nil
+}
+
+// report judges the trials: what is usable at all, and what the configuration's policy chooses.
+func report(name string, listed []hsm.MechanismInfo, caps wrapping.Capabilities, policy wrapping.Policy) probeReport {
+	r := probeReport{
+		Token: name, Identity: caps.Token, Chosen: map[wrapping.KeySpec]wrapping.Algorithm{},
+		NotPossible: map[wrapping.KeySpec][]wrapping.Refusal{}, plans: map[wrapping.KeySpec]wrapping.Plan{},
+	}
+	for _, alg := range wrapping.Algorithms() {
+		for _, w := range wrapping.WrappingKeySpecs() {
+			r.Algorithms = append(r.Algorithms, judgeAlgorithm(alg, w, caps))
+		}
+	}
+	for _, spec := range wrapping.KeySpecs() {
+		s := wrapping.Select(spec, caps, policy)
+		if len(s.Plans) == 0 {
+			r.NotPossible[spec] = s.Refused
+			continue
+		}
+		r.Chosen[spec], r.plans[spec] = s.Plans[0].Algorithm, s.Plans[0]
+	}
+	for _, m := range listed {
+		r.Mechanisms = append(r.Mechanisms, mechanismRow{m, trialOf(m.Type, caps)})
+	}
+	return r
+}
+
+// judgeAlgorithm asks the selection for this algorithm alone, whatever the configuration prefers.
+func judgeAlgorithm(alg wrapping.Algorithm, w wrapping.WrappingKeySpec, caps wrapping.Capabilities) algorithmRow {
+	row := algorithmRow{Name: alg, WrappingKeySpec: w, UsableFor: []wrapping.KeySpec{}}
+	var reasons []string
+	specs := map[string][]string{}
+	for _, spec := range wrapping.KeySpecs() {
+		if !slices.Contains(spec.Order(), alg) {
+			continue
+		}
+		s := wrapping.Select(spec, caps, wrapping.Policy{Algorithms: []wrapping.Algorithm{alg}, AllowPKCS1v15: true})
+		if slices.ContainsFunc(s.Plans, func(p wrapping.Plan) bool { return p.WrappingKeySpec == w }) {
+			row.UsableFor = append(row.UsableFor, spec)
+			continue
+		}
+		var why []string
+		for _, x := range s.Refused {
+			if x.Algorithm == alg && (x.WrappingKeySpec == "" || x.WrappingKeySpec == w) {
+				why = append(why, mechanismReason(x))
+			}
+		}
+		reason := strings.Join(why, "; ")
+		if specs[reason] == nil {
+			reasons = append(reasons, reason)
+		}
+		specs[reason] = append(specs[reason], string(spec))
+	}
+	row.Usable = len(row.UsableFor) > 0
+	for i, reason := range reasons {
+		if row.Usable || len(reasons) > 1 {
+			reasons[i] = "not for " + strings.Join(specs[reason], ", ") + ": " + reason
+		}
+	}
+	row.Reason = strings.Join(reasons, " | ")
+	return row
+}
+
+func mechanismReason(r wrapping.Refusal) string {
+	if r.Mechanism == "" {
+		return r.Reason
+	}
+	return r.Mechanism + ": " + r.Reason
+}
+
+// trialOf sums up what the trials of one mechanism gave.
+func trialOf(mechanism uint, caps wrapping.Capabilities) string {
+	count := map[wrapping.Outcome]int{}
+	reason := ""
+	for _, t := range caps.Trials {
+		if t.Mechanism.Type != mechanism {
+			continue
+		}
+		count[t.Outcome]++
+		if t.Outcome != wrapping.Exact && reason == "" {
+			reason = t.Reason
+		}
+	}
+	switch {
+	case count[wrapping.Exact] == 0 && count[wrapping.Padded] == 0:
+		return "never worked: " + reason
+	case len(count) == 1:
+		return "always exact"
+	}
+	return fmt.Sprintf("%d exact, %d padded, %d failed", count[wrapping.Exact], count[wrapping.Padded], count[wrapping.Failed])
+}
+
+func (r probeReport) print(a *app) {
+	id := r.Identity
+	fmt.Fprintf(a.out, "Token %s: %q, %s %s, serial %s, firmware %s\n\n", r.Token, id.Label, id.Manufacturer, id.Model, id.Serial, id.Firmware)
+	fmt.Fprintln(a.out, "WRAPPING ALGORITHM         WRAPPING KEY  USABLE")
+	for i := 0; i < len(r.Algorithms); {
+		row := r.Algorithms[i]
+		sizes := []string{strings.TrimPrefix(string(row.WrappingKeySpec), "RSA_")}
+		for i++; i < len(r.Algorithms) && sameRow(row, r.Algorithms[i]); i++ {
+			sizes = append(sizes, strings.TrimPrefix(string(r.Algorithms[i].WrappingKeySpec), "RSA_"))
+		}
+		fmt.Fprintf(a.out, "%-26s RSA_%-9s %s\n", row.Name, shortSizes(sizes), yesNo(row.Usable))
+		for _, line := range row.explain() {
+			wrapped(a.out, "    ", "      ", line)
+		}
+	}
+	fmt.Fprintln(a.out)
+	var rows [][]string
+	for _, m := range r.Mechanisms {
+		said := "not listed"
+		if m.Listed {
+			said = "listed, not for wrapping"
+		}
+		if m.Wrap {
+			said = "listed for wrapping"
+		}
+		rows = append(rows, []string{m.Name, said, cut(m.Trial, 52)})
+	}
+	table(a.out, []string{"MECHANISM", "THE TOKEN'S LIST", "THE TRIALS"}, rows)
+	fmt.Fprintln(a.out)
+	rows = nil
+	for _, spec := range wrapping.KeySpecs() {
+		p, ok := r.plans[spec]
+		if !ok {
+			rows = append(rows, []string{string(spec), "none", "see above why"})
+			continue
+		}
+		rows = append(rows, []string{string(spec), string(p.Algorithm) + " under " + string(p.WrappingKeySpec), p.Mechanism.String()})
+	}
+	table(a.out, []string{"KEY SPEC", "WILL BE WRAPPED WITH", "BY"}, rows)
+}
+
+// shortSizes is 2048..4096 for all sizes and the list otherwise.
+func shortSizes(sizes []string) string {
+	if len(sizes) == len(wrapping.WrappingKeySpecs()) {
+		return "2048..4096"
+	}
+	return strings.Join(sizes, ",")
+}
+
+func sameRow(a, b algorithmRow) bool {
+	return a.Name == b.Name && a.Usable == b.Usable && a.Reason == b.Reason && slices.Equal(a.UsableFor, b.UsableFor)
+}
+
+// explain says for which keys the row holds, and why not for others.
+func (r algorithmRow) explain() []string {
+	var out []string
+	if r.Usable {
+		var names []string
+		for _, s := range r.UsableFor {
+			names = append(names, string(s))
+		}
+		out = append(out, "for "+strings.Join(names, ", "))
+	}
+	for reason := range strings.SplitSeq(r.Reason, " | ") {
+		if reason != "" {
+			out = append(out, strings.TrimPrefix(reason, "not for all: "))
+		}
+	}
+	return out
+}
+
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return s[:n-3] + "..."
+}

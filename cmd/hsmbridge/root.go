@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/term"
+
+	"hsmbridge/configs"
+)
+
+// app is what the commands share.
+type app struct {
+	out, err io.Writer
+
+	configFile string
+	json       bool
+	logLevel   string
+	log        *zap.Logger
+}
+
+func (a *app) run(ctx context.Context, args []string) int {
+	root := a.root()
+	root.SetArgs(args)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	err := root.ExecuteContext(ctx)
+	if a.log != nil {
+		_ = a.log.Sync()
+	}
+	return a.exit(ctx, err)
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "hsmbridge",
+		Short:         "Bring keys from an HSM into AWS KMS, wrapped by the HSM, never in the clear",
+		Version:       version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			return a.openLog()
+		},
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
+	f := root.PersistentFlags()
+	f.StringVarP(&a.configFile, "config", "c", os.Getenv("HSMBRIDGE_CONFIG"), "configuration `file` (or HSMBRIDGE_CONFIG)")
+	f.StringVar(&a.logLevel, "log-level", "warn", "what is logged to standard error: debug, info, warn or error")
+	root.AddCommand(a.probeCommand(), a.keysCommand(), a.planCommand(), a.importCommand(), a.configCommand(), a.versionCommand(), exitCodesTopic())
+	return root
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprintln(a.out, "hsmbridge", version)
+			return err
+		},
+	}
+}
+
+// jsonFlag gives a command its --json.
+func (a *app) jsonFlag(c *cobra.Command, help string) *cobra.Command {
+	c.Flags().BoolVar(&a.json, "json", false, help)
+	return c
+}
+
+func (a *app) openLog() error {
+	level, err := zapcore.ParseLevel(a.logLevel)
+	if err != nil {
+		return usageError(fmt.Errorf("--log-level: %w", err))
+	}
+	encoder := zap.NewProductionEncoderConfig()
+	encoder.EncodeTime = zapcore.RFC3339TimeEncoder
+	enc := zapcore.NewJSONEncoder(encoder)
+	if isTerminal(a.err) {
+		enc = zapcore.NewConsoleEncoder(encoder)
+	}
+	a.log = zap.New(zapcore.NewCore(enc, zapcore.Lock(zapcore.AddSync(a.err)), level))
+	return nil
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) //nolint:gosec // a file descriptor
+}
+
+// load reads the configuration that -c or HSMBRIDGE_CONFIG names.
+func (a *app) load() (*configs.Config, error) {
+	if a.configFile == "" {
+		return nil, usageError(errors.New("no configuration: give -c FILE or set HSMBRIDGE_CONFIG; `hsmbridge config init FILE` writes one to start from"))
+	}
+	c, err := configs.Load(a.configFile)
+	if err != nil {
+		return nil, &exitError{exitConfig, err}
+	}
+	return c, nil
+}
+
+// keysNamed are the managed keys that the arguments name, or all of them.
+func keysNamed(c *configs.Config, names []string, all bool) ([]configs.Key, error) {
+	switch {
+	case all && len(names) > 0:
+		return nil, usageError(errors.New("give names or --all, not both"))
+	case all && len(c.Keys) == 0:
+		return nil, &exitError{exitConfig, errors.New("the configuration has no keys")}
+	case all:
+		return c.Keys, nil
+	case len(names) == 0:
+		return nil, usageError(errors.New("name a managed key, or give --all; " + configured(c)))
+	}
+	var out []configs.Key
+	for _, n := range names {
+		k, ok := c.Key(n)
+		if !ok {
+			return nil, usageError(fmt.Errorf("there is no managed key %q; %s", n, configured(c)))
+		}
+		out = append(out, k)
+	}
+	return out, nil
+}
+
+func configured(c *configs.Config) string {
+	var names []string
+	for _, k := range c.Keys {
+		names = append(names, k.Name)
+	}
+	if len(names) == 0 {
+		return "the configuration has none"
+	}
+	return "the configuration has: " + strings.Join(names, ", ")
+}

@@ -1,0 +1,169 @@
+// Package pin gets the PIN of a token from where the configuration says: a file that only its owner reads, a
+// command, a prompt on the terminal, or a systemd credential. A PIN never stands in configuration, argv or a log.
+package pin
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/term"
+
+	"hsmbridge/configs"
+	"hsmbridge/hsm/wrapping"
+)
+
+// Source gives a PIN. Whoever calls it overwrites the bytes after use.
+type Source func(ctx context.Context, token wrapping.TokenIdentity) ([]byte, error)
+
+// maxBytes is more than any token takes.
+const maxBytes = 1024
+
+// commandTimeout is how long a pin_command may take.
+const commandTimeout = 60 * time.Second
+
+// Prepare makes the source of a token's PIN. A pin_command is run at once, because a process must not start
+// others once a PKCS#11 module is initialised in it; everything else waits until the token is found.
+func Prepare(ctx context.Context, t configs.Token) (Source, error) {
+	switch {
+	case t.PINFile != "":
+		return func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return fromFile(t.PINFile) }, nil
+	case len(t.PINCommand) > 0:
+		secret, err := fromCommand(ctx, t.PINCommand)
+		if err != nil {
+			return nil, err
+		}
+		return func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return secret, nil }, nil
+	case t.PINPrompt:
+		return fromTerminal, nil
+	case t.PINCredential != "":
+		return func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return fromCredential(t.PINCredential) }, nil
+	}
+	return nil, fmt.Errorf("token %s has no source for its PIN; set pin_file, pin_command, pin_prompt or pin_credential", t.Name)
+}
+
+// fromFile reads a PIN file: a regular file of ours or of root that nobody else can read.
+func fromFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("pin_file: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("pin_file: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("pin_file %s is not a regular file", path)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("pin_file %s can be read by others (mode %04o), so it was not used; run: chmod 0400 %s", path, info.Mode().Perm(), path)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Getuid() {
+		return nil, fmt.Errorf("pin_file %s belongs to user %d, neither root nor the user of this process, so it was not used", path, st.Uid)
+	}
+	return read(f, "pin_file "+path)
+}
+
+// fromCredential reads a systemd credential (LoadCredential= or LoadCredentialEncrypted=).
+// Source: systemd.exec(5), "Credentials".
+func fromCredential(name string) ([]byte, error) {
+	dir := os.Getenv("CREDENTIALS_DIRECTORY")
+	if dir == "" {
+		return nil, fmt.Errorf("pin_credential %s: CREDENTIALS_DIRECTORY is not set; this works under systemd, with LoadCredential=%s:/path in the unit", name, name)
+	}
+	if name != filepath.Base(name) || strings.HasPrefix(name, ".") {
+		return nil, fmt.Errorf("pin_credential %q is not the name of a credential", name)
+	}
+	f, err := os.Open(filepath.Join(dir, name))
+	if err != nil {
+		return nil, fmt.Errorf("pin_credential %s: %w; add LoadCredential=%s:/path to the unit", name, err, name)
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	return read(f, "pin_credential "+name)
+}
+
+// fromCommand runs the command and takes the first line of what it prints. Its standard error is shown, its
+// output never.
+func fromCommand(ctx context.Context, argv []string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	var out bytes.Buffer
+	c := exec.CommandContext(ctx, argv[0], argv[1:]...) //nolint:gosec // the configuration names it
+	c.Stdout, c.Stderr = &limited{&out, maxBytes + 1}, os.Stderr
+	c.WaitDelay = time.Second
+	err := c.Run()
+	defer func() { clear(out.Bytes()[:cap(out.Bytes())]) }()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) && ctx.Err() == nil {
+			return nil, fmt.Errorf("pin_command ended with exit code %d", exit.ExitCode())
+		}
+		return nil, fmt.Errorf("pin_command: %w", errors.Join(err, ctx.Err()))
+	}
+	return read(&out, "pin_command")
+}
+
+// limited passes on n bytes and drops the rest.
+type limited struct {
+	w io.Writer
+	n int
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	take := min(len(p), l.n)
+	l.n -= take
+	if _, err := l.w.Write(p[:take]); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// fromTerminal asks on the controlling terminal, without echo.
+func fromTerminal(_ context.Context, token wrapping.TokenIdentity) ([]byte, error) {
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("pin_prompt: there is no terminal to ask on (%w); use pin_file, pin_command or pin_credential for a service", err)
+	}
+	defer tty.Close() //nolint:errcheck // nothing is buffered
+	fmt.Fprintf(tty, "PIN of token %s (serial %s): ", token.Label, token.Serial)
+	secret, err := term.ReadPassword(int(tty.Fd())) //nolint:gosec // a file descriptor
+	fmt.Fprintln(tty)
+	if err != nil {
+		return nil, fmt.Errorf("pin_prompt: %w", err)
+	}
+	if len(secret) == 0 {
+		return nil, errors.New("pin_prompt: no PIN was given; no login was tried")
+	}
+	return secret, nil
+}
+
+// read takes the first line.
+func read(r io.Reader, what string) ([]byte, error) {
+	buf := make([]byte, maxBytes+1)
+	n, err := io.ReadFull(r, buf)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		clear(buf)
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	if n > maxBytes {
+		clear(buf)
+		return nil, fmt.Errorf("%s has more than %d bytes, which is no PIN", what, maxBytes)
+	}
+	line, _, _ := bytes.Cut(buf[:n], []byte("\n"))
+	line = bytes.TrimSuffix(line, []byte("\r"))
+	if len(line) == 0 {
+		return nil, fmt.Errorf("%s is empty; no login was tried", what)
+	}
+	secret := bytes.Clone(line)
+	clear(buf)
+	return secret, nil
+}

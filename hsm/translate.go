@@ -20,7 +20,7 @@ func translations() []translation {
 	return []translation{
 		// keys and requests
 		{pkcs11.CKR_KEY_UNEXTRACTABLE, "", ClassCaller, "{key} was generated with CKA_EXTRACTABLE=false and can never leave this token", "generate a new key with CKA_EXTRACTABLE=true for KMS (hsmbridge keys generate does)"},
-		{pkcs11.CKR_KEY_NOT_WRAPPABLE, "", ClassCaller, "this token does not wrap keys of the kind of {key} this way", "run `hsmbridge probe`: it shows what the token can do for each kind of key"},
+		{pkcs11.CKR_KEY_NOT_WRAPPABLE, "", ClassCaller, "the token does not wrap this kind of key this way", "run `hsmbridge probe`: it shows what the token can do for each kind of key"},
 		{pkcs11.CKR_WRAPPING_KEY_HANDLE_INVALID, "", ClassSession, "the wrapping public key is gone from the token", "run this again"},
 		{pkcs11.CKR_WRAPPING_KEY_SIZE_RANGE, "", ClassCaller, "the token does not take a wrapping key of this size", "run `hsmbridge probe`: it shows which wrapping key specs work"},
 		{pkcs11.CKR_WRAPPING_KEY_TYPE_INCONSISTENT, "", ClassCaller, "the token does not wrap with this kind of wrapping key", "run `hsmbridge probe`"},
@@ -30,9 +30,9 @@ func translations() []translation {
 		{pkcs11.CKR_KEY_HANDLE_INVALID, "", ClassSession, "the handle of {key} is no longer valid: somebody else logged out, or the connection was lost", "run this again; it looks the key up anew"},
 		{pkcs11.CKR_OBJECT_HANDLE_INVALID, "", ClassSession, "the handle of {key} is no longer valid: somebody else logged out, or the connection was lost", "run this again; it looks the key up anew"},
 		{pkcs11.CKR_MECHANISM_INVALID, "", ClassCaller, "the token does not have this mechanism", ""},
-		{pkcs11.CKR_MECHANISM_PARAM_INVALID, "", ClassCaller, "the token does not take the mechanism with these parameters (hash or MGF)", ""},
+		{pkcs11.CKR_MECHANISM_PARAM_INVALID, "", ClassCaller, "the token does not do this with these parameters", ""},
 		{pkcs11.CKR_ARGUMENTS_BAD, "C_Initialize", ClassCaller, "the module needs parameters", "set tokens[].module_parameters (NSS: configdir='sql:/dir')"},
-		{pkcs11.CKR_ARGUMENTS_BAD, "", ClassCaller, "the token does not take the mechanism with these parameters (hash or MGF)", ""},
+		{pkcs11.CKR_ARGUMENTS_BAD, "", ClassCaller, "the token does not do this with these parameters", ""},
 		{pkcs11.CKR_FUNCTION_NOT_SUPPORTED, "", ClassCaller, "the module does not have this function", "this token cannot do the job; see docs/tokens.md"},
 		{pkcs11.CKR_CURVE_NOT_SUPPORTED, "", ClassCaller, "the token does not have this curve", ""},
 		{pkcs11.CKR_DOMAIN_PARAMS_INVALID, "", ClassCaller, "the token does not have this curve", ""},

@@ -169,7 +169,7 @@ func whyText(r importer.Result) string {
 	if len(r.PassedOver) == 0 {
 		return what + ": AWS's first choice for this kind of key, and the token can do it"
 	}
-	return what + ": the best that is left, because"
+	return what + ": the best of what is left"
 }
 
 func prefixed(prefix, s string) string {

@@ -159,8 +159,28 @@ func (a *app) printPlan(p importer.Plan, further bool) error {
 
 // printPassedOver says why each better candidate was refused.
 func (a *app) printPassedOver(refused []wrapping.Refusal, indent string) {
+	type candidate struct {
+		algorithm wrapping.Algorithm
+		spec      wrapping.WrappingKeySpec
+	}
+	var order []candidate
+	by := map[candidate][]wrapping.Refusal{}
 	for _, r := range refused {
-		wrapped(a.out, indent+"not ", indent+"  ", r.String())
+		c := candidate{r.Algorithm, r.WrappingKeySpec}
+		if by[c] == nil {
+			order = append(order, c)
+		}
+		by[c] = append(by[c], r)
+	}
+	for _, c := range order {
+		name := string(c.algorithm)
+		if c.spec != "" {
+			name += " under " + string(c.spec)
+		}
+		fmt.Fprintf(a.out, "%snot %s, because\n", indent, name)
+		for _, reason := range reasons(by[c]) {
+			wrapped(a.out, indent+"  ", indent+"    ", reason)
+		}
 	}
 }
 

@@ -46,6 +46,8 @@ type algorithmRow struct {
 	Usable          bool                     `json:"usable"`
 	UsableFor       []wrapping.KeySpec       `json:"usable_for"`
 	Reason          string                   `json:"reason"`
+
+	notFor []notFor
 }
 
 type mechanismRow struct {
@@ -146,8 +148,6 @@ func report(name string, listed []hsm.MechanismInfo, caps wrapping.Capabilities,
 // judgeAlgorithm asks the selection for this algorithm alone, whatever the configuration prefers.
 func judgeAlgorithm(alg wrapping.Algorithm, w wrapping.WrappingKeySpec, caps wrapping.Capabilities) algorithmRow {
 	row := algorithmRow{Name: alg, WrappingKeySpec: w, UsableFor: []wrapping.KeySpec{}}
-	var reasons []string
-	specs := map[string][]string{}
 	for _, spec := range wrapping.KeySpecs() {
 		if !slices.Contains(spec.Order(), alg) {
 			continue
@@ -157,33 +157,75 @@ func judgeAlgorithm(alg wrapping.Algorithm, w wrapping.WrappingKeySpec, caps wra
 			row.UsableFor = append(row.UsableFor, spec)
 			continue
 		}
-		var why []string
+		var refused []wrapping.Refusal
 		for _, x := range s.Refused {
 			if x.Algorithm == alg && (x.WrappingKeySpec == "" || x.WrappingKeySpec == w) {
-				why = append(why, mechanismReason(x))
+				refused = append(refused, x)
 			}
 		}
-		reason := strings.Join(why, "; ")
-		if specs[reason] == nil {
-			reasons = append(reasons, reason)
-		}
-		specs[reason] = append(specs[reason], string(spec))
+		row.refuse(spec, reasons(refused))
 	}
 	row.Usable = len(row.UsableFor) > 0
-	for i, reason := range reasons {
-		if row.Usable || len(reasons) > 1 {
-			reasons[i] = "not for " + strings.Join(specs[reason], ", ") + ": " + reason
-		}
+	var text []string
+	for _, n := range row.notFor {
+		text = append(text, n.text(row.Usable || len(row.notFor) > 1))
 	}
-	row.Reason = strings.Join(reasons, " | ")
+	row.Reason = strings.Join(text, " | ")
 	return row
 }
 
-func mechanismReason(r wrapping.Refusal) string {
-	if r.Mechanism == "" {
-		return r.Reason
+// notFor is a group of key specs for which an algorithm is not usable for the same reasons.
+type notFor struct {
+	specs   []wrapping.KeySpec
+	reasons []string
+}
+
+func (n notFor) text(name bool) string {
+	why := strings.Join(n.reasons, "; ")
+	if !name {
+		return why
 	}
-	return r.Mechanism + ": " + r.Reason
+	return "not for " + join(n.specs) + ": " + why
+}
+
+func (r *algorithmRow) refuse(spec wrapping.KeySpec, reasons []string) {
+	for i := range r.notFor {
+		if slices.Equal(r.notFor[i].reasons, reasons) {
+			r.notFor[i].specs = append(r.notFor[i].specs, spec)
+			return
+		}
+	}
+	r.notFor = append(r.notFor, notFor{[]wrapping.KeySpec{spec}, reasons})
+}
+
+func join[T ~string](v []T) string {
+	var out []string
+	for _, s := range v {
+		out = append(out, string(s))
+	}
+	return strings.Join(out, ", ")
+}
+
+// reasons says each reason once, with all mechanisms that it holds for.
+func reasons(refused []wrapping.Refusal) []string {
+	var order []string
+	mechanisms := map[string][]string{}
+	for _, r := range refused {
+		if _, ok := mechanisms[r.Reason]; !ok {
+			order = append(order, r.Reason)
+		}
+		if r.Mechanism != "" {
+			mechanisms[r.Reason] = append(mechanisms[r.Reason], strings.TrimSuffix(r.Mechanism, " + CKM_RSA_PKCS_OAEP"))
+		}
+	}
+	var out []string
+	for _, reason := range order {
+		if m := mechanisms[reason]; len(m) > 0 {
+			reason = strings.Join(m, ", ") + ": " + reason
+		}
+		out = append(out, reason)
+	}
+	return out
 }
 
 // trialOf sums up what the trials of one mechanism gave.
@@ -211,18 +253,7 @@ func trialOf(mechanism uint, caps wrapping.Capabilities) string {
 func (r probeReport) print(a *app) {
 	id := r.Identity
 	fmt.Fprintf(a.out, "Token %s: %q, %s %s, serial %s, firmware %s\n\n", r.Token, id.Label, id.Manufacturer, id.Model, id.Serial, id.Firmware)
-	fmt.Fprintln(a.out, "WRAPPING ALGORITHM         WRAPPING KEY  USABLE")
-	for i := 0; i < len(r.Algorithms); {
-		row := r.Algorithms[i]
-		sizes := []string{strings.TrimPrefix(string(row.WrappingKeySpec), "RSA_")}
-		for i++; i < len(r.Algorithms) && sameRow(row, r.Algorithms[i]); i++ {
-			sizes = append(sizes, strings.TrimPrefix(string(r.Algorithms[i].WrappingKeySpec), "RSA_"))
-		}
-		fmt.Fprintf(a.out, "%-26s RSA_%-9s %s\n", row.Name, shortSizes(sizes), yesNo(row.Usable))
-		for _, line := range row.explain() {
-			wrapped(a.out, "    ", "      ", line)
-		}
-	}
+	r.printAlgorithms(a)
 	fmt.Fprintln(a.out)
 	var rows [][]string
 	for _, m := range r.Mechanisms {
@@ -241,7 +272,7 @@ func (r probeReport) print(a *app) {
 	for _, spec := range wrapping.KeySpecs() {
 		p, ok := r.plans[spec]
 		if !ok {
-			rows = append(rows, []string{string(spec), "none", "see above why"})
+			rows = append(rows, []string{string(spec), "none", "(the reasons are above)"})
 			continue
 		}
 		rows = append(rows, []string{string(spec), string(p.Algorithm) + " under " + string(p.WrappingKeySpec), p.Mechanism.String()})
@@ -249,34 +280,31 @@ func (r probeReport) print(a *app) {
 	table(a.out, []string{"KEY SPEC", "WILL BE WRAPPED WITH", "BY"}, rows)
 }
 
-// shortSizes is 2048..4096 for all sizes and the list otherwise.
-func shortSizes(sizes []string) string {
-	if len(sizes) == len(wrapping.WrappingKeySpecs()) {
-		return "2048..4096"
-	}
-	return strings.Join(sizes, ",")
-}
-
-func sameRow(a, b algorithmRow) bool {
-	return a.Name == b.Name && a.Usable == b.Usable && a.Reason == b.Reason && slices.Equal(a.UsableFor, b.UsableFor)
-}
-
-// explain says for which keys the row holds, and why not for others.
-func (r algorithmRow) explain() []string {
-	var out []string
-	if r.Usable {
-		var names []string
-		for _, s := range r.UsableFor {
-			names = append(names, string(s))
+// printAlgorithms prints one row for all wrapping key specs under which an algorithm serves the same keys.
+func (r probeReport) printAlgorithms(a *app) {
+	for i := 0; i < len(r.Algorithms); {
+		row := r.Algorithms[i]
+		sizes := []string{string(row.WrappingKeySpec)}
+		for i++; i < len(r.Algorithms) && r.Algorithms[i].Name == row.Name && slices.Equal(row.UsableFor, r.Algorithms[i].UsableFor); i++ {
+			sizes = append(sizes, string(r.Algorithms[i].WrappingKeySpec))
 		}
-		out = append(out, "for "+strings.Join(names, ", "))
-	}
-	for reason := range strings.SplitSeq(r.Reason, " | ") {
-		if reason != "" {
-			out = append(out, strings.TrimPrefix(reason, "not for all: "))
+		verdict := "NOT USABLE"
+		if row.Usable {
+			verdict = "usable"
+		}
+		fmt.Fprintf(a.out, "%-26s %-10s under %s\n", row.Name, verdict, strings.Join(sizes, ", "))
+		if row.Usable {
+			wrapped(a.out, "    for ", "        ", join(row.UsableFor))
+		}
+		for _, n := range row.notFor {
+			if row.Usable || len(row.notFor) > 1 {
+				wrapped(a.out, "    not for ", "        ", join(n.specs)+", because")
+			}
+			for _, reason := range n.reasons {
+				wrapped(a.out, "        ", "          ", reason)
+			}
 		}
 	}
-	return out
 }
 
 func cut(s string, n int) string {

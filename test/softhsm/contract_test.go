@@ -9,27 +9,14 @@ import (
 	"hsmbridge/hsm/hsmtest"
 	"hsmbridge/hsm/wrapping"
 	"hsmbridge/test/softhsm"
-	"hsmbridge/test/token"
 )
 
 // TestContract holds what SoftHSM 2.6.1 was measured to do: OAEP with SHA-1 only, and an AES key wrap that appends zero
 // bytes, so that of the private keys only those of P-384 and secp256k1 come out exactly.
 func TestContract(t *testing.T) {
-	fresh := func(tb testing.TB, label string) token.Token {
-		tb.Helper()
-		return softhsm.New(tb, label).Token
-	}
 	const padded = "zero bytes that are not part of it follow the key"
-	hsmtest.Run(t, fresh, hsmtest.Expect{
-		Chosen: map[wrapping.KeySpec]wrapping.Algorithm{
-			wrapping.SymmetricDefault: wrapping.OAEPSHA1,
-			wrapping.HMAC224:          wrapping.OAEPSHA1,
-			wrapping.HMAC256:          wrapping.OAEPSHA1,
-			wrapping.HMAC384:          wrapping.OAEPSHA1,
-			wrapping.HMAC512:          wrapping.OAEPSHA1,
-			wrapping.ECCNISTP384:      wrapping.RSAAESSHA1,
-			wrapping.ECCSECGP256K1:    wrapping.RSAAESSHA1,
-		},
+	hsmtest.Run(t, freshToken, hsmtest.Expect{
+		Chosen: chosen(),
 		Reasons: map[wrapping.KeySpec]string{
 			wrapping.KeyRSA2048: padded, wrapping.KeyRSA3072: padded, wrapping.KeyRSA4096: padded,
 			wrapping.ECCNISTP256: padded, wrapping.ECCNISTP521: padded, wrapping.ECCEdwards25519: "CKR_KEY_NOT_WRAPPABLE (0x69)",

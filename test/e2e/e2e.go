@@ -1,0 +1,277 @@
+// Package e2e runs the real binaries, hsmbridge and kms-emulator, against a real token: what the tests of each
+// token under test/ have in common.
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"hsmbridge/hsm/wrapping"
+	"hsmbridge/kmsclient"
+	"hsmbridge/test/token"
+)
+
+// binaries are built once for a test binary; the go command's cache makes the next time quick.
+var binaries = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobals // one build for all tests
+	dir, err := os.MkdirTemp("", "hsmbridge-e2e-")
+	if err != nil {
+		return "", err
+	}
+	out, err := exec.Command("go", "build", "-o", dir+"/", "hsmbridge/cmd/hsmbridge", "hsmbridge/cmd/kms-emulator").CombinedOutput() //nolint:noctx,gosec // ends with the test
+	if err != nil {
+		return "", fmt.Errorf("build the binaries: %w: %s", err, out)
+	}
+	return dir, nil
+})
+
+// Binaries is the directory with hsmbridge and kms-emulator.
+func Binaries(tb testing.TB) string {
+	tb.Helper()
+	dir, err := binaries()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return dir
+}
+
+// Cleanup removes what [Binaries] built; a TestMain calls it at the end.
+func Cleanup() {
+	if dir, err := binaries(); err == nil {
+		_ = os.RemoveAll(dir)
+	}
+}
+
+// Region and Account are those of the emulator.
+const (
+	Region  = "eu-central-1"
+	Account = "111122223333"
+)
+
+// Emulator is a running kms-emulator.
+type Emulator struct {
+	tb       testing.TB
+	Endpoint string
+}
+
+// StartEmulator starts kms-emulator with more flags and stops it at the end of the test.
+func StartEmulator(tb testing.TB, flags ...string) *Emulator {
+	tb.Helper()
+	args := append([]string{"-listen", "127.0.0.1:0", "-region", Region, "-account", Account}, flags...)
+	cmd := exec.Command(filepath.Join(Binaries(tb), "kms-emulator"), args...) //nolint:noctx,gosec // stopped below
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			tb.Errorf("kms-emulator: %v", err)
+		}
+	})
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if endpoint, ok := strings.CutPrefix(lines.Text(), "listening on "); ok {
+			return &Emulator{tb, endpoint}
+		}
+	}
+	tb.Fatal("kms-emulator did not say where it listens")
+	return nil
+}
+
+// Environ is the environment of everything that talks to the emulator.
+func Environ() []string {
+	return append(os.Environ(), "AWS_ACCESS_KEY_ID=test", "AWS_SECRET_ACCESS_KEY=test", "AWS_REGION="+Region, "AWS_DEFAULT_REGION="+Region,
+		"AWS_CONFIG_FILE=/dev/null", "AWS_SHARED_CREDENTIALS_FILE=/dev/null", "AWS_EC2_METADATA_DISABLED=true", "AWS_PAGER=")
+}
+
+// Control posts to the emulator's own interface.
+func (e *Emulator) Control(path string, body any) {
+	e.tb.Helper()
+	b, err := json.Marshal(body)
+	if err != nil {
+		e.tb.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, e.Endpoint+"/_emulator/"+path, bytes.NewReader(b))
+	if err != nil {
+		e.tb.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		e.tb.Fatal(err)
+	}
+	if err := resp.Body.Close(); err != nil || resp.StatusCode != http.StatusNoContent {
+		e.tb.Fatalf("POST %s: %s, %v", path, resp.Status, err)
+	}
+}
+
+// Client is a KMS client of the emulator.
+func (e *Emulator) Client() *kmsclient.Client {
+	e.tb.Helper()
+	for _, kv := range Environ() {
+		if name, value, ok := strings.Cut(kv, "="); ok && strings.HasPrefix(name, "AWS_") {
+			e.tb.Setenv(name, value)
+		}
+	}
+	c, err := kmsclient.New(e.tb.Context(), kmsclient.Config{Region: Region, Endpoint: e.Endpoint})
+	if err != nil {
+		e.tb.Fatal(err)
+	}
+	return c
+}
+
+// CreateKey makes a KMS key of origin EXTERNAL and gives its ARN.
+func (e *Emulator) CreateKey(c *kmsclient.Client, spec wrapping.KeySpec) string {
+	e.tb.Helper()
+	usage := "SIGN_VERIFY"
+	switch spec.Kind() {
+	case wrapping.KindSymmetric:
+		usage = "ENCRYPT_DECRYPT"
+	case wrapping.KindHMAC:
+		usage = "GENERATE_VERIFY_MAC"
+	case wrapping.KindRSA, wrapping.KindEC, wrapping.KindEd25519, wrapping.KindRefused:
+	}
+	info, err := c.CreateKey(e.tb.Context(), kmsclient.CreateKeyRequest{KeySpec: string(spec), KeyUsage: usage})
+	if err != nil {
+		e.tb.Fatal(err)
+	}
+	return info.ARN
+}
+
+// Key is a managed key in a configuration.
+type Key struct {
+	Name, Label  string
+	Spec         wrapping.KeySpec
+	Expires      string // default 90d
+	Generate     bool
+	Destinations []string
+}
+
+// Config writes a configuration for one token and returns its path. extra is appended as it is.
+func Config(tb testing.TB, endpoint string, tok token.Token, keys []Key, extra string) string {
+	tb.Helper()
+	var b strings.Builder
+	quote := func(s string) string { q, _ := json.Marshal(s); return string(q) } //nolint:errchkjson // a string
+	fmt.Fprintf(&b, "kms:\n  region: %s\n  endpoint: %s\ntokens:\n  - name: tok\n    module: %s\n    uri: %s\n    pin_file: %s\n",
+		Region, quote(endpoint), quote(tok.Module), quote(tok.URI()), quote(tok.PINFile(tb)))
+	if tok.Parameters != "" {
+		fmt.Fprintf(&b, "    module_parameters: %s\n", quote(tok.Parameters))
+	}
+	if len(tok.Environment) > 0 {
+		b.WriteString("    environment:\n")
+		for name, value := range tok.Environment {
+			fmt.Fprintf(&b, "      %s: %s\n", name, quote(value))
+		}
+	}
+	if len(keys) > 0 {
+		b.WriteString("keys:\n")
+	}
+	for _, k := range keys {
+		class, generate, expires := "private", "never", k.Expires
+		if k.Spec.MaterialBytes() > 0 {
+			class = "secret-key"
+		}
+		if k.Generate {
+			generate = "if-missing"
+		}
+		if expires == "" {
+			expires = "90d"
+		}
+		if k.Label == "" {
+			k.Label = k.Name
+		}
+		fmt.Fprintf(&b, "  - name: %s\n    token: tok\n    uri: %s\n    key_spec: %s\n    generate: %s\n    expires: %s\n    destinations:\n",
+			k.Name, quote("pkcs11:object="+k.Label+";type="+class), k.Spec, generate, expires)
+		for _, d := range k.Destinations {
+			fmt.Fprintf(&b, "      - %s\n", quote(d))
+		}
+	}
+	path := filepath.Join(tb.TempDir(), "hsmbridge.yaml")
+	if err := os.WriteFile(path, []byte(b.String()+extra), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	return path
+}
+
+// Output is what a run of hsmbridge gave.
+type Output struct {
+	Stdout, Stderr string
+	Code           int
+}
+
+// Run runs hsmbridge with the configuration.
+func Run(tb testing.TB, config string, args ...string) Output {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(Binaries(tb), "hsmbridge"), append([]string{"-c", config}, args...)...) //nolint:gosec // our own binary
+	cmd.Env = Environ()
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		tb.Fatal(err)
+	}
+	return Output{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// Lines decodes JSON Lines.
+func Lines[T any](tb testing.TB, s string) []T {
+	tb.Helper()
+	var out []T
+	d := json.NewDecoder(strings.NewReader(s))
+	for d.More() {
+		var v T
+		if err := d.Decode(&v); err != nil {
+			tb.Fatalf("%v in %q", err, s)
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// Result is what `import --json` prints; only what scripts may rely on.
+type Result struct {
+	Key               string `json:"key"`
+	Destination       string `json:"destination"`
+	Algorithm         string `json:"wrapping_algorithm"`
+	WrappingKeySpec   string `json:"wrapping_key_spec"`
+	WrappingKeySHA256 string `json:"wrapping_key_sha256"`
+	KeyMaterialID     string `json:"key_material_id"`
+	Expires           string `json:"expires"`
+	Proof             string `json:"proof"`
+	Result            string `json:"result"`
+	Error             string `json:"error"`
+}
+
+// AWS runs the AWS CLI against the emulator and gives what it prints.
+func (e *Emulator) AWS(args ...string) string {
+	e.tb.Helper()
+	cmd := exec.CommandContext(e.tb.Context(), "aws", append([]string{"--endpoint-url", e.Endpoint, "kms"}, args...)...) //nolint:gosec // the AWS CLI
+	cmd.Env = Environ()
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		e.tb.Fatalf("aws kms %s: %v: %s (run make deps if the AWS CLI is missing)", strings.Join(args, " "), err, stderr.String())
+	}
+	return strings.TrimSpace(string(out))
+}

@@ -31,3 +31,10 @@ func DecryptGCM(t *testing.T, tok token.Token, label string, iv, ciphertext []by
 	})
 	return plain, err
 }
+
+// GenerateAES generates a stored AES-256 key with one attribute as given, which hsm itself never does. The token
+// must be open in this process.
+func GenerateAES(t *testing.T, tok token.Token, label string, attribute uint, value bool) {
+	t.Helper()
+	raw(t, tok, func(c *pkcs11.Ctx, s pkcs11.SessionHandle) { rawAES(t, c, s, label, attribute, value) })
+}

@@ -47,7 +47,7 @@ func (e *Error) Error() string {
 		}
 	}
 	s := strings.Join(parts, ": ")
-	if e.Name == "" && e.Err != nil {
+	if e.Cause == "" && e.Err != nil {
 		s += ": " + e.Err.Error()
 	}
 	if e.Fix != "" {
@@ -76,7 +76,7 @@ func fault(op string, err error, a about) error {
 		if errors.As(err, &done) {
 			return err
 		}
-		return &Error{Op: op, ErrClass: ClassLibrary, Cause: "the PKCS#11 module answered against the standard", Err: err}
+		return &Error{Op: op, ErrClass: ClassLibrary, Cause: "the PKCS#11 module answered against the standard: " + err.Error(), Err: err}
 	}
 	e := &Error{Op: op, Code: uint(code), Name: codeName(uint(code)), Err: err, ErrClass: ClassToken, Cause: "the token refused"}
 	for _, row := range translations() {

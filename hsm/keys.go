@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -91,6 +92,8 @@ func listKeys(keys []wrapping.Key) string {
 	if len(keys) == 0 {
 		return "no keys"
 	}
+	keys = slices.Clone(keys)
+	slices.SortFunc(keys, func(a, b wrapping.Key) int { return strings.Compare(a.Label, b.Label) })
 	const most = 12
 	var out []string
 	for i, k := range keys {

@@ -106,7 +106,7 @@ func (m *module) release() error {
 
 func moduleError(c Config, cause string, err error) error {
 	return &Error{
-		Op: "load " + c.Module, ErrClass: ClassCaller, Cause: cause,
+		Op: "load " + c.Module, ErrClass: ClassCaller, Cause: cause + ": " + err.Error(),
 		Fix: fmt.Sprintf("check tokens[].module of %q: it has to be the absolute path of the HSM vendor's PKCS#11 library for this architecture", c.Name), Err: err,
 	}
 }

@@ -209,7 +209,7 @@ func (t *Token) login(ctx context.Context, pin PINSource) error {
 	var secret []byte
 	if info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH == 0 && pin != nil {
 		if secret, err = pin(ctx, t.identity); err != nil {
-			return &Error{Op: "get the PIN of " + t.name, ErrClass: ClassToken, Cause: "no PIN was had, so no login was tried", Err: err}
+			return &Error{Op: "get the PIN of " + t.name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err}
 		}
 		defer clear(secret)
 	}

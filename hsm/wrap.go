@@ -142,7 +142,7 @@ func (t *Token) wrapUnder(s pkcs11.SessionHandle, wk pkcs11.ObjectHandle, pub *r
 	}
 	if err := wrapping.CheckOutput(plan, out); err != nil {
 		clear(out)
-		return nil, &Error{Op: "C_WrapKey", ErrClass: ClassToken, Cause: "the token's answer is not a wrapped key", Fix: "run `hsmbridge probe`; do not use this token for imports until it is understood", Err: err}
+		return nil, &Error{Op: "C_WrapKey", ErrClass: ClassToken, Cause: err.Error(), Fix: "run `hsmbridge probe`; do not use this token for imports until it is understood", Err: err}
 	}
 	return out, nil
 }

@@ -74,6 +74,13 @@ func (a *app) importKeys(ctx context.Context, names []string, all bool, o import
 	case ctx.Err() != nil:
 		return context.Canceled
 	case code != exitDone:
+		bad := 0
+		for _, r := range results {
+			if r.Error != "" {
+				bad++
+			}
+		}
+		fmt.Fprintf(a.err, "hsmbridge: %d of %d destinations failed; what was imported stays, run the same command again for the rest\n", bad, len(results))
 		return &exitError{code, errShown}
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -274,4 +275,35 @@ func (e *Emulator) AWS(args ...string) string {
 		e.tb.Fatalf("aws kms %s: %v: %s (run make deps if the AWS CLI is missing)", strings.Join(args, " "), err, stderr.String())
 	}
 	return strings.TrimSpace(string(out))
+}
+
+// ControlRaw is [Emulator.Control] with JSON that is already written.
+func (e *Emulator) ControlRaw(path, body string) {
+	e.tb.Helper()
+	e.Control(path, json.RawMessage(body))
+}
+
+// Count is how often the emulator was asked for an operation, as a decimal.
+func (e *Emulator) Count(operation string) string {
+	e.tb.Helper()
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, e.Endpoint+"/_emulator/requests", nil)
+	if err != nil {
+		e.tb.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		e.tb.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var log []struct{ Operation string }
+	if err := json.NewDecoder(resp.Body).Decode(&log); err != nil {
+		e.tb.Fatal(err)
+	}
+	n := 0
+	for _, r := range log {
+		if r.Operation == operation {
+			n++
+		}
+	}
+	return strconv.Itoa(n)
 }

@@ -7,16 +7,16 @@ import (
 )
 
 // attribute reads one attribute. Attributes are read one at a time: a token that does not know one of several
-// answers for none of them. ok is false when the token does not give it.
-func (t *Token) attribute(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, kind uint) (value []byte, ok bool, err error) {
+// answers for none of them. The value is nil when the token does not give it.
+func (t *Token) attribute(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, kind uint) ([]byte, error) {
 	a, err := t.module.ctx.GetAttributeValue(s, o, []*pkcs11.Attribute{pkcs11.NewAttribute(kind, nil)})
 	switch {
 	case err == nil && len(a) == 1:
-		return a[0].Value, true, nil
+		return a[0].Value, nil
 	case err == nil, isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID), isCode(err, pkcs11.CKR_ATTRIBUTE_SENSITIVE), isCode(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID):
-		return nil, false, nil
+		return nil, nil
 	}
-	return nil, false, fault("C_GetAttributeValue", err, about{what: t.name})
+	return nil, fault("C_GetAttributeValue", err, about{what: t.name})
 }
 
 // reader reads attributes of one object and keeps the first error.
@@ -31,19 +31,17 @@ func (r *reader) bytes(kind uint) []byte {
 	if r.err != nil {
 		return nil
 	}
-	v, _, err := r.t.attribute(r.s, r.o, kind)
+	v, err := r.t.attribute(r.s, r.o, kind)
 	r.err = err
 	return v
 }
 
 func (r *reader) text(kind uint) string { return string(r.bytes(kind)) }
 
-// boolean is a CK_BBOOL; otherwise when the token does not give it.
-func (r *reader) boolean(kind uint, otherwise bool) bool {
-	if v := r.bytes(kind); len(v) == 1 {
-		return v[0] != 0
-	}
-	return otherwise
+// boolean is a CK_BBOOL; false when the token does not give it.
+func (r *reader) boolean(kind uint) bool {
+	v := r.bytes(kind)
+	return len(v) == 1 && v[0] != 0
 }
 
 // ulong is a CK_ULONG; -1 when the token does not give it (or gives CK_UNAVAILABLE_INFORMATION).

@@ -158,13 +158,13 @@ func (t *Token) describe(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, class ui
 		}
 	}
 	k.KeySpec = keySpecOf(keyType, k.Bits, k.Curve)
-	k.Extractable = r.boolean(pkcs11.CKA_EXTRACTABLE, false)
-	k.Sensitive = r.boolean(pkcs11.CKA_SENSITIVE, false)
-	k.WrapWithTrusted = r.boolean(pkcs11.CKA_WRAP_WITH_TRUSTED, false)
-	k.Local = r.boolean(pkcs11.CKA_LOCAL, false)
-	k.Decrypt = r.boolean(pkcs11.CKA_DECRYPT, false)
-	k.Sign = r.boolean(pkcs11.CKA_SIGN, false)
-	k.Wrap = r.boolean(pkcs11.CKA_WRAP, false)
+	k.Extractable = r.boolean(pkcs11.CKA_EXTRACTABLE)
+	k.Sensitive = r.boolean(pkcs11.CKA_SENSITIVE)
+	k.WrapWithTrusted = r.boolean(pkcs11.CKA_WRAP_WITH_TRUSTED)
+	k.Local = r.boolean(pkcs11.CKA_LOCAL)
+	k.Decrypt = r.boolean(pkcs11.CKA_DECRYPT)
+	k.Sign = r.boolean(pkcs11.CKA_SIGN)
+	k.Wrap = r.boolean(pkcs11.CKA_WRAP)
 	k.Blockers = blockers(k)
 	return k, r.err
 }

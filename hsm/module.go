@@ -25,11 +25,13 @@ type module struct {
 }
 
 // modules is the process's loaded libraries. It is global because PKCS#11's state is.
+//
+//nolint:gochecknoglobals // see above
 var modules = struct {
 	sync.Mutex
 	byPath  map[string]*module
 	refused map[string]map[string]error
-}{byPath: map[string]*module{}, refused: map[string]map[string]error{}} //nolint:gochecknoglobals // the state of a PKCS#11 library belongs to the process
+}{byPath: map[string]*module{}, refused: map[string]map[string]error{}}
 
 // acquire loads and initialises the module of the configuration, or shares it.
 func acquire(c Config) (*module, error) {
@@ -91,7 +93,8 @@ func (m *module) load(c Config) error {
 func (m *module) release() error {
 	modules.Lock()
 	defer modules.Unlock()
-	if m.users--; m.users > 0 {
+	m.users--
+	if m.users > 0 {
 		return nil
 	}
 	delete(modules.byPath, m.path)

@@ -36,7 +36,7 @@ func (t *Token) PublicKey(ctx context.Context, key wrapping.Key) ([]byte, error)
 		for _, o := range objects {
 			r := &reader{t: t, s: s, o: o}
 			der, err := publicKeyInfo(r, key.KeySpec)
-			if err = errors.Join(err, r.err); err != nil {
+			if err := errors.Join(err, r.err); err != nil {
 				return nil, err
 			}
 			if der != nil {
@@ -186,7 +186,7 @@ func (t *Token) CheckValue(ctx context.Context, key wrapping.Key) (string, error
 		case err != nil && classOf(err) != ClassCaller:
 			return "", err
 		}
-		kcv, _, err := t.attribute(s, pkcs11.ObjectHandle(key.Handle), pkcs11.CKA_CHECK_VALUE)
+		kcv, err := t.attribute(s, pkcs11.ObjectHandle(key.Handle), pkcs11.CKA_CHECK_VALUE)
 		return hex.EncodeToString(kcv), err
 	})
 }

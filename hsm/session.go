@@ -37,7 +37,7 @@ func with[T any](ctx context.Context, t *Token, f func(s pkcs11.SessionHandle) (
 	t.mu.Unlock()
 
 	if ctx.Done() == nil {
-		return run(t, nil, f)
+		return run(ctx, t, f)
 	}
 	type answer struct {
 		v   T
@@ -45,7 +45,7 @@ func with[T any](ctx context.Context, t *Token, f func(s pkcs11.SessionHandle) (
 	}
 	done := make(chan answer, 1)
 	go func() {
-		v, err := run(t, ctx, f)
+		v, err := run(ctx, t, f)
 		done <- answer{v, err}
 	}()
 	select {
@@ -60,7 +60,7 @@ func with[T any](ctx context.Context, t *Token, f func(s pkcs11.SessionHandle) (
 }
 
 // run takes a session, runs f on it and gives it back, or closes it when it is of no more use.
-func run[T any](t *Token, ctx context.Context, f func(s pkcs11.SessionHandle) (T, error)) (v T, err error) { //nolint:revive // ctx may be nil: nobody waits
+func run[T any](ctx context.Context, t *Token, f func(s pkcs11.SessionHandle) (T, error)) (v T, err error) {
 	defer func() { <-t.sessions; t.running.Done() }()
 	s, err := t.take()
 	if err != nil {
@@ -75,7 +75,7 @@ func run[T any](t *Token, ctx context.Context, f func(s pkcs11.SessionHandle) (T
 		}
 	}()
 	v, err = f(s)
-	sound = (err == nil || classOf(err) == ClassCaller) && (ctx == nil || ctx.Err() == nil)
+	sound = (err == nil || classOf(err) == ClassCaller) && ctx.Err() == nil
 	return v, err
 }
 

@@ -81,7 +81,7 @@ func (t *Token) open(ctx context.Context, c Config, pin PINSource) error {
 		n = defaultSessions
 	}
 	// One session stays open to keep the login. 0 is "effectively infinite", all ones is "unavailable".
-	if most := int(info.MaxRwSessionCount); most > 1 && most-1 < n { //nolint:gosec // -1 (unavailable) stays below 1
+	if most := int(info.MaxRwSessionCount); most > 1 && most-1 < n {
 		n = most - 1
 	}
 	t.sessions = make(chan struct{}, n)

@@ -70,6 +70,9 @@ var errShown = errors.New("shown")
 
 // exit prints what went wrong, if anything, and gives the exit code.
 func (a *app) exit(ctx context.Context, err error) int {
+	if k, ok := a.out.(*keeper); ok && k.err != nil && err == nil {
+		err = fmt.Errorf("the output could not be written: %w", k.err)
+	}
 	if err == nil {
 		return exitDone
 	}

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var version = "devel" //nolint:gochecknoglobals // set by the linker
+var version = "devel" // set by the linker
 
 func main() { os.Exit(Main()) }
 

@@ -27,6 +27,7 @@ type app struct {
 }
 
 func (a *app) run(ctx context.Context, args []string) int {
+	a.out = &keeper{w: a.out}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetOut(a.out)
@@ -55,6 +56,7 @@ func (a *app) root() *cobra.Command {
 	f := root.PersistentFlags()
 	f.StringVarP(&a.configFile, "config", "c", os.Getenv("HSMBRIDGE_CONFIG"), "configuration `file` (or HSMBRIDGE_CONFIG)")
 	f.StringVar(&a.logLevel, "log-level", "warn", "what is logged to standard error: debug, info, warn or error")
+	//nolint:contextcheck // the commands have their own: cobra's
 	root.AddCommand(a.probeCommand(), a.keysCommand(), a.planCommand(), a.importCommand(), a.configCommand(), a.versionCommand(), exitCodesTopic())
 	return root
 }
@@ -92,7 +94,7 @@ func (a *app) openLog() error {
 
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) //nolint:gosec // a file descriptor
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // load reads the configuration that -c or HSMBRIDGE_CONFIG names.

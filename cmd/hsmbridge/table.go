@@ -46,6 +46,20 @@ func writeJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
+// keeper keeps the first error of a writer, so that a full disk is not taken for success.
+type keeper struct {
+	w   io.Writer
+	err error
+}
+
+func (k *keeper) Write(p []byte) (int, error) {
+	n, err := k.w.Write(p)
+	if k.err == nil {
+		k.err = err
+	}
+	return n, err
+}
+
 func yesNo(b bool) string {
 	if b {
 		return "yes"

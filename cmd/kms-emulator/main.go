@@ -7,7 +7,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"os"
@@ -18,7 +17,7 @@ import (
 	"hsmbridge/kmsclient/kmsemu"
 )
 
-var version = "devel" //nolint:gochecknoglobals // set by the linker
+var version = "devel" // set by the linker
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -82,7 +81,7 @@ func serve(ctx context.Context, listen string, handler http.Handler, out io.Writ
 	}
 	fmt.Fprintln(out, "KMS emulator for tests and demos: NOT FOR PRODUCTION, it holds keys in the clear and takes any credentials")
 	fmt.Fprintf(out, "listening on http://%s\n", l.Addr())
-	srv := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}
+	srv := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(l) }()
 	select {

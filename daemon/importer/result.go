@@ -158,7 +158,7 @@ func (r *run) finish(ctx context.Context, err error) Result {
 // the error has none.
 func Class(err error) string {
 	for err != nil {
-		if c, ok := err.(interface{ Class() string }); ok { //nolint:errorlint // every error of the tree is looked at below
+		if c, ok := err.(interface{ Class() string }); ok {
 			return c.Class()
 		}
 		switch u := err.(type) { //nolint:errorlint // the same

@@ -127,7 +127,7 @@ func (s *softToken) Wrap(_ context.Context, key wrapping.Key, pub *rsa.PublicKey
 			return nil, err
 		}
 	}
-	var h hash.Hash = sha256.New()
+	h := sha256.New()
 	if plan.Algorithm == wrapping.OAEPSHA1 || plan.Algorithm == wrapping.RSAAESSHA1 {
 		h = sha1.New() //nolint:gosec // see the import
 	}

@@ -83,7 +83,7 @@ func fromCredential(name string) ([]byte, error) {
 	if name != filepath.Base(name) || strings.HasPrefix(name, ".") {
 		return nil, fmt.Errorf("pin_credential %q is not the name of a credential", name)
 	}
-	f, err := os.Open(filepath.Join(dir, name))
+	f, err := os.Open(filepath.Join(dir, name)) //nolint:gosec // name is one component, checked above
 	if err != nil {
 		return nil, fmt.Errorf("pin_credential %s: %w; add LoadCredential=%s:/path to the unit", name, err, name)
 	}
@@ -97,7 +97,7 @@ func fromCommand(ctx context.Context, argv []string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	var out bytes.Buffer
-	c := exec.CommandContext(ctx, argv[0], argv[1:]...) //nolint:gosec // the configuration names it
+	c := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	c.Stdout, c.Stderr = &limited{&out, maxBytes + 1}, os.Stderr
 	c.WaitDelay = time.Second
 	err := c.Run()
@@ -135,7 +135,7 @@ func fromTerminal(_ context.Context, token wrapping.TokenIdentity) ([]byte, erro
 	}
 	defer tty.Close() //nolint:errcheck // nothing is buffered
 	fmt.Fprintf(tty, "PIN of token %s (serial %s): ", token.Label, token.Serial)
-	secret, err := term.ReadPassword(int(tty.Fd())) //nolint:gosec // a file descriptor
+	secret, err := term.ReadPassword(int(tty.Fd()))
 	fmt.Fprintln(tty)
 	if err != nil {
 		return nil, fmt.Errorf("pin_prompt: %w", err)

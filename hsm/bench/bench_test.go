@@ -36,6 +36,7 @@ func BenchmarkWrap(b *testing.B) {
 }
 
 func benchWrap(b *testing.B, h *hsm.Token, tok token.Token, key wrapping.Key, plan wrapping.Plan) {
+	b.Helper()
 	b.ReportAllocs()
 	rsa, err := trial.NewRSAKey(plan.WrappingKeySpec)
 	if err != nil {

@@ -37,6 +37,7 @@ func class(t *testing.T, err error, want string, parts ...string) {
 }
 
 func testOpen(t *testing.T, tok token.Token) {
+	t.Helper()
 	h := Open(t, tok)
 	if h.Identity().Label != tok.Label {
 		t.Errorf("opened %+v", h.Identity())
@@ -84,6 +85,7 @@ func testOpen(t *testing.T, tok token.Token) {
 }
 
 func testFind(t *testing.T, tok token.Token) {
+	t.Helper()
 	h := Open(t, tok)
 	one, err := h.Generate(t.Context(), wrapping.SymmetricDefault, "find-one", []byte{0x0f, 0x01})
 	if err != nil {
@@ -118,6 +120,7 @@ func testFind(t *testing.T, tok token.Token) {
 
 // testMustNotLeave holds that hsmbridge itself refuses: NSS would wrap both keys.
 func testMustNotLeave(t *testing.T, tok token.Token, want Expect) {
+	t.Helper()
 	h := Open(t, tok)
 	raw(t, tok, func(c *pkcs11.Ctx, s pkcs11.SessionHandle) {
 		rawAES(t, c, s, "stay", pkcs11.CKA_EXTRACTABLE, false)
@@ -163,6 +166,7 @@ func testMustNotLeave(t *testing.T, tok token.Token, want Expect) {
 
 // testGiveUp holds that a caller never waits longer than its context lets it.
 func testGiveUp(t *testing.T, tok token.Token) {
+	t.Helper()
 	h := Open(t, tok)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -179,6 +183,7 @@ func testGiveUp(t *testing.T, tok token.Token) {
 
 // testWrongPIN holds that a wrong PIN is given to the token once in the life of the process.
 func testWrongPIN(t *testing.T, tok token.Token) {
+	t.Helper()
 	asked := 0
 	wrong := func(context.Context, wrapping.TokenIdentity) ([]byte, error) {
 		asked++

@@ -22,6 +22,7 @@ import (
 )
 
 func testProbe(t *testing.T, tok token.Token, want Expect) {
+	t.Helper()
 	h := Open(t, tok)
 	before := keyCount(t, h)
 	caps, err := h.Probe(t.Context(), wrapping.KeySpecs()...)
@@ -63,6 +64,7 @@ func keyCount(t *testing.T, h *hsm.Token) int {
 
 // testGenerateAndWrap generates every key that the token can, wraps it by every plan and opens it outside.
 func testGenerateAndWrap(t *testing.T, tok token.Token, want Expect) {
+	t.Helper()
 	h := Open(t, tok)
 	caps, err := h.Probe(t.Context(), wrapping.KeySpecs()...)
 	if err != nil {
@@ -189,6 +191,7 @@ func checkPair(t *testing.T, h *hsm.Token, key wrapping.Key, material []byte) {
 
 // testConcurrent wraps with as many goroutines as are common in production.
 func testConcurrent(t *testing.T, tok token.Token, want Expect) {
+	t.Helper()
 	if want.Chosen[wrapping.SymmetricDefault] == "" {
 		t.Fatal("the contract needs a token that wraps AES keys")
 	}

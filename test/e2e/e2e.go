@@ -31,7 +31,7 @@ var binaries = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobal
 	if err != nil {
 		return "", err
 	}
-	out, err := exec.Command("go", "build", "-o", dir+"/", "hsmbridge/cmd/hsmbridge", "hsmbridge/cmd/kms-emulator").CombinedOutput() //nolint:noctx,gosec // ends with the test
+	out, err := exec.Command("go", "build", "-o", dir+"/", "hsmbridge/cmd/hsmbridge", "hsmbridge/cmd/kms-emulator").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build the binaries: %w: %s", err, out)
 	}
@@ -71,7 +71,7 @@ type Emulator struct {
 func StartEmulator(tb testing.TB, flags ...string) *Emulator {
 	tb.Helper()
 	args := append([]string{"-listen", "127.0.0.1:0", "-region", Region, "-account", Account}, flags...)
-	cmd := exec.Command(filepath.Join(Binaries(tb), "kms-emulator"), args...) //nolint:noctx,gosec // stopped below
+	cmd := exec.Command(filepath.Join(Binaries(tb), "kms-emulator"), args...) //nolint:noctx // stopped below
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -222,7 +222,7 @@ func Run(tb testing.TB, config string, args ...string) Output {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(Binaries(tb), "hsmbridge"), append([]string{"-c", config}, args...)...) //nolint:gosec // our own binary
+	cmd := exec.CommandContext(ctx, filepath.Join(Binaries(tb), "hsmbridge"), append([]string{"-c", config}, args...)...)
 	cmd.Env = Environ()
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -266,7 +266,7 @@ type Result struct {
 // AWS runs the AWS CLI against the emulator and gives what it prints.
 func (e *Emulator) AWS(args ...string) string {
 	e.tb.Helper()
-	cmd := exec.CommandContext(e.tb.Context(), "aws", append([]string{"--endpoint-url", e.Endpoint, "kms"}, args...)...) //nolint:gosec // the AWS CLI
+	cmd := exec.CommandContext(e.tb.Context(), "aws", append([]string{"--endpoint-url", e.Endpoint, "kms"}, args...)...)
 	cmd.Env = Environ()
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -286,7 +286,7 @@ func (e *Emulator) ControlRaw(path, body string) {
 // Count is how often the emulator was asked for an operation, as a decimal.
 func (e *Emulator) Count(operation string) string {
 	e.tb.Helper()
-	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, e.Endpoint+"/_emulator/requests", nil)
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, e.Endpoint+"/_emulator/requests", http.NoBody)
 	if err != nil {
 		e.tb.Fatal(err)
 	}

@@ -76,10 +76,11 @@ func (a *app) exit(ctx context.Context, err error) int {
 	if err == nil {
 		return exitDone
 	}
-	if !errors.Is(err, errShown) {
+	interrupted := ctx.Err() != nil && errors.Is(err, context.Canceled)
+	if !errors.Is(err, errShown) && !interrupted {
 		a.complain(err)
 	}
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	if interrupted {
 		fmt.Fprintln(a.err, "hsmbridge: interrupted; run it again: what KMS holds is looked at before anything is imported")
 		return exitInterrupted
 	}

@@ -141,7 +141,10 @@ func (a *app) printResults(results []importer.Result) {
 	const indent = "               "
 	for _, r := range results {
 		fmt.Fprintf(a.out, "\n%s -> %s\n", r.Key, r.Destination)
-		if r.Mechanism != "" {
+		switch {
+		case r.Result == importer.Unchanged && r.WrappingKeySHA256 == "":
+			wrapped(a.out, "  why          ", indent, "KMS holds the key's material with the life that is asked for; nothing was wrapped")
+		case r.Mechanism != "":
 			wrapped(a.out, "  why          ", indent, whyText(r))
 			a.printPassedOver(r.PassedOver, indent)
 		}

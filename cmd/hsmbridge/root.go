@@ -28,7 +28,7 @@ type app struct {
 
 func (a *app) run(ctx context.Context, args []string) int {
 	a.out = &keeper{w: a.out}
-	root := a.root()
+	root := a.root() //nolint:contextcheck // the commands have cobra's
 	root.SetArgs(args)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
@@ -56,7 +56,6 @@ func (a *app) root() *cobra.Command {
 	f := root.PersistentFlags()
 	f.StringVarP(&a.configFile, "config", "c", os.Getenv("HSMBRIDGE_CONFIG"), "configuration `file` (or HSMBRIDGE_CONFIG)")
 	f.StringVar(&a.logLevel, "log-level", "warn", "what is logged to standard error: debug, info, warn or error")
-	//nolint:contextcheck // the commands have their own: cobra's
 	root.AddCommand(a.probeCommand(), a.keysCommand(), a.planCommand(), a.importCommand(), a.configCommand(), a.versionCommand(), exitCodesTopic())
 	return root
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -30,7 +31,10 @@ type Config struct {
 // PINSource gives the user's PIN. It is called once, and the bytes are overwritten after C_Login.
 type PINSource func(ctx context.Context, token wrapping.TokenIdentity) ([]byte, error)
 
-const defaultSessions = 16
+const (
+	defaultSessions = 16
+	closeTimeout    = 5 * time.Second
+)
 
 // Token is an open token with its user logged in. Its methods may be called by many goroutines; each call
 // has a session of its own while it runs.
@@ -106,7 +110,7 @@ func (t *Token) findSlot(c Config) (pkcs11.TokenInfo, error) {
 		}
 		id := identityOf(info)
 		there = append(there, describeToken(id))
-		if !c.URI.MatchesToken(id.Label, id.Manufacturer, id.Model, id.Serial) || c.URI.SlotID != nil && *c.URI.SlotID != slot {
+		if !c.URI.MatchesToken(id.Label, id.Manufacturer, id.Model, id.Serial) || !t.matchesPlace(c.URI, slot) {
 			continue
 		}
 		found = append(found, info)
@@ -127,6 +131,26 @@ func (t *Token) findSlot(c Config) (pkcs11.TokenInfo, error) {
 	return pkcs11.TokenInfo{}, e
 }
 
+// matchesPlace holds the slot and library attributes of the URI, where it has any.
+func (t *Token) matchesPlace(u pkcs11uri.URI, slot uint) bool {
+	if u.SlotID != nil || u.SlotDescription != "" || u.SlotManufacturer != "" {
+		info, err := t.module.ctx.GetSlotInfo(slot)
+		if err != nil || !u.MatchesSlot(slot, trim(info.SlotDescription), trim(info.ManufacturerID)) {
+			return false
+		}
+	}
+	if u.LibraryManufacturer != "" || u.LibraryDescription != "" || u.LibraryVersion != "" {
+		info, err := t.module.ctx.GetInfo()
+		if err != nil || !u.MatchesLibrary(trim(info.ManufacturerID), trim(info.LibraryDescription), info.LibraryVersion.Major, info.LibraryVersion.Minor) {
+			return false
+		}
+	}
+	return true
+}
+
+// trim takes the padding of a PKCS#11 string away.
+func trim(s string) string { return strings.TrimRight(s, " \x00") }
+
 // Errors of Open that callers tell apart.
 var (
 	ErrNoSuchToken    = errors.New("no such token")
@@ -138,7 +162,6 @@ func describeToken(id wrapping.TokenIdentity) string {
 }
 
 func identityOf(i pkcs11.TokenInfo) wrapping.TokenIdentity {
-	trim := func(s string) string { return strings.TrimRight(s, " \x00") }
 	version := func(v pkcs11.Version) string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
 	return wrapping.TokenIdentity{
 		Label: trim(i.Label), Manufacturer: trim(i.ManufacturerID), Model: trim(i.Model), Serial: trim(i.SerialNumber),
@@ -152,7 +175,7 @@ func (t *Token) Identity() wrapping.TokenIdentity { return t.identity }
 // Warnings is what a person should know about the token: a PIN of which few tries are left.
 func (t *Token) Warnings() []string { return t.warnings }
 
-// Close closes every session and gives the module back. It waits for operations that are still running.
+// Close closes every session and gives the module back. It waits a while for operations that are still running.
 // Nothing is logged out: the login belongs to the token, and other sessions of this process may need it.
 func (t *Token) Close() error {
 	t.mu.Lock()
@@ -164,7 +187,16 @@ func (t *Token) Close() error {
 	idle := t.idle
 	t.idle = nil
 	t.mu.Unlock()
-	t.running.Wait()
+	ended := make(chan struct{})
+	go func() { t.running.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(closeTimeout):
+		return &Error{
+			Op: "close " + t.name, ErrClass: ClassLibrary, Cause: "a call to the token has not come back; the module was left as it is",
+			Fix: "end this process; the HSM drops its sessions and their objects then",
+		}
+	}
 	var errs []error
 	for _, s := range append(idle, t.anchor) {
 		if err := t.module.ctx.CloseSession(s); err != nil && classOf(err) != ClassSession {

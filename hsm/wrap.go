@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bytes"
 	"context"
 	"crypto/rsa"
 	"encoding/binary"
@@ -90,8 +91,14 @@ func (t *Token) mayLeave(s pkcs11.SessionHandle, key wrapping.Key) error {
 		class = pkcs11.CKO_PRIVATE_KEY
 	}
 	now, err := t.describe(s, pkcs11.ObjectHandle(key.Handle), class)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case now.Label != key.Label || !bytes.Equal(now.ID, key.ID) || now.KeySpec != key.KeySpec:
+		return &Error{
+			Op: "wrap " + key.Label, ErrClass: ClassSession, Fix: "look it up again",
+			Cause: fmt.Sprintf("its handle now belongs to another object (%q, %s); nothing was wrapped", now.Label, now.KeyType),
+		}
 	}
 	return t.refuse(now)
 }

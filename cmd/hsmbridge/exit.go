@@ -93,7 +93,7 @@ func (a *app) complain(err error) {
 		fmt.Fprintln(a.err, bad.Error())
 		return
 	}
-	fmt.Fprintln(a.err, "hsmbridge:", err)
+	fmt.Fprintln(a.err, "hsmbridge:", printable(err.Error()))
 	var e *exitError
 	if errors.As(err, &e) && e.code == exitUsage {
 		fmt.Fprintln(a.err, "see: hsmbridge --help")

@@ -112,7 +112,7 @@ func (a *app) record(_ context.Context, e importer.Event) error {
 		fields = append(fields, zap.String(f.Name, f.Value))
 	}
 	a.log.Info(e.Message, fields...)
-	a.say(e.Key, string(e.Step), firstLine(e.Message))
+	a.say(e.Key, string(e.Step), printable(firstLine(e.Message)))
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/hmac"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -113,6 +114,9 @@ func (r *run) proveMAC(ctx context.Context) error {
 	if err != nil {
 		return &noProofError{fmt.Sprintf("the token computes no HMAC with this key: %v", err)}
 	}
+	if len(ours) < sha256.Size224 {
+		return &noProofError{fmt.Sprintf("the token answered with an HMAC of %d bytes", len(ours))}
+	}
 	algorithm := "HMAC_SHA_" + string(r.req.KeySpec)[len("HMAC_"):]
 	theirs, err := eventually(ctx, r, func() ([]byte, error) {
 		return r.kms.GenerateMAC(ctx, r.req.Destination, algorithm, message)
@@ -173,13 +177,12 @@ func (r *run) proveSignature(ctx context.Context, public []byte) error {
 // proveMaterial wraps the key a second time and imports it as existing material with the same expiry: KMS
 // accepts it only if the material is what the key material ID was computed from.
 func (r *run) proveMaterial(ctx context.Context) error {
+	if asserted := r.plan.KeyMaterialID; asserted != "" && asserted == r.result.KeyMaterialID && r.plan.Action != ActionKeep {
+		return nil // the import itself asserted the ID, and KMS confirmed it
+	}
 	id, err := r.materialID(ctx)
 	if err != nil {
 		return err
-	}
-	if r.plan.Action == ActionReimport && r.plan.KeyMaterialID == id || r.plan.Action == ActionRestore && r.plan.KeyMaterialID == id {
-		r.result.KeyMaterialID = id // the import itself asserted the ID
-		return nil
 	}
 	first := r.result.WrappingKeySHA256
 	validTo := r.result.expiresAt()
@@ -199,7 +202,9 @@ func (r *run) proveMaterial(ctx context.Context) error {
 		return &noProofError{fmt.Sprintf("this KMS endpoint does not take KeyMaterialId (%s)", kmsclient.Code(err))}
 	case err != nil:
 		return fmt.Errorf("the key was imported, its proof failed: %w", err)
-	case out.KeyMaterialID != "" && out.KeyMaterialID != id:
+	case out.KeyMaterialID == "":
+		return &noProofError{"this KMS endpoint took the second import without confirming a key material ID"}
+	case out.KeyMaterialID != id:
 		return r.mismatch("key material IDs")
 	}
 	r.result.KeyMaterialID = id

@@ -97,6 +97,7 @@ func fromCommand(ctx context.Context, argv []string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	var out bytes.Buffer
+	out.Grow(maxBytes + bytes.MinRead) // never grown, so that no copy stays behind
 	c := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	c.Stdout, c.Stderr = &limited{&out, maxBytes + 1}, os.Stderr
 	c.WaitDelay = time.Second

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -47,6 +49,49 @@ func (a *app) connect(ctx context.Context, c *configs.Config, tokens []string) *
 		conn.pins[name] = source
 	}
 	return conn
+}
+
+// connectTokens loads the configuration and prepares the named tokens, or all of them, and gives their names.
+func (a *app) connectTokens(ctx context.Context, names []string) (*connections, []string, error) {
+	c, err := a.load()
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(names) == 0 {
+		for _, t := range c.Tokens {
+			names = append(names, t.Name)
+		}
+	}
+	if err := knownTokens(c, names); err != nil {
+		return nil, nil, err
+	}
+	return a.connect(ctx, c, names), names, nil
+}
+
+// connectKeys loads the configuration and prepares the tokens of the named managed keys, or of all.
+func (a *app) connectKeys(ctx context.Context, names []string, all bool) (*connections, []configs.Key, error) {
+	c, err := a.load()
+	if err != nil {
+		return nil, nil, err
+	}
+	keys, err := keysNamed(c, names, all)
+	if err != nil {
+		return nil, nil, err
+	}
+	return a.connect(ctx, c, tokensOf(keys)), keys, nil
+}
+
+func knownTokens(c *configs.Config, names []string) error {
+	for _, n := range names {
+		if _, ok := c.Token(n); !ok {
+			var have []string
+			for _, t := range c.Tokens {
+				have = append(have, t.Name)
+			}
+			return usageError(fmt.Errorf("there is no token %q; the configuration has: %s", n, strings.Join(have, ", ")))
+		}
+	}
+	return nil
 }
 
 // token opens a token, once.

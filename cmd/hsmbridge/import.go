@@ -42,15 +42,10 @@ A destination that fails does not stop the others. See "hsmbridge help exit-code
 }
 
 func (a *app) importKeys(ctx context.Context, names []string, all bool, o importOptions) error {
-	c, err := a.load()
+	conn, keys, err := a.connectKeys(ctx, names, all)
 	if err != nil {
 		return err
 	}
-	keys, err := keysNamed(c, names, all)
-	if err != nil {
-		return err
-	}
-	conn := a.connect(ctx, c, tokensOf(keys))
 	var results []importer.Result
 	for _, k := range keys {
 		got := a.importKey(ctx, conn, k, o)

@@ -65,19 +65,10 @@ func rowOf(token string, k wrapping.Key) keyRow {
 }
 
 func (a *app) listKeys(ctx context.Context, names []string) error {
-	c, err := a.load()
+	conn, names, err := a.connectTokens(ctx, names)
 	if err != nil {
 		return err
 	}
-	if len(names) == 0 {
-		for _, t := range c.Tokens {
-			names = append(names, t.Name)
-		}
-	}
-	if err := knownTokens(c, names); err != nil {
-		return err
-	}
-	conn := a.connect(ctx, c, names)
 	defer conn.close() //nolint:errcheck // only read
 	var failed []error
 	for i, name := range names {

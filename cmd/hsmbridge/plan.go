@@ -55,15 +55,10 @@ func optionsOf(expires string, renew, noProve bool) (importOptions, error) {
 }
 
 func (a *app) plan(ctx context.Context, names []string, all bool, o importOptions) error {
-	c, err := a.load()
+	conn, keys, err := a.connectKeys(ctx, names, all)
 	if err != nil {
 		return err
 	}
-	keys, err := keysNamed(c, names, all)
-	if err != nil {
-		return err
-	}
-	conn := a.connect(ctx, c, tokensOf(keys))
 	defer conn.close() //nolint:errcheck // nothing was changed
 	var failed []error
 	done := 0
@@ -74,7 +69,7 @@ func (a *app) plan(ctx context.Context, names []string, all bool, o importOption
 			continue
 		}
 		for _, d := range k.Destinations {
-			p, err := im.Plan(ctx, request(c, k, d, o))
+			p, err := im.Plan(ctx, request(conn.config, k, d, o))
 			if err != nil {
 				failed = append(failed, err)
 				continue

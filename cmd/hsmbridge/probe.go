@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"hsmbridge/configs"
 	"hsmbridge/hsm"
 	"hsmbridge/hsm/wrapping"
 )
@@ -56,19 +55,10 @@ type mechanismRow struct {
 }
 
 func (a *app) probe(ctx context.Context, names []string) error {
-	c, err := a.load()
+	conn, names, err := a.connectTokens(ctx, names)
 	if err != nil {
 		return err
 	}
-	if len(names) == 0 {
-		for _, t := range c.Tokens {
-			names = append(names, t.Name)
-		}
-	}
-	if err := knownTokens(c, names); err != nil {
-		return err
-	}
-	conn := a.connect(ctx, c, names)
 	defer conn.close() //nolint:errcheck // the probe's result stands
 	var failed []error
 	for i, name := range names {
@@ -89,19 +79,6 @@ func (a *app) probe(ctx context.Context, names []string) error {
 		r.print(a)
 	}
 	return errors.Join(failed...)
-}
-
-func knownTokens(c *configs.Config, names []string) error {
-	for _, n := range names {
-		if _, ok := c.Token(n); !ok {
-			var have []string
-			for _, t := range c.Tokens {
-				have = append(have, t.Name)
-			}
-			return usageError(fmt.Errorf("there is no token %q; the configuration has: %s", n, strings.Join(have, ", ")))
-		}
-	}
-	return nil
 }
 
 func (a *app) probeToken(ctx context.Context, conn *connections, name string) (probeReport, error) {

@@ -55,7 +55,7 @@ func TestInterrupted(t *testing.T) {
 				time.Sleep(50 * time.Millisecond)
 			}
 			out := e2e.Run(t, config, "import", "mac", "--json")
-			if out.Code != 0 || len(out.Stdout) == 0 {
+			if out.Code != 0 || out.Stdout == "" {
 				t.Fatalf("again: %+v", out)
 			}
 			if r := e2e.Lines[e2e.Result](t, out.Stdout)[0]; r.Result != "unchanged" || r.Proof != "mac-match" {

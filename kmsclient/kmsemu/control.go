@@ -77,7 +77,8 @@ func (s *Server) fault(op string) *Fault {
 			return nil
 		}
 		taken := *f
-		if f.Times--; f.Times == 0 {
+		f.Times--
+		if f.Times == 0 {
 			s.faults = slices.Delete(s.faults, i, i+1)
 		}
 		return &taken

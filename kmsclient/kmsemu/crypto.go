@@ -84,14 +84,14 @@ func aad(context map[string]string) []byte {
 
 func encrypt(s *Server, c call) (any, error) {
 	var in struct {
-		KeyId, EncryptionAlgorithm string
+		KeyID, EncryptionAlgorithm string
 		Plaintext                  []byte
 		EncryptionContext          map[string]string
 	}
 	if err := c.decode(&in); err != nil {
 		return nil, err
 	}
-	k, m, err := s.usable(c, in.KeyId, "ENCRYPT_DECRYPT")
+	k, m, err := s.usable(c, in.KeyID, "ENCRYPT_DECRYPT")
 	switch {
 	case err != nil:
 		return nil, err
@@ -121,7 +121,7 @@ func oaepHash(algorithm string) hash.Hash {
 
 func decrypt(s *Server, c call) (any, error) {
 	var in struct {
-		KeyId, EncryptionAlgorithm string
+		KeyID, EncryptionAlgorithm string
 		CiphertextBlob             []byte
 		EncryptionContext          map[string]string
 	}
@@ -129,7 +129,7 @@ func decrypt(s *Server, c call) (any, error) {
 		return nil, err
 	}
 	if strings.HasPrefix(in.EncryptionAlgorithm, "RSAES") {
-		return s.decryptRSA(c, in.KeyId, in.EncryptionAlgorithm, in.CiphertextBlob)
+		return s.decryptRSA(c, in.KeyID, in.EncryptionAlgorithm, in.CiphertextBlob)
 	}
 	blob, err := ParseBlob(in.CiphertextBlob)
 	if err != nil {
@@ -139,8 +139,8 @@ func decrypt(s *Server, c call) (any, error) {
 		if k.Region != c.region || bareID(k.ID) != blob.KeyID {
 			continue
 		}
-		if in.KeyId != "" {
-			if asked, err := s.lookup(c, in.KeyId); err != nil || asked != k {
+		if in.KeyID != "" {
+			if asked, err := s.lookup(c, in.KeyID); err != nil || asked != k {
 				return nil, fail("IncorrectKeyException", "The key ID in the request does not identify a CMK that can perform this operation.")
 			}
 		}
@@ -185,7 +185,7 @@ func (s *Server) decryptRSA(c call, id, algorithm string, blob []byte) (any, err
 func generateDataKey(plaintext bool) func(*Server, call) (any, error) {
 	return func(s *Server, c call) (any, error) {
 		var in struct {
-			KeyId, KeySpec    string
+			KeyID, KeySpec    string
 			NumberOfBytes     int
 			EncryptionContext map[string]string
 		}
@@ -196,7 +196,7 @@ func generateDataKey(plaintext bool) func(*Server, call) (any, error) {
 		if n == 0 {
 			n = map[string]int{"AES_256": 32, "AES_128": 16}[in.KeySpec]
 		}
-		k, m, err := s.usable(c, in.KeyId, "ENCRYPT_DECRYPT")
+		k, m, err := s.usable(c, in.KeyID, "ENCRYPT_DECRYPT")
 		switch {
 		case err != nil:
 			return nil, err
@@ -228,13 +228,13 @@ func macOf(k *key, m *material, message []byte) []byte {
 func mac(verify bool) func(*Server, call) (any, error) {
 	return func(s *Server, c call) (any, error) {
 		var in struct {
-			KeyId, MacAlgorithm string
+			KeyID, MacAlgorithm string
 			Message, Mac        []byte
 		}
 		if err := c.decode(&in); err != nil {
 			return nil, err
 		}
-		k, m, err := s.usable(c, in.KeyId, "GENERATE_VERIFY_MAC")
+		k, m, err := s.usable(c, in.KeyID, "GENERATE_VERIFY_MAC")
 		switch {
 		case err != nil:
 			return nil, err
@@ -272,11 +272,11 @@ func signingAlgorithms(spec string) []string {
 }
 
 func getPublicKey(s *Server, c call) (any, error) {
-	var in struct{ KeyId string }
+	var in struct{ KeyID string }
 	if err := c.decode(&in); err != nil {
 		return nil, err
 	}
-	k, m, err := s.usable(c, in.KeyId, "SIGN_VERIFY", "ENCRYPT_DECRYPT", "KEY_AGREEMENT")
+	k, m, err := s.usable(c, in.KeyID, "SIGN_VERIFY", "ENCRYPT_DECRYPT", "KEY_AGREEMENT")
 	switch {
 	case err != nil:
 		return nil, err
@@ -299,13 +299,13 @@ func getPublicKey(s *Server, c call) (any, error) {
 func signature(verify bool) func(*Server, call) (any, error) {
 	return func(s *Server, c call) (any, error) {
 		var in struct {
-			KeyId, MessageType, SigningAlgorithm string
+			KeyID, MessageType, SigningAlgorithm string
 			Message, Signature                   []byte
 		}
 		if err := c.decode(&in); err != nil {
 			return nil, err
 		}
-		k, m, err := s.usable(c, in.KeyId, "SIGN_VERIFY")
+		k, m, err := s.usable(c, in.KeyID, "SIGN_VERIFY")
 		switch {
 		case err != nil:
 			return nil, err

@@ -38,11 +38,8 @@ func (s *Server) offered(k *key) []string {
 }
 
 func getParametersForImport(s *Server, c call) (any, error) {
-	var in struct{ KeyId, WrappingAlgorithm, WrappingKeySpec string }
-	if err := c.decode(&in); err != nil {
-		return nil, err
-	}
-	k, err := s.lookupNoAlias(c, in.KeyId)
+	var in struct{ KeyID, WrappingAlgorithm, WrappingKeySpec string }
+	k, err := s.requested(c, &in, &in.KeyID)
 	if err != nil {
 		return nil, err
 	}
@@ -96,25 +93,22 @@ const maxLife = 365 * 24 * time.Hour
 
 func importKeyMaterial(s *Server, c call) (any, error) {
 	var in struct {
-		KeyId, ExpirationModel, ImportType, KeyMaterialId string
+		KeyID, ExpirationModel, ImportType, KeyMaterialID string
 		KeyMaterialDescription                            *string
 		EncryptedKeyMaterial, ImportToken                 []byte
 		ValidTo                                           *float64
 	}
-	if err := c.decode(&in); err != nil {
-		return nil, err
-	}
-	k, err := s.lookupNoAlias(c, in.KeyId)
+	k, err := s.requested(c, &in, &in.KeyID)
 	if err != nil {
 		return nil, err
 	}
 	if err := s.importable(k); err != nil {
 		return nil, err
 	}
-	if !k.symmetric() && (in.ImportType != "" || in.KeyMaterialId != "" || in.KeyMaterialDescription != nil) {
+	if !k.symmetric() && (in.ImportType != "" || in.KeyMaterialID != "" || in.KeyMaterialDescription != nil) {
 		return nil, fail("ValidationException", "ImportType, KeyMaterialId and KeyMaterialDescription are valid for symmetric encryption keys only.")
 	}
-	if s.noIDs && (in.ImportType != "" || in.KeyMaterialId != "") {
+	if s.noIDs && (in.ImportType != "" || in.KeyMaterialID != "") {
 		return nil, fail("ValidationException", "unknown parameter")
 	}
 	validTo, err := s.validTo(in.ExpirationModel, in.ValidTo)
@@ -136,7 +130,7 @@ func importKeyMaterial(s *Server, c call) (any, error) {
 		return nil, fail("InvalidCiphertextException", "")
 	}
 	before := k.state()
-	m, err := s.place(k, plain, in.ImportType, in.KeyMaterialId)
+	m, err := s.place(k, plain, in.ImportType, in.KeyMaterialID)
 	if err != nil {
 		return nil, err
 	}
@@ -268,11 +262,8 @@ func (s *Server) regionsReady(k *key, id string) {
 }
 
 func deleteImportedKeyMaterial(s *Server, c call) (any, error) {
-	var in struct{ KeyId, KeyMaterialId string }
-	if err := c.decode(&in); err != nil {
-		return nil, err
-	}
-	k, err := s.lookupNoAlias(c, in.KeyId)
+	var in struct{ KeyID, KeyMaterialID string }
+	k, err := s.requested(c, &in, &in.KeyID)
 	if err != nil {
 		return nil, err
 	}
@@ -282,7 +273,7 @@ func deleteImportedKeyMaterial(s *Server, c call) (any, error) {
 	before := k.state()
 	found := false
 	for i, m := range k.Materials {
-		if in.KeyMaterialId == "" && m.State == current || m.ID == in.KeyMaterialId {
+		if in.KeyMaterialID == "" && m.State == current || m.ID == in.KeyMaterialID {
 			m.Bytes, m.ValidTo, found = nil, time.Time{}, true
 			if !m.permanent() {
 				k.Materials = slices.Delete(k.Materials, i, i+1)
@@ -290,19 +281,16 @@ func deleteImportedKeyMaterial(s *Server, c call) (any, error) {
 			break
 		}
 	}
-	if !found && in.KeyMaterialId != "" {
-		return nil, fail("NotFoundException", "key material %s is not found", in.KeyMaterialId)
+	if !found && in.KeyMaterialID != "" {
+		return nil, fail("NotFoundException", "key material %s is not found", in.KeyMaterialID)
 	}
 	s.change(k, before)
-	return map[string]any{"KeyId": k.ARN, "KeyMaterialId": in.KeyMaterialId}, nil
+	return map[string]any{"KeyId": k.ARN, "KeyMaterialId": in.KeyMaterialID}, nil
 }
 
 func listKeyRotations(s *Server, c call) (any, error) {
-	var in struct{ KeyId, IncludeKeyMaterial string }
-	if err := c.decode(&in); err != nil {
-		return nil, err
-	}
-	k, err := s.lookupNoAlias(c, in.KeyId)
+	var in struct{ KeyID, IncludeKeyMaterial string }
+	k, err := s.requested(c, &in, &in.KeyID)
 	switch {
 	case err != nil:
 		return nil, err
@@ -339,11 +327,8 @@ func listKeyRotations(s *Server, c call) (any, error) {
 const maxRotations = 25
 
 func rotateKeyOnDemand(s *Server, c call) (any, error) {
-	var in struct{ KeyId string }
-	if err := c.decode(&in); err != nil {
-		return nil, err
-	}
-	k, err := s.lookupNoAlias(c, in.KeyId)
+	var in struct{ KeyID string }
+	k, err := s.requested(c, &in, &in.KeyID)
 	switch {
 	case err != nil:
 		return nil, err
@@ -389,11 +374,8 @@ func (s *Server) rotate(k *key) {
 }
 
 func getKeyRotationStatus(s *Server, c call) (any, error) {
-	var in struct{ KeyId string }
-	if err := c.decode(&in); err != nil {
-		return nil, err
-	}
-	k, err := s.lookupNoAlias(c, in.KeyId)
+	var in struct{ KeyID string }
+	k, err := s.requested(c, &in, &in.KeyID)
 	if err != nil {
 		return nil, err
 	}

@@ -141,6 +141,14 @@ func (s *Server) lookupNoAlias(c call, id string) (*key, error) {
 	return s.lookup(c, id)
 }
 
+// requested decodes a request into in and finds the key that its member id then names, which is no alias.
+func (s *Server) requested(c call, in any, id *string) (*key, error) {
+	if err := c.decode(in); err != nil {
+		return nil, err
+	}
+	return s.lookupNoAlias(c, *id)
+}
+
 func (s *Server) arn(region, id string) string {
 	return fmt.Sprintf("arn:%s:kms:%s:%s:key/%s", partition(region), region, s.opt.Account, id)
 }
@@ -169,7 +177,8 @@ func (s *Server) usable(c call, id string, usage ...string) (*key, *material, er
 	case !slices.Contains(usage, k.Usage):
 		return nil, nil, fail("InvalidKeyUsageException", "%s key usage is %s which is not valid for %s.", k.ARN, k.Usage, c.op)
 	}
-	return k, k.currentMaterial(), nil
+	m := k.currentMaterial()
+	return k, m, nil
 }
 
 func (s *Server) isStale(k *key) bool { return k.Stale != nil && s.now().Before(k.Stale.Until) }
@@ -284,7 +293,7 @@ func (s *Server) related(k *key) []*key {
 
 func createKey(s *Server, c call) (any, error) {
 	in := struct {
-		KeySpec, CustomerMasterKeySpec, KeyUsage, Origin, Description, CustomKeyStoreId string
+		KeySpec, CustomerMasterKeySpec, KeyUsage, Origin, Description, CustomKeyStoreID string
 		MultiRegion                                                                     bool
 		Tags                                                                            []tag
 	}{}
@@ -301,7 +310,7 @@ func createKey(s *Server, c call) (any, error) {
 	switch {
 	case !ok:
 		return nil, fail("ValidationException", "1 validation error detected: Value '%s' at 'keySpec' failed to satisfy constraint", in.KeySpec)
-	case in.CustomKeyStoreId != "":
+	case in.CustomKeyStoreID != "":
 		return nil, fail("CustomKeyStoreNotFoundException", "no custom key stores in the emulator")
 	case in.Origin == "":
 		in.Origin = "AWS_KMS"
@@ -345,11 +354,11 @@ func createKey(s *Server, c call) (any, error) {
 type tag struct{ TagKey, TagValue string }
 
 func describeKey(s *Server, c call) (any, error) {
-	var in struct{ KeyId string }
+	var in struct{ KeyID string }
 	if err := c.decode(&in); err != nil {
 		return nil, err
 	}
-	k, err := s.lookup(c, in.KeyId)
+	k, err := s.lookup(c, in.KeyID)
 	if err != nil {
 		return nil, err
 	}
@@ -378,11 +387,8 @@ func nonNil[T any](v []T) []T {
 // setEnabled is EnableKey and DisableKey.
 func setEnabled(enabled bool) func(*Server, call) (any, error) {
 	return func(s *Server, c call) (any, error) {
-		var in struct{ KeyId string }
-		if err := c.decode(&in); err != nil {
-			return nil, err
-		}
-		k, err := s.lookupNoAlias(c, in.KeyId)
+		var in struct{ KeyID string }
+		k, err := s.requested(c, &in, &in.KeyID)
 		if err != nil {
 			return nil, err
 		}
@@ -398,13 +404,10 @@ func setEnabled(enabled bool) func(*Server, call) (any, error) {
 
 func scheduleKeyDeletion(s *Server, c call) (any, error) {
 	in := struct {
-		KeyId               string
+		KeyID               string
 		PendingWindowInDays int
 	}{PendingWindowInDays: 30}
-	if err := c.decode(&in); err != nil {
-		return nil, err
-	}
-	k, err := s.lookupNoAlias(c, in.KeyId)
+	k, err := s.requested(c, &in, &in.KeyID)
 	switch {
 	case err != nil:
 		return nil, err
@@ -418,11 +421,8 @@ func scheduleKeyDeletion(s *Server, c call) (any, error) {
 }
 
 func cancelKeyDeletion(s *Server, c call) (any, error) {
-	var in struct{ KeyId string }
-	if err := c.decode(&in); err != nil {
-		return nil, err
-	}
-	k, err := s.lookupNoAlias(c, in.KeyId)
+	var in struct{ KeyID string }
+	k, err := s.requested(c, &in, &in.KeyID)
 	switch {
 	case err != nil:
 		return nil, err
@@ -434,11 +434,8 @@ func cancelKeyDeletion(s *Server, c call) (any, error) {
 }
 
 func replicateKey(s *Server, c call) (any, error) {
-	var in struct{ KeyId, ReplicaRegion, Description string }
-	if err := c.decode(&in); err != nil {
-		return nil, err
-	}
-	k, err := s.lookupNoAlias(c, in.KeyId)
+	var in struct{ KeyID, ReplicaRegion, Description string }
+	k, err := s.requested(c, &in, &in.KeyID)
 	switch {
 	case err != nil:
 		return nil, err

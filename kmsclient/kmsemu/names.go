@@ -6,7 +6,7 @@ import (
 )
 
 func createAlias(s *Server, c call) (any, error) {
-	var in struct{ AliasName, TargetKeyId string }
+	var in struct{ AliasName, TargetKeyID string }
 	if err := c.decode(&in); err != nil {
 		return nil, err
 	}
@@ -16,7 +16,7 @@ func createAlias(s *Server, c call) (any, error) {
 	if _, ok := s.aliases[c.region+"/"+in.AliasName]; ok {
 		return nil, fail("AlreadyExistsException", "An alias with the name %s already exists", in.AliasName)
 	}
-	k, err := s.lookupNoAlias(c, in.TargetKeyId)
+	k, err := s.lookupNoAlias(c, in.TargetKeyID)
 	if err != nil {
 		return nil, err
 	}
@@ -25,14 +25,14 @@ func createAlias(s *Server, c call) (any, error) {
 }
 
 func updateAlias(s *Server, c call) (any, error) {
-	var in struct{ AliasName, TargetKeyId string }
+	var in struct{ AliasName, TargetKeyID string }
 	if err := c.decode(&in); err != nil {
 		return nil, err
 	}
 	if _, ok := s.aliases[c.region+"/"+in.AliasName]; !ok {
 		return nil, fail("NotFoundException", "Alias %s is not found.", in.AliasName)
 	}
-	k, err := s.lookupNoAlias(c, in.TargetKeyId)
+	k, err := s.lookupNoAlias(c, in.TargetKeyID)
 	if err != nil {
 		return nil, err
 	}
@@ -53,13 +53,13 @@ func deleteAlias(s *Server, c call) (any, error) {
 }
 
 func listAliases(s *Server, c call) (any, error) {
-	var in struct{ KeyId string }
+	var in struct{ KeyID string }
 	if err := c.decode(&in); err != nil {
 		return nil, err
 	}
 	only := ""
-	if in.KeyId != "" {
-		k, err := s.lookupNoAlias(c, in.KeyId)
+	if in.KeyID != "" {
+		k, err := s.lookupNoAlias(c, in.KeyID)
 		if err != nil {
 			return nil, err
 		}
@@ -80,13 +80,10 @@ func listAliases(s *Server, c call) (any, error) {
 
 func tagResource(s *Server, c call) (any, error) {
 	var in struct {
-		KeyId string
+		KeyID string
 		Tags  []tag
 	}
-	if err := c.decode(&in); err != nil {
-		return nil, err
-	}
-	k, err := s.lookupNoAlias(c, in.KeyId)
+	k, err := s.requested(c, &in, &in.KeyID)
 	if err != nil {
 		return nil, err
 	}
@@ -98,13 +95,10 @@ func tagResource(s *Server, c call) (any, error) {
 
 func untagResource(s *Server, c call) (any, error) {
 	var in struct {
-		KeyId   string
+		KeyID   string
 		TagKeys []string
 	}
-	if err := c.decode(&in); err != nil {
-		return nil, err
-	}
-	k, err := s.lookupNoAlias(c, in.KeyId)
+	k, err := s.requested(c, &in, &in.KeyID)
 	if err != nil {
 		return nil, err
 	}
@@ -115,11 +109,8 @@ func untagResource(s *Server, c call) (any, error) {
 }
 
 func listResourceTags(s *Server, c call) (any, error) {
-	var in struct{ KeyId string }
-	if err := c.decode(&in); err != nil {
-		return nil, err
-	}
-	k, err := s.lookupNoAlias(c, in.KeyId)
+	var in struct{ KeyID string }
+	k, err := s.requested(c, &in, &in.KeyID)
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,10 @@ func New(o Options) (*Server, error) {
 		opt: o, keys: map[string]*key{}, aliases: map[string]string{}, params: map[string]*parameters{},
 		buckets: map[string]*bucket{}, without: map[string]bool{}, refused: map[string]string{}, wrappers: newWrapperPool(),
 	}
-	return s, s.load()
+	if err := s.load(); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // Request is one line of the emulator's log.
@@ -175,10 +178,10 @@ func (s *Server) reply(w http.ResponseWriter, out any, err error) {
 func (s *Server) call(op, region string, signed bool, body []byte, f *Fault) (out any, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var peek struct{ KeyId string }
+	var peek struct{ KeyID string }
 	_ = json.Unmarshal(body, &peek)
 	defer func() {
-		line := Request{Time: s.now(), Operation: op, Region: region, KeyID: peek.KeyId}
+		line := Request{Time: s.now(), Operation: op, Region: region, KeyID: peek.KeyID}
 		if e, ok := err.(*awsError); ok { //nolint:errorlint // made by fail, never wrapped
 			line.Code = e.Code
 		}

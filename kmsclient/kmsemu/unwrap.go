@@ -4,7 +4,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
-	_ "crypto/sha1" // RSAES_OAEP_SHA_1
+	_ "crypto/sha1" //nolint:gosec // RSAES_OAEP_SHA_1 is what it is
 	_ "crypto/sha256"
 	"errors"
 	"fmt"

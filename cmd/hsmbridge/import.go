@@ -116,7 +116,7 @@ func (a *app) say(key, step, message string) {
 	if a.json || !isTerminal(a.err) {
 		return
 	}
-	fmt.Fprintf(a.err, "%-12s %-10s %s\n", key, step, cut(message, width))
+	fmt.Fprintf(a.err, "%-12s %-10s %s\n", key, step, cut(message, width-24))
 }
 
 func firstLine(s string) string {

@@ -183,11 +183,7 @@ func expiresText(s string) string {
 	if s == "never" {
 		return s
 	}
-	d, err := time.ParseDuration(s)
-	if err != nil {
-		return s
-	}
-	return configs.Duration(d).String() + " after the import"
+	return s + " after the import"
 }
 
 func describeAction(p importer.Plan) string {

@@ -46,7 +46,7 @@ type Plan struct {
 	PassedOver      []wrapping.Refusal       `json:"passed_over,omitempty"` // why each better candidate was refused
 	ImportType      string                   `json:"import_type,omitempty"`
 	KeyMaterialID   string                   `json:"key_material_id,omitempty"`
-	Expires         string                   `json:"expires"` // "never" or a duration from the import on, such as "2160h0m0s"
+	Expires         string                   `json:"expires"` // "never" or a duration from the import on, such as "90d" or "36h0m0s"
 	HeldUntil       *time.Time               `json:"held_until,omitempty"`
 	ProofMethod     ProofMethod              `json:"proof"`
 	ProofHow        string                   `json:"proof_how"`
@@ -84,7 +84,7 @@ func (r *run) decide(s wrapping.Selection, held holding, missing bool) Plan {
 		p.Object.Label, p.Object.ID = r.req.Object.Object, hex.EncodeToString(r.req.Object.ID)
 	}
 	if r.req.Expires > 0 {
-		p.Expires = r.req.Expires.String()
+		p.Expires = life(r.req.Expires)
 	}
 	if held.present && !held.validTo.IsZero() {
 		p.HeldUntil = &held.validTo
@@ -171,6 +171,15 @@ func (p Plan) digest() string {
 	}
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
+}
+
+// life is a duration in days where it has whole days, as AWS counts an expiry.
+func life(d time.Duration) string {
+	const day = 24 * time.Hour
+	if d%day == 0 {
+		return fmt.Sprintf("%dd", d/day)
+	}
+	return d.String()
 }
 
 // Summary is the plan in one line.

@@ -184,6 +184,9 @@ func (r *run) proveMaterial(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := r.record(ctx, StepProof, "a second, independent wrap follows, as the proof"); err != nil {
+		return err
+	}
 	first := r.result.WrappingKeySHA256
 	validTo := r.result.expiresAt()
 	if r.plan.Action == ActionKeep && !validTo.IsZero() && !validTo.After(r.now()) {

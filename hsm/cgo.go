@@ -2,6 +2,8 @@ package hsm
 
 /*
 #cgo linux LDFLAGS: -ldl
+#cgo noescape hb_wrap
+#cgo nocallback hb_wrap
 #include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>

@@ -32,7 +32,8 @@ func (t *Token) Wrap(ctx context.Context, key wrapping.Key, pub *rsa.PublicKey, 
 }
 
 // WrappingKey is a wrapping public key that stays loaded for many wraps. It has one session of its own and
-// serves one goroutine at a time.
+// serves one goroutine at a time. A goroutine that wraps many keys is some per cent faster when it calls
+// runtime.LockOSThread first: the module then stays on one thread.
 type WrappingKey struct {
 	t      *Token
 	s      pkcs11.SessionHandle

@@ -176,6 +176,9 @@ func (r *run) wrapAndImport(ctx context.Context, req kmsclient.ImportRequest) (k
 		case kmsclient.Code(err) == "ExpiredImportTokenException" && try == 1:
 			r.note("the import parameters had expired and were fetched anew")
 		default:
+			if plan.Padded && kmsclient.Code(err) == "InvalidCiphertextException" {
+				r.note("the token leaves zero bytes behind the PKCS#8 (wrapping.allow_padded_pkcs8), and this KMS does not take them: use a token that wraps exactly")
+			}
 			return kmsclient.ImportResult{}, fmt.Errorf("import %s into KMS: %w", r.req.Name, err)
 		}
 	}

@@ -248,6 +248,29 @@ func TestOlderServer(t *testing.T) {
 	}
 }
 
+// TestEventualConsistency is a KMS whose readers see an import only seconds later: the proof waits for it.
+func TestEventualConsistency(t *testing.T) {
+	for _, spec := range []wrapping.KeySpec{wrapping.SymmetricDefault, wrapping.HMAC256, wrapping.ECCNISTP256} {
+		w := newWorld(t, kmsemu.Options{})
+		waited := time.Duration(0)
+		w.Wait = func(_ context.Context, d time.Duration) error {
+			waited += d
+			w.advance(d)
+			return nil
+		}
+		w.token.add(t, "k", spec)
+		usage := map[wrapping.KeySpec]string{wrapping.ECCNISTP256: "SIGN_VERIFY"}[spec]
+		r := w.request("k", spec, w.destination(spec, usage))
+		w.emu.SetLag(3 * time.Second)
+		if got := w.mustRun(r); got.Result != importer.Imported || got.Proof == importer.Unproved {
+			t.Errorf("%s: %+v", spec, got)
+		}
+		if spec != wrapping.SymmetricDefault && waited < 2*time.Second {
+			t.Errorf("%s: waited %s", spec, waited)
+		}
+	}
+}
+
 func TestPKCS1(t *testing.T) {
 	w := newWorld(t, kmsemu.Options{})
 	w.token.add(t, "k", wrapping.SymmetricDefault)

@@ -194,6 +194,17 @@ func (s *Server) control(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		s.Advance(d)
+	case "POST /_emulator/lag":
+		var in struct{ Lag string }
+		if !decode(&in) {
+			return
+		}
+		d, err := time.ParseDuration(in.Lag)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		s.SetLag(d)
 	case "POST /_emulator/faults":
 		var f Fault
 		if !decode(&f) {

@@ -56,4 +56,11 @@ func TestLockedToken(t *testing.T) {
 	if out := e2e.Run(t, e2e.Config(t, "", tok, nil, ""), "keys", "list"); out.Code != 0 {
 		t.Errorf("the right PIN: %+v", out)
 	}
+	// Now it is locked by hand: it is not asked at all.
+	for range 3 {
+		tok.ToolFails(t, "00000000", "--list-objects")
+	}
+	if out := e2e.Run(t, e2e.Config(t, "", tok, nil, ""), "keys", "list"); out.Code != 5 || !strings.Contains(out.Stderr, "CKF_USER_PIN_LOCKED") {
+		t.Errorf("locked: %+v", out)
+	}
 }

@@ -83,6 +83,15 @@ func (t Token) Tool(tb testing.TB, args ...string) string {
 	return out
 }
 
+// ToolFails is [Token.Tool] with another PIN, which the token must refuse.
+func (t Token) ToolFails(tb testing.TB, pin string, args ...string) {
+	tb.Helper()
+	args = append([]string{"--module", t.Module, "--token-label", t.Label, "--login", "--pin", pin}, args...)
+	if _, err := Run(tb.Context(), t.Environ(), "pkcs11-tool", args...); err == nil {
+		tb.Fatal("the token took a wrong PIN")
+	}
+}
+
 // Generate makes an extractable, sensitive AES-256 key with pkcs11-tool: something for a test to find.
 func (t Token) Generate(tb testing.TB, label, id string) {
 	tb.Helper()

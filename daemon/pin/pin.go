@@ -100,6 +100,9 @@ func fromCommand(ctx context.Context, argv []string) ([]byte, error) {
 	out.Grow(maxBytes + bytes.MinRead) // never grown, so that no copy stays behind
 	c := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	c.Stdout, c.Stderr = &limited{&out, maxBytes + 1}, os.Stderr
+	// Its whole process group ends with it. It cannot ask on the terminal: pin_prompt does.
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 	c.WaitDelay = time.Second
 	err := c.Run()
 	defer func() { clear(out.Bytes()[:cap(out.Bytes())]) }()

@@ -44,6 +44,7 @@ test: deps ## run all tests, with real tokens
 .PHONY: race
 race: deps ## run the tests under the race detector
 	go test -race -timeout 15m $(TESTFLAGS) $(RACE)
+	go test -race -timeout 10m -run '^TestContract$$' $(TESTFLAGS) ./test/softhsm ./test/nss ./test/opencryptoki
 
 .PHONY: nocgo
 nocgo: ## build and test without cgo what needs no HSM

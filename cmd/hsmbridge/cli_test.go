@@ -7,22 +7,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/rogpeppe/go-internal/testscript"
-
 	"hsmbridge/daemon/importer"
 	"hsmbridge/hsm"
 	"hsmbridge/hsm/wrapping"
 )
-
-// TestMain makes the command available to scripts as `hsmbridge`.
-func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"hsmbridge": main})
-}
-
-// TestScripts runs what needs no token: test/softhsm has the scripts with one.
-func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{Dir: "testdata"})
-}
 
 // capabilities are those of a token that does some algorithms for secrets, and nothing for private keys.
 func capabilities(usable ...wrapping.Algorithm) wrapping.Capabilities {

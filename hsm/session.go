@@ -22,20 +22,9 @@ func with[T any](ctx context.Context, t *Token, f func(s pkcs11.SessionHandle) (
 	if err := ctx.Err(); err != nil {
 		return none, err
 	}
-	select {
-	case t.sessions <- struct{}{}:
-	case <-ctx.Done():
-		return none, fmt.Errorf("wait for a session of %s: %w", t.name, ctx.Err())
+	if err := t.begin(ctx); err != nil {
+		return none, err
 	}
-	t.mu.Lock()
-	if t.closed {
-		t.mu.Unlock()
-		<-t.sessions
-		return none, fmt.Errorf("%s: %w", t.name, errClosed)
-	}
-	t.running.Add(1)
-	t.mu.Unlock()
-
 	if ctx.Done() == nil {
 		return run(ctx, t, f)
 	}
@@ -59,9 +48,31 @@ func with[T any](ctx context.Context, t *Token, f func(s pkcs11.SessionHandle) (
 	}
 }
 
+// begin waits for a place among the sessions; end gives it back. Between them the module is not finalised.
+func (t *Token) begin(ctx context.Context) error {
+	select {
+	case t.sessions <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for a session of %s: %w", t.name, ctx.Err())
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		<-t.sessions
+		return fmt.Errorf("%s: %w", t.name, errClosed)
+	}
+	t.running.Add(1)
+	return nil
+}
+
+func (t *Token) end() {
+	<-t.sessions
+	t.running.Done()
+}
+
 // run takes a session, runs f on it and gives it back, or closes it when it is of no more use.
 func run[T any](ctx context.Context, t *Token, f func(s pkcs11.SessionHandle) (T, error)) (v T, err error) {
-	defer func() { <-t.sessions; t.running.Done() }()
+	defer t.end()
 	s, err := t.take()
 	if err != nil {
 		return v, err

@@ -43,20 +43,18 @@ type WrappingKey struct {
 
 // LoadWrappingKey loads pub for many wraps. Close destroys it and gives its session back.
 func (t *Token) LoadWrappingKey(ctx context.Context, pub *rsa.PublicKey) (*WrappingKey, error) {
-	select {
-	case t.sessions <- struct{}{}:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("wait for a session of %s: %w", t.name, ctx.Err())
+	if err := t.begin(ctx); err != nil {
+		return nil, err
 	}
 	s, err := t.take()
 	if err != nil {
-		<-t.sessions
+		t.end()
 		return nil, err
 	}
 	h, err := t.loadPublic(s, pub)
 	if err != nil {
 		_ = t.module.ctx.CloseSession(s)
-		<-t.sessions
+		t.end()
 		return nil, err
 	}
 	return &WrappingKey{t: t, s: s, handle: h, pub: pub}, nil
@@ -78,7 +76,7 @@ func (w *WrappingKey) Wrap(ctx context.Context, key wrapping.Key, plan wrapping.
 func (w *WrappingKey) Close() error {
 	err := w.t.destroy(w.s, w.handle)
 	w.t.giveBack(w.s)
-	<-w.t.sessions
+	w.t.end()
 	return err
 }
 

@@ -290,6 +290,40 @@ func TestCommandTimeout(t *testing.T) {
 	})
 }
 
+// A command that is ended takes its children with it: they would go on holding what they hold, here a lock.
+func TestCommandEndsWithItsChildren(t *testing.T) {
+	dir := t.TempDir()
+	lock, ready, lived := filepath.Join(dir, "lock"), filepath.Join(dir, "ready"), filepath.Join(dir, "lived")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		defer cancel()
+		for ctx.Err() == nil {
+			if _, err := os.Stat(ready); err == nil {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	const script = `flock "$0" -c "touch '$1'; sleep 60; touch '$2'"; :`
+	got, err := ask(ctx, configs.Token{Name: "demo", PINCommand: []string{"sh", "-c", script, lock, ready, lived}})
+	refused(t, got, err, "", "pin_command: ")
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("%v is not the cancellation", err)
+	}
+	f, err := os.Open(lock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() //nolint:errcheck // nothing is in it
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(lived); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the child held its lock to its own end: %v", err)
+	}
+}
+
 func TestCredential(t *testing.T) {
 	secret := rand.Text()
 	for _, tt := range contents(secret) {

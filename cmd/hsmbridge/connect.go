@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,6 +66,7 @@ func (a *app) connectTokens(ctx context.Context, names []string) (*connections, 
 	if err := knownTokens(c, names); err != nil {
 		return nil, nil, err
 	}
+	names = unique(names)
 	return a.connect(ctx, c, names), names, nil
 }
 
@@ -79,6 +81,17 @@ func (a *app) connectKeys(ctx context.Context, names []string, all bool) (*conne
 		return nil, nil, err
 	}
 	return a.connect(ctx, c, tokensOf(keys)), keys, nil
+}
+
+// unique keeps the first of each name.
+func unique(names []string) []string {
+	var out []string
+	for _, n := range names {
+		if !slices.Contains(out, n) {
+			out = append(out, n)
+		}
+	}
+	return out
 }
 
 func knownTokens(c *configs.Config, names []string) error {

@@ -63,6 +63,14 @@ type exitError struct {
 func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 
+// Class is the error class that leads to the exit code, so that results carry it too.
+func (e *exitError) Class() string {
+	if e.code == exitToken {
+		return "token"
+	}
+	return importer.Class(e.err)
+}
+
 func usageError(err error) error { return &exitError{exitUsage, err} }
 
 // errShown ends a command whose output says already what went wrong.

@@ -219,6 +219,8 @@ func trialOf(mechanism uint, caps wrapping.Capabilities) string {
 		}
 	}
 	switch {
+	case len(count) == 0:
+		return "not tried"
 	case count[wrapping.Exact] == 0 && count[wrapping.Padded] == 0:
 		return "never worked: " + reason
 	case len(count) == 1:
@@ -229,7 +231,8 @@ func trialOf(mechanism uint, caps wrapping.Capabilities) string {
 
 func (r probeReport) print(a *app) {
 	id := r.Identity
-	fmt.Fprintf(a.out, "Token %s: %q, %s %s, serial %s, firmware %s\n\n", r.Token, id.Label, id.Manufacturer, id.Model, id.Serial, id.Firmware)
+	fmt.Fprintf(a.out, "Token %s: %q, %s %s, serial %s, firmware %s\n\n",
+		r.Token, id.Label, printable(id.Manufacturer), printable(id.Model), printable(id.Serial), printable(id.Firmware))
 	r.printAlgorithms(a)
 	fmt.Fprintln(a.out)
 	var rows [][]string
@@ -255,6 +258,7 @@ func (r probeReport) print(a *app) {
 		rows = append(rows, []string{string(spec), string(p.Algorithm) + " under " + string(p.WrappingKeySpec), p.Mechanism.String()})
 	}
 	table(a.out, []string{"KEY SPEC", "WILL BE WRAPPED WITH", "BY"}, rows)
+	r.printPolicy(a)
 }
 
 // printAlgorithms prints one row for all wrapping key specs under which an algorithm serves the same keys.
@@ -284,9 +288,37 @@ func (r probeReport) printAlgorithms(a *app) {
 	}
 }
 
+// printPolicy says which key specs have no way left only because the configuration leaves usable algorithms out.
+func (r probeReport) printPolicy(a *app) {
+	byReason := map[string][]wrapping.KeySpec{}
+	var order []string
+	for _, spec := range wrapping.KeySpecs() {
+		for _, x := range r.NotPossible[spec] {
+			if x.Rule != wrapping.RulePKCS1 && x.Rule != wrapping.RuleConfigured || !r.usable(x.Algorithm, spec) {
+				continue
+			}
+			reason := string(x.Algorithm) + ": " + x.Reason
+			if byReason[reason] == nil {
+				order = append(order, reason)
+			}
+			byReason[reason] = append(byReason[reason], spec)
+		}
+	}
+	for _, reason := range order {
+		fmt.Fprintln(a.out)
+		wrapped(a.out, "none for ", "  ", join(byReason[reason])+", because "+reason)
+	}
+}
+
+// usable says whether the token can do an algorithm for a key spec, whatever the configuration allows.
+func (r probeReport) usable(alg wrapping.Algorithm, spec wrapping.KeySpec) bool {
+	return slices.ContainsFunc(r.Algorithms, func(row algorithmRow) bool { return row.Name == alg && slices.Contains(row.UsableFor, spec) })
+}
+
 func cut(s string, n int) string {
-	if len(s) <= n {
+	r := []rune(s)
+	if len(r) <= n {
 		return s
 	}
-	return s[:n-3] + "..."
+	return string(r[:n-3]) + "..."
 }

@@ -53,11 +53,28 @@ func (a *app) root() *cobra.Command {
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
+	root.SetHelpCommand(helpCommand(root))
 	f := root.PersistentFlags()
 	f.StringVarP(&a.configFile, "config", "c", os.Getenv("HSMBRIDGE_CONFIG"), "configuration `file` (or HSMBRIDGE_CONFIG)")
 	f.StringVar(&a.logLevel, "log-level", "warn", "what is logged to standard error: debug, info, warn or error")
 	root.AddCommand(a.probeCommand(), a.keysCommand(), a.planCommand(), a.importCommand(), a.configCommand(), a.versionCommand(), exitCodesTopic())
 	return root
+}
+
+// helpCommand is cobra's, but that a topic which is not there is an error.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND]", Short: "Help about any command",
+		RunE: func(_ *cobra.Command, args []string) error {
+			c, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return usageError(fmt.Errorf("there is no help on %q", strings.Join(args, " ")))
+			}
+			c.InitDefaultHelpFlag() // as cobra's own does
+			c.InitDefaultVersionFlag()
+			return c.Help()
+		},
+	}
 }
 
 func (a *app) versionCommand() *cobra.Command {
@@ -121,7 +138,7 @@ func keysNamed(c *configs.Config, names []string, all bool) ([]configs.Key, erro
 		return nil, usageError(errors.New("name a managed key, or give --all; " + configured(c)))
 	}
 	var out []configs.Key
-	for _, n := range names {
+	for _, n := range unique(names) {
 		k, ok := c.Key(n)
 		if !ok {
 			return nil, usageError(fmt.Errorf("there is no managed key %q; %s", n, configured(c)))

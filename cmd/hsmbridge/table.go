@@ -16,7 +16,7 @@ func table(w io.Writer, header []string, rows [][]string) {
 	fmt.Fprintln(tw, strings.Join(header, "\t"))
 	for _, r := range rows {
 		for i := range r {
-			r[i] = printable(r[i])
+			r[i] = strings.ReplaceAll(printable(r[i]), "\n", `\u000a`) // a cell is one line
 		}
 		fmt.Fprintln(tw, strings.Join(r, "\t"))
 	}
@@ -50,7 +50,7 @@ const width = 100
 
 // wrapped prints text in lines of at most width, each after indent; the first after first.
 func wrapped(w io.Writer, first, indent, text string) {
-	line := first
+	line := strings.ReplaceAll(printable(first), "\n", `\u000a`)
 	empty := true
 	for word := range strings.FieldsSeq(printable(text)) {
 		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {

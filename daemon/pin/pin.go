@@ -52,7 +52,7 @@ func Prepare(ctx context.Context, t configs.Token) (Source, error) {
 
 // fromFile reads a PIN file: a regular file of ours or of root that nobody else can read.
 func fromFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO without a writer is refused below, not waited for
 	if err != nil {
 		return nil, fmt.Errorf("pin_file: %w", err)
 	}
@@ -105,7 +105,10 @@ func fromCommand(ctx context.Context, argv []string) ([]byte, error) {
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 	c.WaitDelay = time.Second
 	err := c.Run()
-	defer func() { clear(out.Bytes()[:cap(out.Bytes())]) }()
+	defer func() {
+		out.Reset() // back to the start: what was read is behind the offset
+		clear(out.AvailableBuffer()[:out.Cap()])
+	}()
 	if err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) && ctx.Err() == nil {
@@ -132,14 +135,35 @@ func (l *limited) Write(p []byte) (int, error) {
 }
 
 // fromTerminal asks on the controlling terminal, without echo.
-func fromTerminal(_ context.Context, token wrapping.TokenIdentity) ([]byte, error) {
+func fromTerminal(ctx context.Context, token wrapping.TokenIdentity) ([]byte, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("pin_prompt: there is no terminal to ask on (%w); use pin_file, pin_command or pin_credential for a service", err)
 	}
-	defer tty.Close() //nolint:errcheck // nothing is buffered
-	fmt.Fprintf(tty, "PIN of token %s (serial %s): ", token.Label, token.Serial)
-	secret, err := term.ReadPassword(int(tty.Fd()))
+	fd := int(tty.Fd())
+	before, err := term.GetState(fd)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("pin_prompt: %w", err), tty.Close())
+	}
+	fmt.Fprintf(tty, "PIN of token %q (serial %q): ", token.Label, token.Serial)
+	type answer struct {
+		secret []byte
+		err    error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		secret, err := term.ReadPassword(fd)
+		answered <- answer{secret, err}
+	}()
+	var secret []byte
+	select {
+	case a := <-answered:
+		secret, err = a.secret, a.err
+		defer tty.Close() //nolint:errcheck // nothing is buffered
+	case <-ctx.Done():
+		// The read cannot be ended, so the terminal stays open: the process is about to end.
+		err = errors.Join(ctx.Err(), term.Restore(fd, before))
+	}
 	fmt.Fprintln(tty)
 	if err != nil {
 		return nil, fmt.Errorf("pin_prompt: %w", err)

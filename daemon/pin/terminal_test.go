@@ -72,7 +72,7 @@ func TestPrompt(t *testing.T) {
 			} else if err != nil || stdout.String() != tt.want {
 				t.Errorf("got %q, %v, %s; want %q", stdout.String(), err, stderr.String(), tt.want)
 			}
-			if want := "PIN of token demo (serial 0123): \r\n"; shown != want {
+			if want := "PIN of token \"demo\" (serial \"0123\"): \r\n"; shown != want {
 				t.Errorf("the terminal shows %q, want %q", shown, want)
 			}
 		})

@@ -145,6 +145,9 @@ func (v validator) token(path string, t *Token) {
 	for _, name := range slices.Sorted(maps.Keys(t.Environment)) {
 		at := path + ".environment." + name
 		v.matches(at, name, environmentPattern, "the name of an environment variable")
+		if v.ok(at) && steersProcess(name) {
+			v.problem(at, "%s steers the whole process, not the module: it could put another server in the place of AWS KMS; set it for hsmbridge itself, where it is meant", name)
+		}
 		if v.ok(at) && strings.ContainsRune(t.Environment[name], 0) {
 			v.problem(at, "%s holds a zero byte, which no environment variable can", name)
 		}
@@ -152,6 +155,17 @@ func (v validator) token(path string, t *Token) {
 	if at := path + ".module_parameters"; v.ok(at) && strings.ContainsRune(t.ModuleParameters, 0) {
 		v.problem(at, "module_parameters holds a zero byte, at which the module would stop reading")
 	}
+}
+
+// steersProcess tells environment variables that decide whom hsmbridge talks to and what it loads.
+func steersProcess(name string) bool {
+	upper := strings.ToUpper(name)
+	for _, prefix := range []string{"AWS_", "LD_", "SSL_CERT_"} {
+		if strings.HasPrefix(upper, prefix) {
+			return true
+		}
+	}
+	return strings.HasSuffix(upper, "_PROXY") || slices.Contains([]string{"GODEBUG", "CREDENTIALS_DIRECTORY", "HOME", "PATH"}, upper)
 }
 
 // path checks a file name.

@@ -79,7 +79,7 @@ func TestRefusal(t *testing.T) {
 	for code, ends := range map[uint]bool{
 		pkcs11.CKR_MECHANISM_INVALID: false, pkcs11.CKR_MECHANISM_PARAM_INVALID: false, pkcs11.CKR_ARGUMENTS_BAD: false,
 		pkcs11.CKR_KEY_NOT_WRAPPABLE: false, pkcs11.CKR_FUNCTION_FAILED: false, pkcs11.CKR_GENERAL_ERROR: false, 0x80000001: false,
-		pkcs11.CKR_USER_NOT_LOGGED_IN: true, pkcs11.CKR_SESSION_CLOSED: true, pkcs11.CKR_TOKEN_NOT_PRESENT: true, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED: true,
+		pkcs11.CKR_USER_NOT_LOGGED_IN: true, pkcs11.CKR_DEVICE_ERROR: true, pkcs11.CKR_SESSION_COUNT: true, pkcs11.CKR_SESSION_CLOSED: true, pkcs11.CKR_TOKEN_NOT_PRESENT: true, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED: true,
 	} {
 		reason, err := refusal(pkcs11.Error(code))
 		if (err != nil) != ends || (reason == "") != ends {

@@ -136,7 +136,8 @@ func refusal(err error) (string, error) {
 		return "", err
 	}
 	switch e.Code {
-	case pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_DEVICE_REMOVED:
+	case pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_SLOT_ID_INVALID,
+		pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_SESSION_COUNT: // a passing fault must not select a weaker algorithm
 		return "", err
 	}
 	return e.Name + ": " + e.Cause, nil

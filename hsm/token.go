@@ -215,7 +215,7 @@ func (t *Token) login(ctx context.Context, pin PINSource) error {
 		return &Error{Op: "C_Login", ErrClass: ClassToken, Cause: cause, Fix: fix, Err: err}
 	}
 	if err := t.module.refused[key]; err != nil {
-		return parked("the PIN of this token was refused before; it is not tried again, because tokens lock",
+		return parked("the login to this token was refused before; it is not tried again, because tokens lock",
 			"correct the PIN, then start hsmbridge anew", err)
 	}
 	info, err := t.module.ctx.GetTokenInfo(t.slot)
@@ -223,6 +223,8 @@ func (t *Token) login(ctx context.Context, pin PINSource) error {
 		return fault("C_GetTokenInfo", err, about{what: t.name})
 	}
 	switch {
+	case identityOf(info) != t.identity:
+		return parked("another token is in the slot now: "+describeToken(identityOf(info))+"; no login was tried", "put the right one back, then start hsmbridge anew", ErrParked)
 	case info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0:
 		return nil
 	case info.Flags&pkcs11.CKF_USER_PIN_LOCKED != 0:
@@ -244,14 +246,15 @@ func (t *Token) login(ctx context.Context, pin PINSource) error {
 			return &Error{Op: "get the PIN of " + t.name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err}
 		}
 		defer clear(secret)
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("log in to %s: %w; no login was tried", t.name, err)
+		}
 	}
 	err = t.module.lib.login(uint(t.anchor), secret)
-	switch {
-	case err == nil || isCode(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN):
+	if err == nil || isCode(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
 		return nil
-	case isCode(err, pkcs11.CKR_PIN_INCORRECT), isCode(err, pkcs11.CKR_PIN_LOCKED), isCode(err, pkcs11.CKR_PIN_INVALID), isCode(err, pkcs11.CKR_PIN_LEN_RANGE):
-		t.module.refused[key] = err
 	}
+	t.module.refused[key] = err // whatever it was: it may have cost a try
 	return fault("C_Login", err, about{what: t.name})
 }
 

@@ -66,6 +66,9 @@ func (w *WrappingKey) Wrap(ctx context.Context, key wrapping.Key, plan wrapping.
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	if err := w.t.current(key); err != nil {
+		return nil, err
+	}
 	if err := w.t.refuse(key); err != nil {
 		return nil, err
 	}

@@ -95,6 +95,8 @@ type run struct {
 	key    wrapping.Key
 	info   kmsclient.KeyInfo
 	result Result
+
+	confirmed bool // KMS itself answered that it took the material
 }
 
 func (r *run) all(ctx context.Context) error {
@@ -144,11 +146,10 @@ func (r *run) importMaterial(ctx context.Context) error {
 			r.note("KMS's answer was lost on the way; that it took effect was read back")
 		}
 	}
-	if err != nil {
-		return err
+	if err == nil || r.confirmed {
+		r.result.setImported(r.plan.Action, validTo, out) // true also when the journal then failed
 	}
-	r.result.setImported(r.plan.Action, validTo, out)
-	return nil
+	return err
 }
 
 // wrapAndImport does one round: parameters, wrap, ImportKeyMaterial. Parameters that KMS calls expired are
@@ -172,7 +173,9 @@ func (r *run) wrapAndImport(ctx context.Context, req kmsclient.ImportRequest) (k
 		switch {
 		case err == nil:
 			r.result.RequestIDs = append(r.result.RequestIDs, out.RequestID)
-			return out, r.record(ctx, StepImport, "KMS took the key material", "request_id", out.RequestID, "key_material_id", out.KeyMaterialID)
+			r.confirmed = true
+			// What KMS did is recorded also when the run is being stopped.
+			return out, r.record(context.WithoutCancel(ctx), StepImport, "KMS took the key material", "request_id", out.RequestID, "key_material_id", out.KeyMaterialID)
 		case kmsclient.Code(err) == "ExpiredImportTokenException" && try == 1:
 			r.note("the import parameters had expired and were fetched anew")
 		default:
@@ -203,6 +206,10 @@ func (r *run) parameters(ctx context.Context) (kmsclient.ImportParameters, wrapp
 			Algorithm: plan.Algorithm, WrappingKeySpec: plan.WrappingKeySpec, Rule: wrapping.RuleKMS, Reason: "KMS refused it: " + kmsclient.Code(err),
 		})
 		r.plan.plans = r.plan.plans[1:]
+		if err := r.record(ctx, StepParameters, "KMS refused a plan, the next one is tried",
+			"wrapping_algorithm", string(plan.Algorithm), "wrapping_key_spec", string(plan.WrappingKeySpec), "code", kmsclient.Code(err)); err != nil {
+			return kmsclient.ImportParameters{}, plan, err
+		}
 	}
 	return kmsclient.ImportParameters{}, wrapping.Plan{}, fmt.Errorf("KMS refused every plan for %s: %w", r.req.Name, errors.Join(refused...))
 }

@@ -95,6 +95,15 @@ func (r *run) mismatch(compared string) error {
 	return &MismatchError{Key: r.req.Name, Destination: r.req.Destination, Compared: compared}
 }
 
+// broken is an error of the token, its session or its module, or the end of the run: not a reason why there is no
+// proof, but why it could not be tried.
+func broken(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() == nil && !slices.Contains([]string{"session", "token", "library"}, Class(err)) {
+		return nil
+	}
+	return fmt.Errorf("prove with the token: %w", err)
+}
+
 // unavailable turns an error of a proving call into the reason why there is no proof, where the import
 // itself is not in doubt: the endpoint lacks the operation, it is not allowed, the key is disabled.
 func unavailable(operation string, err error) error {
@@ -111,6 +120,9 @@ func (r *run) proveMAC(ctx context.Context) error {
 		return err
 	}
 	ours, err := r.Token.MAC(ctx, r.key, message)
+	if err := broken(ctx, err); err != nil {
+		return err
+	}
 	if err != nil {
 		return &noProofError{fmt.Sprintf("the token computes no HMAC with this key: %v", err)}
 	}
@@ -132,6 +144,9 @@ func (r *run) proveMAC(ctx context.Context) error {
 
 func (r *run) provePublicKey(ctx context.Context) error {
 	ours, err := r.Token.PublicKey(ctx, r.key)
+	if err := broken(ctx, err); err != nil {
+		return err
+	}
 	if err != nil {
 		return &noProofError{fmt.Sprintf("the token gives no public half of this key: %v", err)}
 	}
@@ -177,8 +192,8 @@ func (r *run) proveSignature(ctx context.Context, public []byte) error {
 // proveMaterial wraps the key a second time and imports it as existing material with the same expiry: KMS
 // accepts it only if the material is what the key material ID was computed from.
 func (r *run) proveMaterial(ctx context.Context) error {
-	if asserted := r.plan.KeyMaterialID; asserted != "" && asserted == r.result.KeyMaterialID && r.plan.Action != ActionKeep {
-		return nil // the import itself asserted the ID, and KMS confirmed it
+	if asserted := r.plan.KeyMaterialID; r.confirmed && asserted != "" && asserted == r.result.KeyMaterialID && r.plan.Action != ActionKeep {
+		return r.checkInUse(ctx, asserted) // the import itself asserted the ID, and KMS confirmed it
 	}
 	id, err := r.materialID(ctx)
 	if err != nil {
@@ -211,6 +226,19 @@ func (r *run) proveMaterial(ctx context.Context) error {
 		return r.mismatch("key material IDs")
 	}
 	r.result.KeyMaterialID = id
+	return r.checkInUse(ctx, id)
+}
+
+// checkInUse holds that the proved material is the one that KMS encrypts with: a rotated key has several, and is
+// unusable while one of them is missing.
+func (r *run) checkInUse(ctx context.Context, id string) error {
+	info, err := r.kms.DescribeKey(ctx, r.req.Destination)
+	switch {
+	case err != nil:
+		return unavailable("DescribeKey", err)
+	case info.CurrentKeyMaterialID != "" && info.CurrentKeyMaterialID != id:
+		return &noProofError{fmt.Sprintf("KMS holds this material (%s) and encrypts with another (%s)", id, info.CurrentKeyMaterialID)}
+	}
 	return nil
 }
 

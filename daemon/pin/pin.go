@@ -41,7 +41,14 @@ func Prepare(ctx context.Context, t configs.Token) (Source, error) {
 		if err != nil {
 			return nil, err
 		}
-		return func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return secret, nil }, nil
+		return func(context.Context, wrapping.TokenIdentity) ([]byte, error) {
+			s := secret
+			secret = nil // whoever gets it overwrites it: a second time there would be zero bytes
+			if s == nil {
+				return nil, errors.New("pin_command: its PIN was used already; no login was tried")
+			}
+			return s, nil
+		}, nil
 	case t.PINPrompt:
 		return fromTerminal, nil
 	case t.PINCredential != "":
@@ -123,6 +130,25 @@ func fromCommand(ctx context.Context, argv []string) ([]byte, error) {
 type limited struct {
 	w io.Writer
 	n int
+}
+
+// ReadFrom copies through a buffer of its own, which it clears: io.Copy's would keep the PIN.
+func (l *limited) ReadFrom(r io.Reader) (total int64, err error) {
+	buf := make([]byte, maxBytes)
+	defer clear(buf)
+	for {
+		n, rerr := r.Read(buf)
+		total += int64(n)
+		if _, err := l.Write(buf[:n]); err != nil {
+			return total, err
+		}
+		if errors.Is(rerr, io.EOF) {
+			return total, nil
+		}
+		if rerr != nil {
+			return total, rerr
+		}
+	}
 }
 
 func (l *limited) Write(p []byte) (int, error) {

@@ -41,7 +41,7 @@ func TestScripts(t *testing.T) {
 		client *kmsclient.Client
 	}
 	worlds := map[string]world{}
-	testscript.Run(t, testscript.Params{
+	testscript.RunT(serial{t}, testscript.Params{
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
 			emu := e2e.StartEmulator(t)
@@ -87,6 +87,21 @@ func TestScripts(t *testing.T) {
 		},
 	})
 }
+
+// serial runs scripts one after another: they share a token, and SoftHSM answers CKR_GENERAL_ERROR now and then when
+// several processes log in to one at the same moment.
+type serial struct{ *testing.T }
+
+// Run is a subtest.
+func (s serial) Run(name string, f func(testscript.T)) {
+	s.T.Run(name, func(t *testing.T) { f(serial{t}) })
+}
+
+// Parallel does nothing.
+func (serial) Parallel() {}
+
+// Verbose is the test flag.
+func (serial) Verbose() bool { return testing.Verbose() }
 
 // fill makes the keys that the scripts use.
 func fill(t *testing.T, tok softhsm.Token) {

@@ -242,9 +242,13 @@ func TestCommandRunsAtOnceAndOnce(t *testing.T) {
 	if got, err := os.ReadFile(runs); err != nil || string(got) != "run\n" {
 		t.Fatalf("before the PIN is asked for the command ran as %q, %v", got, err)
 	}
-	if got, err := source(t.Context(), wrapping.TokenIdentity{}); err != nil || string(got) != secret {
-		t.Errorf("got %q, %v; want %q", got, err, secret)
+	first, err := source(t.Context(), wrapping.TokenIdentity{})
+	if err != nil || string(first) != secret {
+		t.Errorf("got %q, %v; want %q", first, err, secret)
 	}
+	clear(first) // as whoever logs in does; the zeros are not given as a PIN
+	again, err := source(t.Context(), wrapping.TokenIdentity{})
+	refused(t, string(again), err, secret, "pin_command", "was used already", "no login was tried")
 	if got, err := os.ReadFile(runs); err != nil || string(got) != "run\n" {
 		t.Errorf("the command ran as %q, %v", got, err)
 	}

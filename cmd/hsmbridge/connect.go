@@ -24,6 +24,7 @@ type connections struct {
 	pins   map[string]pin.Source
 	tokens map[string]*hsm.Token
 	failed map[string]error // tokens that could not be opened: they are not tried again
+	told   map[string]bool  // those of which this was said
 	kms    map[string]*kmsclient.Client
 
 	importers map[string]*importer.Importer
@@ -34,8 +35,8 @@ var _ importer.Token = (*hsm.Token)(nil)
 // connect prepares the PINs of the named tokens; pin_command runs here, before any module is loaded.
 func (a *app) connect(ctx context.Context, c *configs.Config, tokens []string) *connections {
 	conn := &connections{
-		app: a, config: c, pins: map[string]pin.Source{}, tokens: map[string]*hsm.Token{}, failed: map[string]error{}, kms: map[string]*kmsclient.Client{},
-		importers: map[string]*importer.Importer{},
+		app: a, config: c, pins: map[string]pin.Source{}, tokens: map[string]*hsm.Token{}, failed: map[string]error{}, told: map[string]bool{},
+		kms: map[string]*kmsclient.Client{}, importers: map[string]*importer.Importer{},
 	}
 	for _, name := range tokens {
 		t, ok := c.Token(name)
@@ -59,9 +60,7 @@ func (a *app) connectTokens(ctx context.Context, names []string) (*connections, 
 		return nil, nil, err
 	}
 	if len(names) == 0 {
-		for _, t := range c.Tokens {
-			names = append(names, t.Name)
-		}
+		names = tokenNames(c)
 	}
 	if err := knownTokens(c, names); err != nil {
 		return nil, nil, err
@@ -97,11 +96,7 @@ func unique(names []string) []string {
 func knownTokens(c *configs.Config, names []string) error {
 	for _, n := range names {
 		if _, ok := c.Token(n); !ok {
-			var have []string
-			for _, t := range c.Tokens {
-				have = append(have, t.Name)
-			}
-			return usageError(fmt.Errorf("there is no token %q; the configuration has: %s", n, strings.Join(have, ", ")))
+			return usageError(fmt.Errorf("there is no token %q%s", n, configured(n, tokenNames(c))))
 		}
 	}
 	return nil
@@ -114,6 +109,9 @@ func (c *connections) token(ctx context.Context, name string) (*hsm.Token, error
 	}
 	if err := c.failed[name]; err != nil {
 		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err // no login after Ctrl-C
 	}
 	t, _ := c.config.Token(name)
 	open, err := hsm.Open(ctx, hsm.Config{
@@ -130,6 +128,21 @@ func (c *connections) token(ctx context.Context, name string) (*hsm.Token, error
 	}
 	c.tokens[name] = open
 	return open, nil
+}
+
+// parked tells once for each token that it cannot be used and which keys have to wait for it.
+func (c *connections) parked(token string, keys []configs.Key, err error) error {
+	if c.told[token] {
+		return nil
+	}
+	c.told[token] = true
+	var waiting []string
+	for _, k := range keys {
+		if k.Token == token {
+			waiting = append(waiting, k.Name)
+		}
+	}
+	return fmt.Errorf("token %s cannot be used, which stops %s: %w", token, strings.Join(waiting, ", "), err)
 }
 
 // client is the KMS client of a Region.

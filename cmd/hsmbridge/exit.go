@@ -8,7 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"hsmbridge/configs"
 	"hsmbridge/daemon/importer"
 )
 
@@ -35,7 +34,7 @@ func exitTable() []struct {
 		meaning string
 	}{
 		{exitDone, "done; what was asked for holds, also when nothing had to be changed"},
-		{exitUnexpected, "an error that fits none of the others"},
+		{exitUnexpected, "an error that fits none of the others, or several that do not fit the same one"},
 		{exitUsage, "the command line is wrong; nothing was done"},
 		{exitConfig, "the configuration is wrong or cannot be read; nothing was done"},
 		{exitRefused, "refused: this key, destination or permission has to be changed first"},
@@ -93,19 +92,6 @@ func (a *app) exit(ctx context.Context, err error) int {
 		return exitInterrupted
 	}
 	return codeOf(err)
-}
-
-func (a *app) complain(err error) {
-	var bad *configs.Error
-	if errors.As(err, &bad) {
-		fmt.Fprintln(a.err, bad.Error())
-		return
-	}
-	fmt.Fprintln(a.err, "hsmbridge:", printable(err.Error()))
-	var e *exitError
-	if errors.As(err, &e) && e.code == exitUsage {
-		fmt.Fprintln(a.err, "see: hsmbridge --help")
-	}
 }
 
 func codeOf(err error) int {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -48,7 +49,7 @@ func (a *app) importKeys(ctx context.Context, names []string, all bool, o import
 	}
 	var results []importer.Result
 	for _, k := range keys {
-		got := a.importKey(ctx, conn, k, o)
+		got := a.importKey(ctx, conn, keys, k, o)
 		results = append(results, got...)
 		if !a.json {
 			continue
@@ -81,8 +82,8 @@ func (a *app) importKeys(ctx context.Context, names []string, all bool, o import
 	return nil
 }
 
-// importKey imports one key to all its destinations.
-func (a *app) importKey(ctx context.Context, conn *connections, k configs.Key, o importOptions) []importer.Result {
+// importKey imports one of the run's keys to all its destinations.
+func (a *app) importKey(ctx context.Context, conn *connections, keys []configs.Key, k configs.Key, o importOptions) []importer.Result {
 	var requests []importer.Request
 	for _, d := range k.Destinations {
 		requests = append(requests, request(conn.config, k, d, o))
@@ -93,7 +94,9 @@ func (a *app) importKey(ctx context.Context, conn *connections, k configs.Key, o
 		for _, r := range requests {
 			out = append(out, importer.Failure(r, fmt.Errorf("open token %s: %w", k.Token, err)))
 		}
-		a.say(k.Name, "", "failed: "+err.Error())
+		if err := conn.parked(k.Token, keys, err); err != nil && ctx.Err() == nil {
+			a.complain(err)
+		}
 		return out
 	}
 	im.Record = a.record
@@ -113,7 +116,7 @@ func (a *app) record(_ context.Context, e importer.Event) error {
 
 // say is progress for a person; scripts see none of it.
 func (a *app) say(key, step, message string) {
-	if a.json || !isTerminal(a.err) {
+	if a.json || !isTerminal(a.err) || a.log.Core().Enabled(zap.InfoLevel) { // the log has it too
 		return
 	}
 	fmt.Fprintf(a.err, "%-12s %-10s %s\n", key, step, cut(message, width-24))
@@ -134,8 +137,15 @@ func (a *app) printResults(results []importer.Result) {
 	}
 	table(a.out, []string{"KEY", "RESULT", "WRAPPED WITH", "UNDER", "FINGERPRINT", "PROOF", "EXPIRES"}, rows)
 	const indent = "               "
-	for _, r := range results {
-		fmt.Fprintf(a.out, "\n%s -> %s\n", r.Key, r.Destination)
+	for i, r := range results {
+		together := sharing(results, i)
+		if len(together) == 0 {
+			continue
+		}
+		fmt.Fprintln(a.out)
+		for _, t := range together {
+			fmt.Fprintf(a.out, "%s -> %s\n", t.Key, t.Destination)
+		}
 		switch {
 		case r.Result == importer.Unchanged && r.WrappingKeySHA256 == "":
 			wrapped(a.out, "  why          ", indent, "KMS holds the key's material with the life that is asked for; nothing was wrapped")
@@ -167,6 +177,25 @@ func (a *app) printResults(results []importer.Result) {
 			}
 		}
 	}
+}
+
+// sharing are the result i and all that failed later with the same error before anything was decided, so that it is said once;
+// none if result i is such a later one.
+func sharing(results []importer.Result, i int) []importer.Result {
+	same := func(r importer.Result) bool { return r.Error == results[i].Error && r.Mechanism == "" }
+	switch {
+	case results[i].Error == "" || results[i].Mechanism != "":
+		return results[i : i+1]
+	case slices.ContainsFunc(results[:i], same):
+		return nil
+	}
+	var out []importer.Result
+	for _, r := range results[i:] {
+		if same(r) {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 func whyText(r importer.Result) string {

@@ -90,7 +90,7 @@ func (a *app) listKeys(ctx context.Context, names []string) error {
 			return err
 		}
 	}
-	return errors.Join(failed...)
+	return several(failed)
 }
 
 func (a *app) printKeys(token string, keys []wrapping.Key) error {

@@ -2,8 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 )
 
 func (a *app) planCommand() *cobra.Command {
-	var all bool
+	var all, renew, noProve bool
 	var expires string
 	c := &cobra.Command{
 		Use:   "plan NAME...",
@@ -26,15 +27,18 @@ func (a *app) planCommand() *cobra.Command {
 The plan has the wrapping algorithm with why each better one was refused, the expiry, how the import will be proved,
 the IAM policy that the run needs, and a digest over what will be done.`,
 		RunE: func(c *cobra.Command, args []string) error {
-			o, err := optionsOf(expires, false, false)
+			o, err := optionsOf(expires, renew, noProve)
 			if err != nil {
 				return err
 			}
 			return a.plan(c.Context(), args, all, o)
 		},
 	}
-	c.Flags().BoolVar(&all, "all", false, "plan every managed key")
-	c.Flags().StringVar(&expires, "expires", "", "life of the material in KMS in place of the configuration's: 90d, 12h or never")
+	f := c.Flags()
+	f.BoolVar(&all, "all", false, "plan every managed key")
+	f.StringVar(&expires, "expires", "", "life of the material in KMS in place of the configuration's: 90d, 12h or never")
+	f.BoolVar(&renew, "renew", false, "plan what import --renew would do")
+	f.BoolVar(&noProve, "no-prove", false, "plan what import --no-prove would do")
 	return a.jsonFlag(c, "print one JSON object per destination, each on a line")
 }
 
@@ -61,11 +65,13 @@ func (a *app) plan(ctx context.Context, names []string, all bool, o importOption
 	}
 	defer conn.close() //nolint:errcheck // nothing was changed
 	var failed []error
-	done := 0
+	var plans []importer.Plan
 	for _, k := range keys {
 		im, err := conn.importer(ctx, k.Token)
 		if err != nil {
-			failed = append(failed, fmt.Errorf("%s: %w", k.Name, err))
+			if err := conn.parked(k.Token, keys, err); err != nil {
+				failed = append(failed, err)
+			}
 			continue
 		}
 		for _, d := range k.Destinations {
@@ -74,16 +80,34 @@ func (a *app) plan(ctx context.Context, names []string, all bool, o importOption
 				failed = append(failed, err)
 				continue
 			}
-			if err := a.printPlan(p, done > 0); err != nil {
+			if err := a.showPlan(p); err != nil {
 				return err
 			}
-			done++
+			plans = append(plans, p)
 		}
 	}
-	if len(failed) > 0 && done > 0 {
-		return &exitError{exitPartly, errors.Join(failed...)}
+	if !a.json {
+		if err := a.printPolicies(plans); err != nil {
+			return err
+		}
 	}
-	return errors.Join(failed...)
+	if len(failed) > 0 && len(plans) > 0 {
+		return &exitError{exitPartly, several(failed)}
+	}
+	return several(failed)
+}
+
+// showPlan prints one plan, as JSON with the policy of its own.
+func (a *app) showPlan(p importer.Plan) error {
+	if !a.json {
+		a.printPlan(p)
+		return nil
+	}
+	policy, err := kmsclient.Policy(permissionsOf(p))
+	if err != nil {
+		return err
+	}
+	return writeJSON(a.out, planOutput{p, policy})
 }
 
 // planOutput is a plan with the IAM policy that its run needs.
@@ -97,7 +121,7 @@ type jsonText []byte
 
 func (j jsonText) MarshalJSON() ([]byte, error) { return j, nil }
 
-func policyOf(p importer.Plan) ([]byte, error) {
+func permissionsOf(p importer.Plan) kmsclient.Permissions {
 	need := kmsclient.Permissions{
 		KeyARNs: []string{p.Destination}, Operations: p.Operations,
 		WrappingAlgorithms: []string{string(p.Algorithm)}, WrappingKeySpecs: []string{string(p.WrappingKeySpec)},
@@ -106,20 +130,37 @@ func policyOf(p importer.Plan) ([]byte, error) {
 	if p.Expires == "never" {
 		need.ExpirationModels = []string{"KEY_MATERIAL_DOES_NOT_EXPIRE"}
 	}
-	return kmsclient.Policy(need)
+	return need
 }
 
-func (a *app) printPlan(p importer.Plan, further bool) error {
-	policy, err := policyOf(p)
-	if err != nil {
-		return err
+// printPolicies prints one IAM policy for all destinations that need the same.
+func (a *app) printPolicies(plans []importer.Plan) error {
+	var needs []kmsclient.Permissions
+	var names [][]string
+	for _, p := range plans {
+		need := permissionsOf(p)
+		arns := need.KeyARNs
+		need.KeyARNs = nil
+		i := slices.IndexFunc(needs, func(n kmsclient.Permissions) bool { n.KeyARNs = nil; return reflect.DeepEqual(n, need) })
+		if i < 0 {
+			i, needs, names = len(needs), append(needs, need), append(names, nil)
+		}
+		needs[i].KeyARNs, names[i] = append(needs[i].KeyARNs, arns...), append(names[i], p.Key)
 	}
-	if a.json {
-		return writeJSON(a.out, planOutput{p, policy})
+	for i, need := range needs {
+		policy, err := kmsclient.Policy(need)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(a.out, "IAM policy that this run needs for %s:\n%s\n", strings.Join(unique(names[i]), ", "), strings.TrimSpace(string(policy)))
+		if i < len(needs)-1 {
+			fmt.Fprintln(a.out)
+		}
 	}
-	if further {
-		fmt.Fprintln(a.out)
-	}
+	return nil
+}
+
+func (a *app) printPlan(p importer.Plan) {
 	object := fmt.Sprintf("%q, id %s, %s", p.Object.Label, p.Object.ID, p.Object.KeyType)
 	if p.Object.Missing {
 		object = fmt.Sprintf("%q is not there and will be generated (%s)", p.Object.Label, p.Object.KeySpec)
@@ -148,8 +189,7 @@ func (a *app) printPlan(p importer.Plan, further bool) error {
 	for _, n := range p.Notes {
 		wrapped(a.out, "  note         ", strings.Repeat(" ", 15), n)
 	}
-	fmt.Fprintf(a.out, "\nIAM policy that this run needs:\n%s\n", strings.TrimSpace(string(policy)))
-	return nil
+	fmt.Fprintln(a.out)
 }
 
 // printPassedOver says why each better candidate was refused.

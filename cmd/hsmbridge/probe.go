@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -34,6 +33,7 @@ type probeReport struct {
 	Chosen      map[wrapping.KeySpec]wrapping.Algorithm `json:"chosen"`
 	NotPossible map[wrapping.KeySpec][]wrapping.Refusal `json:"not_possible"`
 	Mechanisms  []mechanismRow                          `json:"mechanisms"`
+	Trials      []trialRow                              `json:"trials"`
 	plans       map[wrapping.KeySpec]wrapping.Plan
 }
 
@@ -52,6 +52,18 @@ type algorithmRow struct {
 type mechanismRow struct {
 	hsm.MechanismInfo
 	Trial string `json:"trial"`
+
+	summary, reason string // of Trial
+}
+
+// trialRow is one known-answer trial.
+type trialRow struct {
+	KeySpec         wrapping.KeySpec         `json:"key_spec"`
+	Algorithm       wrapping.Algorithm       `json:"wrapping_algorithm"`
+	WrappingKeySpec wrapping.WrappingKeySpec `json:"wrapping_key_spec"`
+	Mechanism       string                   `json:"mechanism"`
+	Outcome         wrapping.Outcome         `json:"outcome"`
+	Reason          string                   `json:"reason"`
 }
 
 func (a *app) probe(ctx context.Context, names []string) error {
@@ -78,7 +90,7 @@ func (a *app) probe(ctx context.Context, names []string) error {
 		}
 		r.print(a)
 	}
-	return errors.Join(failed...)
+	return several(failed)
 }
 
 func (a *app) probeToken(ctx context.Context, conn *connections, name string) (probeReport, error) {
@@ -117,7 +129,10 @@ func report(name string, listed []hsm.MechanismInfo, caps wrapping.Capabilities,
 		r.Chosen[spec], r.plans[spec] = s.Plans[0].Algorithm, s.Plans[0]
 	}
 	for _, m := range listed {
-		r.Mechanisms = append(r.Mechanisms, mechanismRow{m, trialOf(m.Type, caps)})
+		r.Mechanisms = append(r.Mechanisms, mechanismOf(m, caps))
+	}
+	for _, t := range caps.Trials {
+		r.Trials = append(r.Trials, trialRow{t.KeySpec, t.Algorithm, t.WrappingKeySpec, t.Mechanism.String(), t.Outcome, t.Reason})
 	}
 	return r
 }
@@ -205,28 +220,49 @@ func reasons(refused []wrapping.Refusal) []string {
 	return out
 }
 
-// trialOf sums up what the trials of one mechanism gave.
-func trialOf(mechanism uint, caps wrapping.Capabilities) string {
+// mechanismOf sets the trials of a mechanism beside what the token's list says of it.
+func mechanismOf(m hsm.MechanismInfo, caps wrapping.Capabilities) mechanismRow {
+	row := mechanismRow{MechanismInfo: m}
+	row.summary, row.reason = trialsOf(m.Type, caps)
+	row.Trial = row.summary
+	if row.reason != "" {
+		row.Trial += ": " + row.reason
+	}
+	return row
+}
+
+const neverWorked = "never worked"
+
+// trialsOf sums up what the trials of one mechanism gave. A reason is given if none of them worked: the first that is
+// about this mechanism and not about another that it is used with.
+func trialsOf(mechanism uint, caps wrapping.Capabilities) (summary, reason string) {
 	count := map[wrapping.Outcome]int{}
-	reason := ""
 	for _, t := range caps.Trials {
 		if t.Mechanism.Type != mechanism {
 			continue
 		}
 		count[t.Outcome]++
-		if t.Outcome != wrapping.Exact && reason == "" {
+		if reason == "" || strings.HasPrefix(reason, "CKM_") && !strings.HasPrefix(t.Reason, "CKM_") {
 			reason = t.Reason
 		}
 	}
 	switch {
 	case len(count) == 0:
-		return "not tried"
-	case count[wrapping.Exact] == 0 && count[wrapping.Padded] == 0:
-		return "never worked: " + reason
-	case len(count) == 1:
-		return "always exact"
+		return "not tried", ""
+	case count[wrapping.Failed] == total(count):
+		return neverWorked, reason
+	case count[wrapping.Exact] == total(count):
+		return "always exact", ""
 	}
-	return fmt.Sprintf("%d exact, %d padded, %d failed", count[wrapping.Exact], count[wrapping.Padded], count[wrapping.Failed])
+	return fmt.Sprintf("%d exact, %d padded, %d failed", count[wrapping.Exact], count[wrapping.Padded], count[wrapping.Failed]), ""
+}
+
+func total(count map[wrapping.Outcome]int) int {
+	n := 0
+	for _, c := range count {
+		n += c
+	}
+	return n
 }
 
 func (r probeReport) print(a *app) {
@@ -235,20 +271,9 @@ func (r probeReport) print(a *app) {
 		r.Token, id.Label, printable(id.Manufacturer), printable(id.Model), printable(id.Serial), printable(id.Firmware))
 	r.printAlgorithms(a)
 	fmt.Fprintln(a.out)
-	var rows [][]string
-	for _, m := range r.Mechanisms {
-		said := "not listed"
-		if m.Listed {
-			said = "listed, not for wrapping"
-		}
-		if m.Wrap {
-			said = "listed for wrapping"
-		}
-		rows = append(rows, []string{m.Name, said, cut(m.Trial, 52)})
-	}
-	table(a.out, []string{"MECHANISM", "THE TOKEN'S LIST", "THE TRIALS"}, rows)
+	r.printMechanisms(a)
 	fmt.Fprintln(a.out)
-	rows = nil
+	var rows [][]string
 	for _, spec := range wrapping.KeySpecs() {
 		p, ok := r.plans[spec]
 		if !ok {
@@ -259,6 +284,31 @@ func (r probeReport) print(a *app) {
 	}
 	table(a.out, []string{"KEY SPEC", "WILL BE WRAPPED WITH", "BY"}, rows)
 	r.printPolicy(a)
+}
+
+// printMechanisms sets the token's list beside the trials, then says why mechanisms never worked.
+func (r probeReport) printMechanisms(a *app) {
+	var rows [][]string
+	for _, m := range r.Mechanisms {
+		said := "not listed"
+		if m.Listed {
+			said = "listed, not for wrapping"
+		}
+		if m.Wrap {
+			said = "listed for wrapping"
+		}
+		found := m.summary
+		if m.Wrap && found == neverWorked {
+			found = "the list says yes, the trials say no"
+		}
+		rows = append(rows, []string{m.Name, said, found})
+	}
+	table(a.out, []string{"MECHANISM", "THE TOKEN'S LIST", "THE TRIALS"}, rows)
+	for _, m := range r.Mechanisms {
+		if m.reason != "" {
+			wrapped(a.out, "  "+m.Name+": ", "    ", m.reason)
+		}
+	}
 }
 
 // printAlgorithms prints one row for all wrapping key specs under which an algorithm serves the same keys.

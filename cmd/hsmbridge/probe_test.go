@@ -174,6 +174,14 @@ type probeJSON struct {
 		Max    uint   `json:"max_size"`
 		Trial  string `json:"trial"`
 	} `json:"mechanisms"`
+	Trials []struct {
+		KeySpec         string `json:"key_spec"`
+		Algorithm       string `json:"wrapping_algorithm"`
+		WrappingKeySpec string `json:"wrapping_key_spec"`
+		Mechanism       string `json:"mechanism"`
+		Outcome         string `json:"outcome"`
+		Reason          string `json:"reason"`
+	} `json:"trials"`
 }
 
 // reportJSON writes a report as the command does and reads it again, every field in its place.
@@ -302,6 +310,14 @@ func TestProbeJSON(t *testing.T) {
 			if len(got.Mechanisms) != len(d.listed) {
 				t.Errorf("%d mechanisms, want %d", len(got.Mechanisms), len(d.listed))
 			}
+			if want := len(d.capabilities().Trials); len(got.Trials) != want {
+				t.Errorf("%d trials, want %d", len(got.Trials), want)
+			}
+			for _, tr := range got.Trials {
+				if (tr.Outcome == "exact") != (tr.Reason == "") {
+					t.Errorf("%+v; a reason belongs to every trial that is not exact, and to no other", tr)
+				}
+			}
 			for _, m := range got.Mechanisms {
 				if m.Trial == "" {
 					t.Errorf("%s has no word on its trials", m.Name)
@@ -342,25 +358,35 @@ func TestProbeText(t *testing.T) {
 	}
 }
 
-func TestTrialOf(t *testing.T) {
-	outcomes := func(o ...wrapping.Outcome) wrapping.Capabilities {
-		c := wrapping.Capabilities{Trials: []wrapping.Trial{{Mechanism: pkcs1, Outcome: wrapping.Failed, Reason: "of another mechanism"}}}
-		for i, one := range o {
-			c.Trials = append(c.Trials, wrapping.Trial{Mechanism: oaep, Outcome: one, Reason: []string{"first", "second", "third"}[i]})
-		}
-		return c
+func TestTrialsOf(t *testing.T) {
+	type trial struct {
+		outcome wrapping.Outcome
+		reason  string
 	}
 	for _, tt := range []struct {
-		caps wrapping.Capabilities
-		want string
+		name    string
+		trials  []trial
+		summary string
+		reason  string
 	}{
-		{outcomes(wrapping.Exact, wrapping.Exact), "always exact"},
-		{outcomes(wrapping.Failed, wrapping.Failed), "never worked: first"},
-		{outcomes(wrapping.Exact, wrapping.Padded, wrapping.Failed), "1 exact, 1 padded, 1 failed"},
-		{outcomes(wrapping.Exact, wrapping.Failed, wrapping.Failed), "1 exact, 0 padded, 2 failed"},
+		{"none", nil, "not tried", ""},
+		{"exact", []trial{{wrapping.Exact, ""}, {wrapping.Exact, ""}}, "always exact", ""},
+		{"failed", []trial{{wrapping.Failed, "first"}, {wrapping.Failed, "second"}}, neverWorked, "first"},
+		{"another mechanism failed first", []trial{{wrapping.Failed, "CKM_OTHER: first"}, {wrapping.Failed, "second"}, {wrapping.Failed, "third"}}, neverWorked, "second"},
+		{"only another mechanism failed", []trial{{wrapping.Failed, "CKM_OTHER: first"}, {wrapping.Failed, "CKM_OTHER: second"}}, neverWorked, "CKM_OTHER: first"},
+		{"padded", []trial{{wrapping.Padded, "zeros"}, {wrapping.Padded, "zeros"}}, "0 exact, 2 padded, 0 failed", ""},
+		{"each", []trial{{wrapping.Exact, ""}, {wrapping.Padded, "zeros"}, {wrapping.Failed, "first"}}, "1 exact, 1 padded, 1 failed", ""},
+		{"exact and failed", []trial{{wrapping.Exact, ""}, {wrapping.Failed, "first"}, {wrapping.Failed, "first"}}, "1 exact, 0 padded, 2 failed", ""},
 	} {
-		if got := trialOf(oaep.Type, tt.caps); got != tt.want {
-			t.Errorf("%q, want %q", got, tt.want)
-		}
+		t.Run(tt.name, func(t *testing.T) {
+			caps := wrapping.Capabilities{Trials: []wrapping.Trial{{Mechanism: pkcs1, Outcome: wrapping.Failed, Reason: "of another mechanism"}}}
+			for _, one := range tt.trials {
+				caps.Trials = append(caps.Trials, wrapping.Trial{Mechanism: oaep, Outcome: one.outcome, Reason: one.reason})
+			}
+			summary, reason := trialsOf(oaep.Type, caps)
+			if summary != tt.summary || reason != tt.reason {
+				t.Errorf("%q, %q; want %q, %q", summary, reason, tt.summary, tt.reason)
+			}
+		})
 	}
 }

@@ -56,6 +56,7 @@ func (a *app) root() *cobra.Command {
 	root.SetHelpCommand(helpCommand(root))
 	f := root.PersistentFlags()
 	f.StringVarP(&a.configFile, "config", "c", os.Getenv("HSMBRIDGE_CONFIG"), "configuration `file` (or HSMBRIDGE_CONFIG)")
+	f.Bool("no-color", false, "for scripts that give it: no output has colors, with NO_COLOR or without")
 	f.StringVar(&a.logLevel, "log-level", "warn", "what is logged to standard error: debug, info, warn or error")
 	root.AddCommand(a.probeCommand(), a.keysCommand(), a.planCommand(), a.importCommand(), a.configCommand(), a.versionCommand(), exitCodesTopic())
 	return root
@@ -135,26 +136,31 @@ func keysNamed(c *configs.Config, names []string, all bool) ([]configs.Key, erro
 	case all:
 		return c.Keys, nil
 	case len(names) == 0:
-		return nil, usageError(errors.New("name a managed key, or give --all; " + configured(c)))
+		return nil, usageError(errors.New("name a managed key, or give --all" + configured("", keyNames(c))))
 	}
 	var out []configs.Key
 	for _, n := range unique(names) {
 		k, ok := c.Key(n)
 		if !ok {
-			return nil, usageError(fmt.Errorf("there is no managed key %q; %s", n, configured(c)))
+			return nil, usageError(fmt.Errorf("there is no managed key %q%s", n, configured(n, keyNames(c))))
 		}
 		out = append(out, k)
 	}
 	return out, nil
 }
 
-func configured(c *configs.Config) string {
+func keyNames(c *configs.Config) []string {
 	var names []string
 	for _, k := range c.Keys {
 		names = append(names, k.Name)
 	}
-	if len(names) == 0 {
-		return "the configuration has none"
+	return names
+}
+
+func tokenNames(c *configs.Config) []string {
+	var names []string
+	for _, t := range c.Tokens {
+		names = append(names, t.Name)
 	}
-	return "the configuration has: " + strings.Join(names, ", ")
+	return names
 }

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon/importer"
+	"hsmbridge/hsm"
+	"hsmbridge/kmsclient"
+)
+
+// severalErrors are failures of one run that have nothing to do with each other: each is told by itself.
+type severalErrors []error
+
+// several is nil when there are none, and the error itself when there is one.
+func several(errs []error) error {
+	switch len(errs) {
+	case 0:
+		return nil
+	case 1:
+		return errs[0]
+	}
+	return severalErrors(errs)
+}
+
+func (s severalErrors) Error() string {
+	var out []string
+	for _, err := range s {
+		out = append(out, err.Error())
+	}
+	return strings.Join(out, "\n")
+}
+
+// Unwrap lets errors.Is and the class of an error look into each.
+func (s severalErrors) Unwrap() []error { return s }
+
+// complain says on standard error what happened and, on a line of its own, what to do next.
+func (a *app) complain(err error) {
+	var bad *configs.Error
+	if errors.As(err, &bad) {
+		fmt.Fprintln(a.err, bad.Error())
+		return
+	}
+	var all severalErrors
+	if errors.As(err, &all) {
+		for _, one := range all {
+			a.complain(one)
+		}
+		return
+	}
+	what, next := told(err)
+	fmt.Fprintln(a.err, "hsmbridge:", printable(what))
+	if next != "" {
+		fmt.Fprintln(a.err, "next:", printable(next))
+	}
+	var e *exitError
+	if errors.As(err, &e) && e.code == exitUsage {
+		fmt.Fprintln(a.err, "see: hsmbridge --help")
+	}
+}
+
+// told takes what to do next out of an error's text, where the error has it apart.
+func told(err error) (what, next string) {
+	what, fix := err.Error(), fixOf(err)
+	before, after, found := strings.Cut(what, "; "+fix)
+	if fix == "" || !found {
+		return what, ""
+	}
+	return before + after, fix
+}
+
+// fixOf is what an error in the chain says to do next, empty if none does.
+func fixOf(err error) string {
+	if e, ok := errors.AsType[*hsm.Error](err); ok {
+		return e.Fix
+	}
+	if e, ok := errors.AsType[*kmsclient.Error](err); ok {
+		return e.Fix
+	}
+	if e, ok := errors.AsType[*importer.RefusedError](err); ok {
+		return e.Fix
+	}
+	return ""
+}
+
+// configured ends a sentence about a name that the configuration does not have: with the one that was probably meant,
+// and with all that it has.
+func configured(name string, names []string) string {
+	if len(names) == 0 {
+		return "; the configuration has none"
+	}
+	has := "he configuration has: " + strings.Join(names, ", ")
+	if m := meant(name, names); m != "" {
+		return fmt.Sprintf(": did you mean %s? T%s", m, has)
+	}
+	return "; t" + has
+}
+
+// meant is the known name that was probably meant: two slips of the finger away at most, in less than half of the
+// name. It is empty if none is so near.
+func meant(name string, known []string) string {
+	best, at := "", 3
+	for _, k := range known {
+		if d := slips(name, k); d < at && 2*d < len(k) {
+			best, at = k, d
+		}
+	}
+	return best
+}
+
+// slips is how many bytes have to be typed, dropped, replaced or swapped with their neighbour to make b of a
+// (the optimal string alignment distance).
+func slips(a, b string) int {
+	d := make([][]int, len(a)+1)
+	for i := range d {
+		d[i] = make([]int, len(b)+1)
+		d[i][0] = i
+	}
+	for j := range d[0] {
+		d[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			replaced := d[i-1][j-1]
+			if a[i-1] != b[j-1] {
+				replaced++
+			}
+			d[i][j] = min(d[i-1][j]+1, d[i][j-1]+1, replaced)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				d[i][j] = min(d[i][j], d[i-2][j-2]+1)
+			}
+		}
+	}
+	return d[len(a)][len(b)]
+}

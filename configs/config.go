@@ -15,6 +15,10 @@ import (
 
 // Config is the configuration of hsmbridge.
 type Config struct {
+	// Name of this daemon among those that share a database. Empty: the name of the machine.
+	Name string `yaml:"name,omitempty"`
+	// Where the daemon keeps what it did and has to do: the path of an SQLite file, or postgres://USER@HOST/DATABASE for several daemons. A relative path starts in the folder of the configuration file.
+	Database string `yaml:"database,omitempty"`
 	// Where AWS KMS is.
 	KMS KMS `yaml:"kms,omitempty"`
 	// The HSM tokens that hold the keys.
@@ -23,6 +27,14 @@ type Config struct {
 	Keys []Key `yaml:"keys,omitempty"`
 	// Which wrapping algorithms may be used.
 	Wrapping Wrapping `yaml:"wrapping,omitempty"`
+	// Request quotas of AWS KMS that differ from AWS's defaults.
+	Quotas []Quota `yaml:"quotas,omitempty"`
+	// The daemon's local API.
+	Control Control `yaml:"control,omitempty"`
+	// Metrics and health of the daemon.
+	Metrics Metrics `yaml:"metrics,omitempty"`
+	// What the daemon logs.
+	Log Log `yaml:"log,omitempty"`
 }
 
 // KMS says how AWS KMS is reached. Credentials come from the usual AWS chain.
@@ -33,6 +45,10 @@ type KMS struct {
 	Endpoint string `yaml:"endpoint,omitempty"`
 	// Named profile of the AWS configuration files. Empty: the usual credential chain.
 	Profile string `yaml:"profile,omitempty"`
+	// Call AWS's FIPS 140 endpoints.
+	FIPS bool `yaml:"fips,omitempty"`
+	// How often the daemon looks at each KMS key (DescribeKey) for material that was deleted or has expired behind its back. Default 15m.
+	WatchEvery Duration `yaml:"watch_every,omitempty"`
 }
 
 // Token is one token of an HSM, reached through its PKCS #11 module. Exactly one source of its PIN is given.
@@ -84,7 +100,19 @@ type Key struct {
 	Expires Duration `yaml:"expires" jsonschema:"required"`
 	// Whether to prove a symmetric key by a second import of the same material, which costs one more request. Other kinds are always proved.
 	Prove bool `yaml:"prove"`
-	// ARNs of the KMS keys (origin EXTERNAL) into which this key is imported, and of no others.
+	// How long before its expiry the daemon imports the material again. Default: a third of expires.
+	RenewBefore Duration `yaml:"renew_before,omitempty"`
+	// Fixed times at which the daemon imports the material again, whatever its expiry.
+	Schedule Schedule `yaml:"schedule,omitempty"`
+	// When the daemon may renew, rotate and drill. Default: at any time.
+	Window Window `yaml:"window,omitempty"`
+	// How often the daemon makes new key material in the token and rotates the KMS keys to it. SYMMETRIC_DEFAULT only.
+	RotateEvery Duration `yaml:"rotate_every,omitempty"`
+	// How often the daemon proves by a new import of the same material that the token's copy of the key still works.
+	DrillEvery Duration `yaml:"drill_every,omitempty"`
+	// Second token that has to hold a copy before the key is imported.
+	Backup Backup `yaml:"backup,omitempty"`
+	// The KMS keys (origin EXTERNAL) into which this key is imported, and no others: their ARNs, or mappings with arn, role_arn, external_id and endpoint.
 	Destinations []Destination `yaml:"destinations" jsonschema:"required,minItems=1"`
 }
 

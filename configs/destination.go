@@ -6,9 +6,17 @@ import (
 	"strings"
 )
 
-// Destination is one KMS key into which a managed key is imported. In YAML it is the key's ARN.
+// Destination is one KMS key into which a managed key is imported. In YAML it is the key's ARN, or a mapping when another role or
+// endpoint is needed for it.
 type Destination struct {
-	ARN string // arn:PARTITION:kms:REGION:ACCOUNT:key/ID
+	// arn:PARTITION:kms:REGION:ACCOUNT:key/ID
+	ARN string `yaml:"arn" jsonschema:"required"`
+	// IAM role that is assumed for this KMS key (sts:AssumeRole), for keys in other accounts.
+	RoleARN string `yaml:"role_arn,omitempty"`
+	// External ID that the role's trust policy asks for.
+	ExternalID string `yaml:"external_id,omitempty"`
+	// Endpoint in place of kms.endpoint.
+	Endpoint string `yaml:"endpoint,omitempty"`
 }
 
 const (

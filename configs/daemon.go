@@ -1,0 +1,106 @@
+package configs
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"time"
+
+	"hsmbridge/hsm/pkcs11uri"
+)
+
+// Schedule imports a key again at fixed times.
+type Schedule struct {
+	// When, as five fields of cron: minute, hour, day of the month, month, day of the week. "0 3 1 * *" is 03:00 on the first of a month.
+	Cron string `yaml:"cron" jsonschema:"required"`
+	// Time zone of the IANA database in which the fields are read. Empty: UTC.
+	TimeZone string `yaml:"time_zone,omitempty"`
+}
+
+// IsZero says that there is no schedule.
+func (s Schedule) IsZero() bool { return s == Schedule{} }
+
+// Window is the time of the week in which a key may be renewed, rotated and drilled. What cannot wait does not: material
+// that is missing, and a renewal that would come too late.
+type Window struct {
+	// Days of the week: mon, tue, wed, thu, fri, sat, sun. Empty: every day. A window over midnight belongs to the day on which it begins.
+	Days []string `yaml:"days,omitempty" jsonschema:"uniqueItems=true"`
+	// Beginning, as 22:00.
+	From string `yaml:"from" jsonschema:"required"`
+	// End, as 04:00; before the beginning it is on the next day.
+	To string `yaml:"to" jsonschema:"required"`
+	// Time zone of the IANA database. Empty: UTC.
+	TimeZone string `yaml:"time_zone,omitempty"`
+}
+
+// IsZero says that there is no window: any time will do.
+func (w Window) IsZero() bool { return len(w.Days) == 0 && w.From == "" && w.To == "" && w.TimeZone == "" }
+
+// Backup is the second token in which a copy of a key has to be before the key is imported.
+type Backup struct {
+	// Name of the token.
+	Token string `yaml:"token" jsonschema:"required"`
+	// PKCS #11 URI of the copy. Empty: the same as the key's.
+	URI pkcs11uri.URI `yaml:"uri,omitempty"`
+}
+
+// Quota replaces AWS's default request quota of an operation. The first that matches counts.
+type Quota struct {
+	// KMS operation: GetParametersForImport, ImportKeyMaterial, DescribeKey ...
+	Operation string `yaml:"operation" jsonschema:"required"`
+	// AWS account, 12 digits. Empty: every account.
+	Account string `yaml:"account,omitempty"`
+	// AWS Region. Empty: every Region.
+	Region string `yaml:"region,omitempty"`
+	// Requests in a time: 1/s, 0.25/s, 30/m. All daemons on one database share it.
+	Rate Rate `yaml:"rate" jsonschema:"required"`
+}
+
+// Control is the daemon's local API.
+type Control struct {
+	// Unix socket on which the daemon listens and where the commands look for it. A relative path starts in the folder of the configuration file.
+	Socket string `yaml:"socket,omitempty"`
+	// Users, and groups with an @ before their name, who may change something: start, pause, retry, revoke. root and the daemon's own user always may. Whoever can open the socket may look.
+	Operators []string `yaml:"operators,omitempty" jsonschema:"uniqueItems=true"`
+}
+
+// Metrics is where Prometheus metrics, /livez and /readyz are served.
+type Metrics struct {
+	// Address and port. "" or "none": nowhere. Default 127.0.0.1:9464.
+	Listen string `yaml:"listen,omitempty"`
+}
+
+// Log says what the daemon logs to standard error.
+type Log struct {
+	// debug, info, warn or error. Default info.
+	Level string `yaml:"level,omitempty"`
+	// json, or console for people. Default json.
+	Format string `yaml:"format,omitempty"`
+}
+
+// Rate is a number of requests in a time, written 1/s, 0.25/s, 30/m or 100/h.
+type Rate float64
+
+// PerSecond is the rate in requests a second.
+func (r Rate) PerSecond() float64 { return float64(r) }
+
+// String writes the rate in requests a second.
+func (r Rate) String() string { return strconv.FormatFloat(float64(r), 'g', -1, 64) + "/s" }
+
+// MarshalText is [Rate.String].
+func (r Rate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+const ratePattern = `^([0-9]{1,6}(?:\.[0-9]{1,6})?)/(s|m|h)$`
+
+// UnmarshalText reads a rate, which is more than zero.
+func (r *Rate) UnmarshalText(text []byte) error {
+	parts := regexp.MustCompile(ratePattern).FindStringSubmatch(string(text))
+	if parts != nil {
+		n, err := strconv.ParseFloat(parts[1], 64)
+		if err == nil && n > 0 {
+			*r = Rate(n / map[string]time.Duration{"s": time.Second, "m": time.Minute, "h": time.Hour}[parts[2]].Seconds())
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is not a rate: write requests per second, minute or hour, such as 1/s, 0.25/s or 30/m", text)
+}

@@ -3,6 +3,7 @@ package kmsclient
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"net/http/httptrace"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,7 @@ type api interface {
 	GetPublicKey(context.Context, *kms.GetPublicKeyInput, ...func(*kms.Options)) (*kms.GetPublicKeyOutput, error)
 	ImportKeyMaterial(context.Context, *kms.ImportKeyMaterialInput, ...func(*kms.Options)) (*kms.ImportKeyMaterialOutput, error)
 	ListKeyRotations(context.Context, *kms.ListKeyRotationsInput, ...func(*kms.Options)) (*kms.ListKeyRotationsOutput, error)
+	RotateKeyOnDemand(context.Context, *kms.RotateKeyOnDemandInput, ...func(*kms.Options)) (*kms.RotateKeyOnDemandOutput, error)
 	Sign(context.Context, *kms.SignInput, ...func(*kms.Options)) (*kms.SignOutput, error)
 }
 
@@ -42,6 +44,7 @@ const (
 	opGetPublicKey           operation = "GetPublicKey"
 	opImportKeyMaterial      operation = "ImportKeyMaterial"
 	opListKeyRotations       operation = "ListKeyRotations"
+	opRotateKeyOnDemand      operation = "RotateKeyOnDemand"
 	opSign                   operation = "Sign"
 )
 
@@ -49,7 +52,7 @@ const (
 // outcome is not known the caller reads back what KMS holds before it sends again.
 func (op operation) changes() bool {
 	switch op {
-	case opCreateAlias, opCreateKey, opDeleteImported, opImportKeyMaterial:
+	case opCreateAlias, opCreateKey, opDeleteImported, opImportKeyMaterial, opRotateKeyOnDemand:
 		return true
 	default:
 		return false
@@ -60,7 +63,7 @@ func (op operation) changes() bool {
 func call[I, O any](ctx context.Context, c *Client, op operation, key string,
 	send func(context.Context, *I, ...func(*kms.Options)) (*O, error), in *I,
 ) (out *O, requestID string, err error) {
-	t := &trace{op: op, key: key, log: c.log}
+	t := &trace{op: op, key: key, client: c}
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { t.sent.Store(true) }})
 	out, err = send(ctx, in, t.options)
 	if err == nil && out == nil {
@@ -80,7 +83,7 @@ func call[I, O any](ctx context.Context, c *Client, op operation, key string,
 type trace struct {
 	op        operation
 	key       string
-	log       func(Call)
+	client    *Client
 	attempts  int
 	requestID string      // of the last answer
 	sent      atomic.Bool // a connection was there, so KMS may have got the request
@@ -100,22 +103,42 @@ func (t *trace) options(o *kms.Options) {
 func (t *trace) attempt(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (
 	middleware.FinalizeOutput, middleware.Metadata, error,
 ) {
+	if t.client.limit != nil {
+		if err := t.client.limit(ctx, string(t.op), t.key); err != nil {
+			return middleware.FinalizeOutput{}, middleware.Metadata{}, &limitError{err}
+		}
+	}
 	start := time.Now()
 	out, meta, err := next.HandleFinalize(ctx, in)
 	t.attempts++
 	t.requestID, _ = awsmiddleware.GetRequestIDMetadata(meta)
-	if t.log == nil {
-		return out, meta, err
-	}
 	done := Call{Operation: string(t.op), Key: t.key, Attempt: t.attempts, RequestID: oneLine(t.requestID), Duration: time.Since(start)}
 	if r, ok := awsmiddleware.GetRawResponse(meta).(*smithyhttp.Response); ok && r.Response != nil {
 		done.Status = r.StatusCode
+		t.client.noteDate(r.Header.Get("Date"))
+	}
+	if t.client.log == nil {
+		return out, meta, err
 	}
 	if err != nil {
 		done.Code = diagnose(err).code
 	}
-	t.log(done)
+	t.client.log(done)
 	return out, meta, err
+}
+
+// limitError is a refusal of [Config.Limit].
+type limitError struct{ err error }
+
+func (e *limitError) Error() string { return e.err.Error() }
+func (e *limitError) Unwrap() error { return e.err }
+
+// noteDate keeps how far the sender's clock is ahead.
+func (c *Client) noteDate(date string) {
+	if at, err := http.ParseTime(date); err == nil {
+		ahead := at.Sub(c.now()).Truncate(time.Second)
+		c.skew.Store(&ahead)
+	}
 }
 
 // checkKey refuses what is not a key ARN of the client's Region before anything is sent.

@@ -32,6 +32,7 @@ const (
 	codeCut           = "ConnectionCut"
 	codeNotKMS        = "NotKMS"             // an answer that is not KMS's
 	codeUnavailable   = "ServiceUnavailable" // the same with a status of 500 or more
+	codeHeldBack      = "HeldBack"           // Config.Limit refused
 	codeFailed        = "RequestFailed"      // anything else
 )
 
@@ -45,6 +46,14 @@ type diagnosis struct {
 // diagnose reads an error of the SDK: an answer of KMS, or what went wrong on the way.
 func diagnose(err error) diagnosis {
 	var d diagnosis
+	if e, ok := errors.AsType[*credentialsError](err); ok && !is[*smithy.CanceledError](err) {
+		// What STS or another service says is about the credentials, not about the KMS key.
+		d.code, d.err, d.message = codeNoCredentials, e.err, e.err.Error()
+		if answer, ok := errors.AsType[smithy.APIError](e.err); ok {
+			d.message = answer.ErrorCode() + ": " + answer.ErrorMessage()
+		}
+		return d
+	}
 	if r, ok := errors.AsType[*awshttp.ResponseError](err); ok {
 		d.requestID = r.ServiceRequestID()
 	}
@@ -87,6 +96,8 @@ func transportCode(err error) string {
 	switch {
 	case is[*smithy.CanceledError](err), is[*aws.RequestCanceledError](err), errors.Is(err, context.Canceled):
 		return codeCanceled
+	case is[*limitError](err):
+		return codeHeldBack
 	case is[*credentialsError](err):
 		return codeNoCredentials
 	case is[*net.DNSError](err):
@@ -146,6 +157,9 @@ func cause(err error) error {
 		return e.Err
 	}
 	if e, ok := errors.AsType[*credentialsError](err); ok {
+		return e.err
+	}
+	if e, ok := errors.AsType[*limitError](err); ok {
 		return e.err
 	}
 	if e, ok := errors.AsType[*url.Error](err); ok {

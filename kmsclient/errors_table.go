@@ -62,6 +62,7 @@ func errorTable() []row {
 		{codesDenied, opGetParametersForImport, 0, caller, no, "the caller may not call kms:{op} on this key, or not with this wrapping algorithm or wrapping key spec", allow + "; check the conditions kms:WrappingAlgorithm and kms:WrappingKeySpec" + account},
 		{codesDenied, opImportKeyMaterial, 0, caller, no, "the caller may not call kms:{op} on this key, or not with this expiry", allow + "; check the conditions kms:ExpirationModel and kms:ValidTo" + account},
 		{codesDenied, opDeleteImported, 0, caller, no, "the caller may not call kms:{op} on this key", allow + account},
+		{codesDenied, opRotateKeyOnDemand, 0, caller, no, "the caller may not call kms:{op} on this key", allow + account},
 		{codesDenied, opListKeyRotations, 0, caller, no, "the caller may not call kms:{op} on this key", allow + account},
 		{codesDenied, opCreateKey, 0, caller, no, "the caller may not call kms:CreateKey, or not with this key spec, usage or tags", "allow kms:CreateKey in the caller's IAM policy; check the conditions kms:KeySpec, kms:KeyUsage, kms:KeyOrigin and kms:MultiRegion, and kms:TagResource for tags"},
 		{codesDenied, opCreateAlias, 0, caller, no, "the caller may not call kms:CreateAlias on the alias and on the key", "allow kms:CreateAlias on both in the caller's IAM policy, and on the key in its key policy"},
@@ -83,6 +84,7 @@ func errorTable() []row {
 		{codesState, opGetParametersForImport, 0, caller, no, "the state of the key allows no import: it is scheduled for deletion (PendingDeletion), being created or being updated", describe + "; cancel the deletion if the key is still wanted"},
 		{codesState, opImportKeyMaterial, 0, caller, no, "the state of the key allows no import: it is scheduled for deletion (PendingDeletion), being updated, or has other key material pending rotation", describe + " and list-key-rotations; cancel the deletion, or rotate or delete the pending key material; nothing was imported"},
 		{codesState, opDeleteImported, 0, caller, no, "the state of the key allows no deletion: it holds no key material, or is itself scheduled for deletion", describe + "; if it is PendingImport nothing is left to delete"},
+		{codesState, opRotateKeyOnDemand, 0, caller, no, "the key cannot be rotated: no key material waits for rotation, a Region still lacks it, or the key is not enabled", describe + " and list-key-rotations; import the new key material into every Region first"},
 		{codesState, "", 0, caller, no, "the state of the key does not allow {op}: PendingImport, Disabled, PendingDeletion or Unavailable, or a recent change is not yet seen everywhere", describe + "; import key material, enable the key or cancel its deletion; after a recent change wait a few seconds"},
 		{"DisabledException", "", 0, caller, no, "the key is disabled", "enable it with aws kms enable-key: an import needs no enabled key, a proof does"},
 		{"KeyUnavailableException", "", 0, kms, again, "KMS cannot use the key at the moment", moment},
@@ -114,6 +116,8 @@ func errorTable() []row {
 		// Load and faults of KMS.
 		{codesBusy, opGetParametersForImport, 0, kms, again, "too many requests: KMS allows about one {op} a second for an account and Region", quota},
 		{codesBusy, "", 0, kms, again, "too many requests for this account and Region", quota},
+		{"LimitExceededException", opRotateKeyOnDemand, 0, caller, no, "the key was rotated on demand 25 times, and KMS allows no more", "create a new KMS key, import into it and point the alias at it"},
+		{"ConflictException", opRotateKeyOnDemand, 0, kms, no, "a rotation of this key is in progress", "wait until aws kms list-key-rotations shows it"},
 		{"LimitExceededException", "", 0, caller, no, "a resource quota of the account is used up", "delete what is not needed, or have the quota raised (Service Quotas)"},
 		{"ConflictException", "", 0, kms, no, "another change of this key is in progress", "wait until it is done, look at the key, and run it again"},
 		{"DependencyTimeoutException", "", 0, kms, again, "KMS waited too long for something that it depends on", moment},
@@ -121,7 +125,7 @@ func errorTable() []row {
 		{codeUnavailable, "", 0, kms, again, "KMS, or a proxy before it, cannot answer at the moment", moment + "; if it stays, check " + proxy + " and the AWS Health Dashboard"},
 
 		// The way to KMS.
-		{codeNoCredentials, "", 0, caller, no, "no AWS credentials could be had", "give this process some: an instance or container role, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or kms.profile (aws sso login renews a session)"},
+		{codeNoCredentials, "", 0, caller, no, "no AWS credentials could be had", "give this process some: an instance or container role, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or kms.profile (aws sso login renews a session); for a role_arn check its trust policy and external_id"},
 		{codeRefused, "", 0, kms, again, "nothing listens at KMS's address", "check kms.endpoint, and that the service there runs"},
 		{codeDNS, "", 0, kms, again, "the name of the KMS endpoint cannot be resolved", "check kms.region, kms.endpoint and this machine's name servers"},
 		{codeUnreachable, "", 0, kms, again, "KMS's address cannot be reached", "check the route, the firewall and " + proxy},
@@ -129,6 +133,7 @@ func errorTable() []row {
 		{codeTimeout, "", 0, kms, again, "KMS did not answer in time", "check the way to KMS (firewall, VPC endpoint, proxy) and try again"},
 		{codeCut, "", 0, kms, again, "the connection was cut before the answer was complete", "check the way to KMS and try again"},
 		{codeNotKMS, "", 0, kms, no, "this is not an answer of KMS: a proxy, a login page or a wrong endpoint gave it", "check kms.endpoint and " + proxy},
+		{codeHeldBack, "", 0, kms, no, "the request was held back to keep KMS's request quota, and could not be sent", "try again later; nothing was sent"},
 		{codeCanceled, "", 0, caller, no, "the call was given up: the process was told to stop, or the time for it was over", "run it again"},
 
 		// The configuration.

@@ -91,7 +91,7 @@ func (p Permissions) conditions(op operation) conditions {
 // onKey says that the operation is authorized for a key alone, so that its ARN is the whole resource.
 func onKey(op operation) bool {
 	switch op {
-	case opDeleteImported, opDescribeKey, opGenerateMAC, opGetParametersForImport, opGetPublicKey, opImportKeyMaterial, opListKeyRotations, opSign:
+	case opDeleteImported, opDescribeKey, opGenerateMAC, opGetParametersForImport, opGetPublicKey, opImportKeyMaterial, opListKeyRotations, opRotateKeyOnDemand, opSign:
 		return true
 	default:
 		return false

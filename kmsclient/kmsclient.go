@@ -12,13 +12,16 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go/logging"
 )
 
@@ -34,13 +37,20 @@ type Config struct {
 	Region   string // empty: AWS_REGION or the profile's region
 	Endpoint string // another endpoint: a VPC endpoint, FIPS, an emulator; empty: AWS's. https, or http on a loopback address
 	Profile  string // of the AWS configuration files; empty: AWS_PROFILE or the default profile
+	FIPS     bool   // AWS's FIPS 140 endpoint of the Region; has no effect together with Endpoint
+
+	RoleARN    string // assumed with the usual credentials (sts:AssumeRole); empty: the usual credentials call KMS
+	ExternalID string // that the role's trust policy asks for
 
 	Timeout     time.Duration // of one attempt, from dialling to the last byte; 0: DefaultTimeout
 	MaxAttempts int           // of calls that change nothing; 0: DefaultMaxAttempts. Calls that change something have one
 
-	HTTPClient *http.Client     // its Transport is used instead of the built-in one; redirects are refused in any case
-	Log        func(Call)       // called after every attempt; may be nil
-	Now        func() time.Time // nil: time.Now
+	HTTPClient *http.Client // its Transport is used instead of the built-in one; redirects are refused in any case
+	Log        func(Call)   // called after every attempt; may be nil
+	// Limit is called before every attempt, also before those that the SDK repeats, and waits until the request may be sent; its
+	// error ends the call, and nothing was sent. May be nil.
+	Limit func(ctx context.Context, operation, key string) error
+	Now   func() time.Time // nil: time.Now
 }
 
 // Call describes one attempt of one call. It holds nothing that was sent and nothing of the answer.
@@ -60,7 +70,9 @@ type Client struct {
 	region   string
 	endpoint string
 	log      func(Call)
+	limit    func(ctx context.Context, operation, key string) error
 	now      func() time.Time
+	skew     atomic.Pointer[time.Duration]
 }
 
 // New makes a client. It reads the AWS configuration and calls nobody; credentials are looked for at the
@@ -87,7 +99,7 @@ func New(ctx context.Context, c Config) (*Client, error) {
 	if err := checkEndpoint(endpoint); err != nil {
 		return nil, configError("InsecureEndpoint", err.Error(), err)
 	}
-	k := &Client{api: client, region: cfg.Region, endpoint: endpoint, log: c.Log, now: c.Now}
+	k := &Client{api: client, region: cfg.Region, endpoint: endpoint, log: c.Log, limit: c.Limit, now: c.Now}
 	if k.now == nil {
 		k.now = time.Now
 	}
@@ -101,6 +113,15 @@ func (c *Client) Region() string { return c.region }
 // AWS's own endpoint of the Region.
 func (c *Client) Endpoint() string { return c.endpoint }
 
+// ClockSkew is how far KMS's clock is ahead of this machine's, from the Date of its latest answer, to the
+// second; false before the first answer.
+func (c *Client) ClockSkew() (ahead time.Duration, known bool) {
+	if d := c.skew.Load(); d != nil {
+		return *d, true
+	}
+	return 0, false
+}
+
 // load reads the AWS configuration: environment, files, and what c says explicitly.
 func load(ctx context.Context, c Config) (aws.Config, error) {
 	opts := []func(*config.LoadOptions) error{
@@ -110,6 +131,9 @@ func load(ctx context.Context, c Config) (aws.Config, error) {
 	}
 	if c.Region != "" {
 		opts = append(opts, config.WithRegion(c.Region))
+	}
+	if c.FIPS && c.Endpoint == "" {
+		opts = append(opts, config.WithUseFIPSEndpoint(aws.FIPSEndpointStateEnabled))
 	}
 	if c.Profile != "" {
 		opts = append(opts, config.WithSharedConfigProfile(c.Profile))
@@ -126,8 +150,19 @@ func load(ctx context.Context, c Config) (aws.Config, error) {
 	case !isRegion(cfg.Region):
 		return cfg, configError("InvalidRegion", fmt.Sprintf("%q", cfg.Region), nil)
 	}
+	if c.RoleARN != "" {
+		cfg.Credentials = assumeRole(cfg, c)
+	}
 	cfg.Credentials = credentialsProvider{cfg.Credentials}
 	return cfg, nil
+}
+
+// assumeRole gives the credentials of c's role, renewed before they expire.
+func assumeRole(cfg aws.Config, c Config) aws.CredentialsProvider {
+	return aws.NewCredentialsCache(stscreds.NewAssumeRoleProvider(sts.NewFromConfig(cfg), c.RoleARN, func(o *stscreds.AssumeRoleOptions) {
+		o.RoleSessionName = "hsmbridge" // CloudTrail shows it
+		o.ExternalID = optional(c.ExternalID)
+	}), func(o *aws.CredentialsCacheOptions) { o.ExpiryWindow = time.Minute })
 }
 
 // credentialsProvider marks errors of the credential chain as such.

@@ -69,6 +69,21 @@ func (c *Client) DeleteImportedKeyMaterial(ctx context.Context, arn, keyMaterial
 	return err
 }
 
+// RotateKeyOnDemand makes the material that is pending rotation the current one of a symmetric key; of a
+// multi-Region key it is the primary that is rotated. It is asynchronous: [Client.ListKeyMaterials] shows when
+// it is done. KMS allows 25 a key. It is sent once.
+func (c *Client) RotateKeyOnDemand(ctx context.Context, arn string) error {
+	if err := c.checkKey(opRotateKeyOnDemand, arn); err != nil {
+		return err
+	}
+	_, _, err := call(ctx, c, opRotateKeyOnDemand, arn, c.api.RotateKeyOnDemand, &kms.RotateKeyOnDemandInput{KeyId: aws.String(arn)})
+	return err
+}
+
+// MaxRotations is how often a key can be rotated on demand.
+// Source: AWS KMS Developer Guide, "Perform on-demand key rotation".
+const MaxRotations = 25
+
 // KeyMaterial is one key material of a symmetric key.
 type KeyMaterial struct {
 	ID              string

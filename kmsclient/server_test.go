@@ -147,6 +147,10 @@ func operations(c *Client) map[operation]func(t *testing.T) error {
 			return err
 		},
 		opListKeyRotations: func(t *testing.T) error { t.Helper(); _, err := c.ListKeyMaterials(t.Context(), testARN); return err },
+		opRotateKeyOnDemand: func(t *testing.T) error {
+			t.Helper()
+			return c.RotateKeyOnDemand(t.Context(), testARN)
+		},
 		opSign: func(t *testing.T) error {
 			t.Helper()
 			_, err := c.Sign(t.Context(), testARN, "ECDSA_SHA_256", []byte("message"))

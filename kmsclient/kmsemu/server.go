@@ -26,12 +26,14 @@ import (
 
 // Options says which KMS is emulated.
 type Options struct {
-	Account    string // 12 digits; default 111122223333
-	Region     string // of requests that do not say; default eu-central-1
-	Era        string // "2018": RSAES_PKCS1_V1_5 is still taken; empty: today
-	Quotas     bool   // enforce AWS's default request quotas
-	LenientDER bool   // take bytes that follow a PKCS#8
-	StateFile  string // keep keys across restarts; holds key material of tests in the clear
+	Account    string            // 12 digits; default 111122223333
+	Region     string            // of requests that do not say; default eu-central-1
+	Era        string            // "2018": RSAES_PKCS1_V1_5 is still taken; empty: today
+	Quotas     bool              // enforce AWS's default request quotas
+	LenientDER bool              // take bytes that follow a PKCS#8
+	OneWrapper bool              // give out one wrapping key for each wrapping key spec, again and again: for tests with thousands of imports
+	Roles      map[string]string // roles that can be assumed, with the external ID that each wants; nil: every role
+	StateFile  string            // keep keys across restarts; holds key material of tests in the clear
 	Now        func() time.Time
 }
 
@@ -54,6 +56,7 @@ type Server struct {
 	noIDs    bool
 	wrappers *wrapperPool
 	serial   int
+	assumed  map[string]string // role by access key ID
 }
 
 // New makes an emulator; with a state file that exists it goes on where that one ended.
@@ -69,7 +72,8 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		opt: o, keys: map[string]*key{}, aliases: map[string]string{}, params: map[string]*parameters{},
-		buckets: map[string]*bucket{}, without: map[string]bool{}, refused: map[string]string{}, wrappers: newWrapperPool(),
+		buckets: map[string]*bucket{}, without: map[string]bool{}, refused: map[string]string{}, wrappers: newWrapperPool(o.OneWrapper),
+		assumed: map[string]string{},
 	}
 	if err := s.load(); err != nil {
 		return nil, err
@@ -83,6 +87,7 @@ type Request struct {
 	Operation string    `json:"operation"`
 	Region    string    `json:"region"`
 	KeyID     string    `json:"key_id,omitempty"`
+	Role      string    `json:"role,omitempty"` // whose temporary credentials signed it
 	Code      string    `json:"code,omitempty"` // error code, empty for success
 }
 
@@ -114,6 +119,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.control(w, r)
 		return
 	}
+	w.Header().Set("Date", s.clock().UTC().Format(http.TimeFormat))
+	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/x-www-form-urlencoded") {
+		s.sts(w, r)
+		return
+	}
 	op, ok := strings.CutPrefix(r.Header.Get("X-Amz-Target"), target)
 	if !ok || r.Method != http.MethodPost {
 		s.reply(w, nil, fail("UnknownOperationException", "not a KMS request"))
@@ -130,7 +140,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f != nil && f.Cut == "before" {
 		panic(http.ErrAbortHandler)
 	}
-	out, err := s.call(op, region(r, s.opt.Region), r.Header.Get("Authorization") != "", body, f)
+	out, err := s.call(op, region(r, s.opt.Region), signer(r), body, f)
 	if f != nil && f.Cut == "after" {
 		panic(http.ErrAbortHandler)
 	}
@@ -175,13 +185,13 @@ func (s *Server) reply(w http.ResponseWriter, out any, err error) {
 }
 
 // call runs one operation under the lock and logs it.
-func (s *Server) call(op, region string, signed bool, body []byte, f *Fault) (out any, err error) {
+func (s *Server) call(op, region, signer string, body []byte, f *Fault) (out any, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var peek struct{ KeyID string }
 	_ = json.Unmarshal(body, &peek)
 	defer func() {
-		line := Request{Time: s.now(), Operation: op, Region: region, KeyID: peek.KeyID}
+		line := Request{Time: s.now(), Operation: op, Region: region, KeyID: peek.KeyID, Role: s.assumed[signer]}
 		if e, ok := err.(*awsError); ok { //nolint:errorlint // made by fail, never wrapped
 			line.Code = e.Code
 		}
@@ -191,7 +201,7 @@ func (s *Server) call(op, region string, signed bool, body []byte, f *Fault) (ou
 	switch {
 	case !ok || s.without[op]:
 		return nil, fail("UnknownOperationException", "%s", op)
-	case !signed:
+	case signer == "":
 		return nil, fail("MissingAuthenticationTokenException", "Request is missing Authentication Token")
 	case f != nil && f.Code != "":
 		return nil, &awsError{Code: f.Code, Message: f.Message, status: f.status()}
@@ -204,6 +214,20 @@ func (s *Server) call(op, region string, signed bool, body []byte, f *Fault) (ou
 		err = s.save()
 	}
 	return out, err
+}
+
+// signer is the access key ID of the request's signature, empty for none.
+func signer(r *http.Request) string {
+	_, scope, _ := strings.Cut(r.Header.Get("Authorization"), "Credential=")
+	id, _, _ := strings.Cut(scope, "/")
+	return id
+}
+
+// clock is now for whoever does not hold the lock.
+func (s *Server) clock() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now()
 }
 
 func (s *Server) now() time.Time { return s.opt.Now().Add(s.skew) }

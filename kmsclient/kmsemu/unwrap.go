@@ -50,9 +50,13 @@ func unwrap(private *rsa.PrivateKey, algorithm string, ct []byte) ([]byte, error
 type wrapperPool struct {
 	mu    sync.Mutex
 	ready map[int]chan *rsa.PrivateKey
+	one   bool // the same key again and again
+	only  map[int]*rsa.PrivateKey
 }
 
-func newWrapperPool() *wrapperPool { return &wrapperPool{ready: map[int]chan *rsa.PrivateKey{}} }
+func newWrapperPool(one bool) *wrapperPool {
+	return &wrapperPool{ready: map[int]chan *rsa.PrivateKey{}, one: one, only: map[int]*rsa.PrivateKey{}}
+}
 
 // primes keeps generation of a key of this size well below a second.
 func primes(bits int) int { return bits / 512 }
@@ -64,6 +68,17 @@ func newWrapper(bits int) (*rsa.PrivateKey, error) {
 // get takes a key that is ready, or makes one, and has the next made in the background.
 func (p *wrapperPool) get(bits int) (*rsa.PrivateKey, error) {
 	p.mu.Lock()
+	if p.one {
+		defer p.mu.Unlock()
+		if p.only[bits] == nil {
+			k, err := newWrapper(bits)
+			if err != nil {
+				return nil, err
+			}
+			p.only[bits] = k
+		}
+		return p.only[bits], nil
+	}
 	ch, ok := p.ready[bits]
 	if !ok {
 		ch = make(chan *rsa.PrivateKey, 1)

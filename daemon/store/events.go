@@ -1,0 +1,115 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Event is one line of the journal: a step of a job, or an act of a person. It holds no key material, PIN or import token.
+type Event struct {
+	ID          int64             `json:"id"`
+	Time        time.Time         `json:"time"`
+	Kind        string            `json:"kind"`
+	Actor       string            `json:"actor"` // who caused it: a user's name, or the name of the daemon
+	Key         string            `json:"key,omitempty"`
+	Destination string            `json:"destination,omitempty"`
+	Job         int64             `json:"job,omitempty"`
+	Message     string            `json:"message"`
+	Fields      map[string]string `json:"fields,omitempty"`
+}
+
+// event adds an event to the transaction.
+func (tx *Tx) event(ctx context.Context, e Event) error {
+	if tx.s.postgres { // one after the other, so that nobody who reads up to an ID misses a smaller one that is committed later
+		if _, err := tx.exec(ctx, "SELECT pg_advisory_xact_lock(7305804402566557797)"); err != nil {
+			return err
+		}
+	}
+	fields := []byte("{}")
+	if len(e.Fields) > 0 {
+		var err error
+		if fields, err = json.Marshal(e.Fields); err != nil {
+			return fmt.Errorf("database: %w", err)
+		}
+	}
+	if e.Time.IsZero() {
+		e.Time = tx.s.now()
+	}
+	if e.Actor == "" {
+		e.Actor = tx.s.daemon
+	}
+	_, err := tx.exec(ctx, "INSERT INTO events (at, kind, actor, key_name, destination, job_id, message, fields) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+		micros(e.Time), e.Kind, e.Actor, e.Key, e.Destination, e.Job, e.Message, string(fields))
+	return err
+}
+
+// AddEvent adds an event by itself.
+func (s *Store) AddEvent(ctx context.Context, e Event) error {
+	return s.Tx(ctx, func(tx *Tx) error { return tx.event(ctx, e) })
+}
+
+// EventFilter says which events are wanted.
+type EventFilter struct {
+	After int64  // only those with a greater ID
+	Key   string // empty: of every key
+	Job   int64  // 0: of every job
+	Last  int    // at most so many, the latest; 0: 1000, the first after After
+}
+
+// Events lists events, oldest first.
+func (s *Store) Events(ctx context.Context, f EventFilter) ([]Event, error) {
+	order, limit := "ASC", 1000
+	if f.Last > 0 {
+		order, limit = "DESC", f.Last
+	}
+	list, err := query(ctx, s, s.read, scanEvent, `SELECT id, at, kind, actor, key_name, destination, job_id, message, fields FROM events
+		WHERE id > ? AND (? = '' OR key_name = ?) AND (? = 0 OR job_id = ?) ORDER BY id `+order+` LIMIT ?`, f.After, f.Key, f.Key, f.Job, f.Job, limit)
+	if f.Last > 0 {
+		for i, j := 0, len(list)-1; i < j; i, j = i+1, j-1 {
+			list[i], list[j] = list[j], list[i]
+		}
+	}
+	return list, err
+}
+
+func scanEvent(scan func(...any) error) (Event, error) {
+	var e Event
+	var at int64
+	var fields string
+	if err := scan(&e.ID, &at, &e.Kind, &e.Actor, &e.Key, &e.Destination, &e.Job, &e.Message, &fields); err != nil {
+		return e, err
+	}
+	e.Time = stamp(at)
+	if fields != "{}" {
+		if err := json.Unmarshal([]byte(fields), &e.Fields); err != nil {
+			return e, err
+		}
+	}
+	return e, nil
+}
+
+// Watch gives a channel that gets a value after every commit of this process, and a function that ends it.
+func (s *Store) Watch() (changed <-chan struct{}, stop func()) {
+	ch := make(chan struct{}, 1)
+	s.mu.Lock()
+	s.watchers[ch] = true
+	s.mu.Unlock()
+	return ch, func() {
+		s.mu.Lock()
+		delete(s.watchers, ch)
+		s.mu.Unlock()
+	}
+}
+
+func (s *Store) wake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for ch := range s.watchers {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
+}

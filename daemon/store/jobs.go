@@ -1,0 +1,338 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Kind is what a job does.
+type Kind string
+
+// The kinds of jobs.
+const (
+	KindImport    Kind = "import"    // one destination gets the key's material: for the first time, again, or back
+	KindRotate    Kind = "rotate"    // new material in the token becomes the current one of the KMS keys
+	KindRevoke    Kind = "revoke"    // the material is deleted from every destination
+	KindReconcile Kind = "reconcile" // what KMS and the token hold is written down again
+)
+
+// State is where a job is.
+type State string
+
+// The states of a job. The first three are open: there is one open job of a kind for a key and destination.
+const (
+	Queued    State = "queued"
+	Running   State = "running"
+	Waiting   State = "waiting" // for its next attempt, at NotBefore
+	Done      State = "done"
+	Failed    State = "failed"
+	Cancelled State = "cancelled"
+)
+
+// Open says that the job is not over.
+func (s State) Open() bool { return s == Queued || s == Running || s == Waiting }
+
+// Options are what a person asked for beyond the configuration.
+type Options struct {
+	Renew bool `json:"renew,omitempty"` // import also what KMS holds with the life asked for
+}
+
+// Job is something to do for a managed key.
+type Job struct {
+	ID          int64     `json:"id"`
+	Key         string    `json:"key"`
+	Destination string    `json:"destination,omitempty"` // empty: the key as a whole
+	Kind        Kind      `json:"kind"`
+	Reason      string    `json:"reason"`
+	Token       string    `json:"token,omitempty"` // which daemons can do it; empty: all
+	Options     Options   `json:"options,omitzero"`
+	RequestedBy string    `json:"requested_by"`
+	State       State     `json:"state"`
+	Attempts    int64     `json:"attempts"`
+	Created     time.Time `json:"created"`
+	NotBefore   time.Time `json:"not_before,omitzero"`
+	Started     time.Time `json:"started,omitzero"`
+	Finished    time.Time `json:"finished,omitzero"`
+	ValidTo     time.Time `json:"-"` // the expiry that the first attempt chose, so that a repeated one changes nothing
+	Daemon      string    `json:"daemon,omitempty"`
+	Error       string    `json:"error,omitempty"`
+	ErrorClass  string    `json:"error_class,omitempty"`
+	ErrorCode   string    `json:"error_code,omitempty"`
+}
+
+// Enqueue puts jobs into the queue, inside the transaction that makes them.
+type Enqueue func(ctx context.Context, tx *sql.Tx, jobs []Job) error
+
+// AddJobs makes jobs and queues them, in one transaction. For a job of which one is open already, that one is given back.
+func (s *Store) AddJobs(ctx context.Context, jobs []Job, enqueue Enqueue) (all []Job, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		var added []Job
+		all = all[:0]
+		for _, j := range jobs {
+			id, isNew, err := tx.addJob(ctx, &j)
+			if err != nil {
+				return err
+			}
+			j.ID = id
+			all = append(all, j)
+			if isNew {
+				added = append(added, j)
+			}
+		}
+		if len(added) == 0 {
+			return nil
+		}
+		return enqueue(ctx, tx.Tx, added)
+	})
+	return all, err
+}
+
+func (tx *Tx) addJob(ctx context.Context, j *Job) (id int64, isNew bool, err error) {
+	options, err := json.Marshal(j.Options)
+	if err != nil {
+		return 0, false, fmt.Errorf("database: %w", err)
+	}
+	j.State, j.Created = Queued, tx.s.now()
+	err = tx.QueryRowContext(ctx, tx.s.rebind(`INSERT INTO jobs (key_name, destination, kind, reason, token, options, requested_by, state, created_at)
+		VALUES (?, ?, ?, ?, ?, ?, ?, 'queued', ?) ON CONFLICT DO NOTHING RETURNING id`),
+		j.Key, j.Destination, j.Kind, j.Reason, j.Token, string(options), j.RequestedBy, micros(j.Created)).Scan(&id)
+	switch {
+	case err == nil:
+		return id, true, tx.event(ctx, Event{
+			Kind: "queued", Actor: j.RequestedBy, Key: j.Key, Destination: j.Destination, Job: id, Message: fmt.Sprintf("%s: %s", j.Kind, j.Reason),
+		})
+	case !errors.Is(err, sql.ErrNoRows):
+		return 0, false, fmt.Errorf("database: %w", err)
+	}
+	list, err := query(ctx, tx.s, tx, scanJob, selectJobs+` WHERE key_name = ? AND destination = ? AND kind = ? AND state IN ('queued', 'running', 'waiting')`,
+		j.Key, j.Destination, j.Kind)
+	if err != nil {
+		return 0, false, err
+	}
+	if len(list) == 0 {
+		return 0, false, errors.New("database: a job could neither be made nor found")
+	}
+	*j = list[0]
+	return j.ID, false, nil
+}
+
+const selectJobs = `SELECT id, key_name, destination, kind, reason, token, options, requested_by, state, attempts, created_at, not_before, started_at, finished_at,
+	valid_to, daemon, error, error_class, error_code FROM jobs`
+
+func scanJob(scan func(...any) error) (Job, error) {
+	var j Job
+	var options string
+	var created, notBefore, started, finished, validTo int64
+	err := scan(&j.ID, &j.Key, &j.Destination, &j.Kind, &j.Reason, &j.Token, &options, &j.RequestedBy, &j.State, &j.Attempts, &created, &notBefore, &started, &finished,
+		&validTo, &j.Daemon, &j.Error, &j.ErrorClass, &j.ErrorCode)
+	if err == nil {
+		err = json.Unmarshal([]byte(options), &j.Options)
+	}
+	j.Created, j.NotBefore, j.Started, j.Finished, j.ValidTo = stamp(created), stamp(notBefore), stamp(started), stamp(finished), stamp(validTo)
+	return j, err
+}
+
+// JobFilter says which jobs are wanted.
+type JobFilter struct {
+	ID    int64
+	Key   string
+	Open  bool // only open ones
+	Limit int  // 0: 1000
+}
+
+// Jobs lists jobs, the latest first.
+func (s *Store) Jobs(ctx context.Context, f JobFilter) ([]Job, error) {
+	where, args := []string{"1 = 1"}, []any{}
+	if f.ID != 0 {
+		where, args = append(where, "id = ?"), append(args, f.ID)
+	}
+	if f.Key != "" {
+		where, args = append(where, "key_name = ?"), append(args, f.Key)
+	}
+	if f.Open {
+		where = append(where, "state IN ('queued', 'running', 'waiting')")
+	}
+	if f.Limit == 0 {
+		f.Limit = 1000
+	}
+	return query(ctx, s, s.read, scanJob, selectJobs+" WHERE "+strings.Join(where, " AND ")+" ORDER BY id DESC LIMIT ?", append(args, f.Limit)...)
+}
+
+// ErrNotQueued says that a job is not there to be done: it is over, was cancelled, or somebody else does it.
+var ErrNotQueued = errors.New("the job is not queued")
+
+// StartJob begins an attempt of a queued job, or gives [ErrNotQueued].
+func (s *Store) StartJob(ctx context.Context, l *Lease, id int64) (j Job, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		if err := tx.hold(ctx, l); err != nil {
+			return err
+		}
+		n, err := tx.exec(ctx, "UPDATE jobs SET state = 'running', attempts = attempts + 1, started_at = ?, daemon = ? WHERE id = ? AND state = 'queued'", micros(s.now()), s.daemon, id)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return ErrNotQueued
+		}
+		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE id = ?", id)
+		if err != nil {
+			return err
+		}
+		j = list[0]
+		return nil
+	})
+	return j, err
+}
+
+// Errors by which a step tells a job to stop.
+var (
+	ErrRevoked   = errors.New("the key was revoked; nothing more is imported until it is restored (hsmbridge restore)")
+	ErrCancelled = errors.New("the job was cancelled")
+)
+
+// Step writes down a step of a running job, before the next one begins. Its errors stop the job: [ErrLeaseLost], [ErrRevoked], [ErrCancelled].
+func (s *Store) Step(ctx context.Context, l *Lease, j Job, e Event) error {
+	return s.Tx(ctx, func(tx *Tx) error {
+		if err := tx.hold(ctx, l); err != nil {
+			return err
+		}
+		e.Job, e.Key = j.ID, j.Key
+		if err := tx.event(ctx, e); err != nil {
+			return err
+		}
+		if e.Kind == "outcome" || e.Kind == "import" {
+			return nil // what was done is written down in any case
+		}
+		var state State
+		var revoked int64
+		err := tx.QueryRowContext(ctx, s.rebind("SELECT state, coalesce((SELECT revoked_at FROM keys WHERE name = jobs.key_name), 0) FROM jobs WHERE id = ?"), j.ID).Scan(&state, &revoked)
+		switch {
+		case err != nil:
+			return fmt.Errorf("database: %w", err)
+		case revoked != 0 && (j.Kind == KindImport || j.Kind == KindRotate):
+			return ErrRevoked
+		case state != Running:
+			return ErrCancelled
+		}
+		return nil
+	})
+}
+
+// ChooseExpiry keeps the expiry that a job's first attempt chose.
+func (s *Store) ChooseExpiry(ctx context.Context, l *Lease, id int64, validTo time.Time) error {
+	return s.Tx(ctx, func(tx *Tx) error {
+		if err := tx.hold(ctx, l); err != nil {
+			return err
+		}
+		_, err := tx.exec(ctx, "UPDATE jobs SET valid_to = ? WHERE id = ?", micros(validTo), id)
+		return err
+	})
+}
+
+// Wake queues waiting jobs whose time has come.
+func (s *Store) Wake(ctx context.Context, enqueue Enqueue) (n int, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'waiting' AND not_before <= ? ORDER BY not_before LIMIT 500", micros(s.now()))
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		n = len(list)
+		return tx.requeue(ctx, list, enqueue)
+	})
+	return n, err
+}
+
+// Hurry lets a waiting job begin now, and gives false if there is none.
+func (s *Store) Hurry(ctx context.Context, id int64, actor string, enqueue Enqueue) (found bool, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'waiting' AND id = ?", id)
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		found = true
+		if err := tx.event(ctx, Event{Kind: "retry", Actor: actor, Key: list[0].Key, Destination: list[0].Destination, Job: id, Message: "asked to try again now"}); err != nil {
+			return err
+		}
+		return tx.requeue(ctx, list, enqueue)
+	})
+	return found, err
+}
+
+// Reclaim queues running jobs again whose daemon is gone: with own, those that this daemon's earlier life left behind, which is for
+// its start; without, those whose lease has ended.
+func (s *Store) Reclaim(ctx context.Context, own bool, enqueue Enqueue) (list []Job, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		condition, args := "NOT EXISTS (SELECT 1 FROM locks WHERE locks.name = jobs.key_name AND locks.owner = jobs.daemon AND locks.until >= {{clock}})", []any{}
+		if own {
+			if _, err := tx.exec(ctx, "UPDATE locks SET until = 0, owner = '' WHERE owner = ?", s.daemon); err != nil {
+				return err
+			}
+			condition, args = "daemon = ?", []any{s.daemon}
+		}
+		list, err = query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'running' AND "+condition, args...)
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		for _, j := range list {
+			e := Event{Kind: "reclaimed", Key: j.Key, Destination: j.Destination, Job: j.ID, Message: fmt.Sprintf("%s ended in the middle of the job; it is done again from what KMS shows", j.Daemon)}
+			if err := tx.event(ctx, e); err != nil {
+				return err
+			}
+		}
+		return tx.requeue(ctx, list, enqueue)
+	})
+	return list, err
+}
+
+func (tx *Tx) requeue(ctx context.Context, list []Job, enqueue Enqueue) error {
+	for i := range list {
+		if _, err := tx.exec(ctx, "UPDATE jobs SET state = 'queued', not_before = 0 WHERE id = ?", list[i].ID); err != nil {
+			return err
+		}
+	}
+	return enqueue(ctx, tx.Tx, list)
+}
+
+// Cancel ends a job that is not yet over; a running one stops before its next step.
+func (s *Store) Cancel(ctx context.Context, id int64, actor string) (found bool, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE id = ? AND state IN ('queued', 'running', 'waiting')", id)
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		found = true
+		return tx.cancel(ctx, list[0], actor, "cancelled")
+	})
+	return found, err
+}
+
+func (tx *Tx) cancel(ctx context.Context, j Job, actor, why string) error {
+	if _, err := tx.exec(ctx, "UPDATE jobs SET state = 'cancelled', finished_at = ? WHERE id = ?", micros(tx.s.now()), j.ID); err != nil {
+		return err
+	}
+	return tx.event(ctx, Event{Kind: "cancelled", Actor: actor, Key: j.Key, Destination: j.Destination, Job: j.ID, Message: why})
+}
+
+// CountJobs counts the open jobs by state.
+func (s *Store) CountJobs(ctx context.Context) (map[State]int, error) {
+	type row struct {
+		state State
+		n     int
+	}
+	rows, err := query(ctx, s, s.read, func(scan func(...any) error) (row, error) {
+		var r row
+		err := scan(&r.state, &r.n)
+		return r, err
+	},
+		"SELECT state, count(*) FROM jobs WHERE state IN ('queued', 'running', 'waiting') GROUP BY state")
+	out := map[State]int{Queued: 0, Running: 0, Waiting: 0}
+	for _, r := range rows {
+		out[r.state] = r.n
+	}
+	return out, err
+}

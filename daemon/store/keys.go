@@ -1,0 +1,172 @@
+package store
+
+import (
+	"context"
+	"time"
+)
+
+// Key is what the daemon knows of a managed key as a whole.
+type Key struct {
+	Name         string    `json:"name"`
+	PausedAt     time.Time `json:"paused_at,omitzero"`
+	PausedBy     string    `json:"paused_by,omitempty"`
+	RevokedAt    time.Time `json:"revoked_at,omitzero"`
+	RevokedBy    string    `json:"revoked_by,omitempty"`
+	WaivedAt     time.Time `json:"waived_at,omitzero"` // an officer lets it be imported without a backup
+	WaivedBy     string    `json:"waived_by,omitempty"`
+	WaivedReason string    `json:"waived_reason,omitempty"`
+	RotatedAt    time.Time `json:"rotated_at,omitzero"`
+	NeedsPerson  bool      `json:"needs_person"` // because of the last job for the key as a whole
+	Error        string    `json:"error,omitempty"`
+	ErrorClass   string    `json:"error_class,omitempty"`
+	ErrorCode    string    `json:"error_code,omitempty"`
+}
+
+// Paused says that no new job is begun for the key.
+func (k Key) Paused() bool { return !k.PausedAt.IsZero() }
+
+// Revoked says that the key's material is not to be in KMS.
+func (k Key) Revoked() bool { return !k.RevokedAt.IsZero() }
+
+// Keys lists what is known of all keys, by name. A key without a row was never paused, revoked or rotated.
+func (s *Store) Keys(ctx context.Context) (map[string]Key, error) {
+	list, err := query(ctx, s, s.read, func(scan func(...any) error) (Key, error) {
+		var k Key
+		var paused, revoked, waived, rotated, person int64
+		err := scan(&k.Name, &paused, &k.PausedBy, &revoked, &k.RevokedBy, &waived, &k.WaivedBy, &k.WaivedReason, &rotated, &person, &k.Error, &k.ErrorClass, &k.ErrorCode)
+		k.NeedsPerson = person != 0
+		k.PausedAt, k.RevokedAt, k.WaivedAt, k.RotatedAt = stamp(paused), stamp(revoked), stamp(waived), stamp(rotated)
+		return k, err
+	}, "SELECT name, paused_at, paused_by, revoked_at, revoked_by, waived_at, waived_by, waived_reason, rotated_at, needs_person, error, error_class, error_code FROM keys")
+	out := make(map[string]Key, len(list))
+	for _, k := range list {
+		out[k.Name] = k
+	}
+	return out, err
+}
+
+// setKey changes a key's row.
+func (tx *Tx) setKey(ctx context.Context, name, set string, args ...any) error {
+	if _, err := tx.exec(ctx, "INSERT INTO keys (name) VALUES (?) ON CONFLICT DO NOTHING", name); err != nil {
+		return err
+	}
+	_, err := tx.exec(ctx, "UPDATE keys SET "+set+" WHERE name = ?", append(args, name)...)
+	return err
+}
+
+// Pause stops new jobs of a key; resume lets them begin again.
+func (s *Store) Pause(ctx context.Context, key, actor string, resume bool) error {
+	at, by, kind, message := micros(s.now()), actor, "pause", "paused: nothing is begun for it any more, and its material expires when it expires"
+	if resume {
+		at, by, kind, message = 0, "", "resume", "resumed"
+	}
+	return s.Tx(ctx, func(tx *Tx) error {
+		if err := tx.setKey(ctx, key, "paused_at = ?, paused_by = ?", at, by); err != nil {
+			return err
+		}
+		return tx.event(ctx, Event{Kind: kind, Actor: actor, Key: key, Message: message})
+	})
+}
+
+// Revoke marks the key, so that nothing is imported any more, cancels its other jobs and queues the job that deletes the material.
+func (s *Store) Revoke(ctx context.Context, key, actor, reason string, enqueue Enqueue) (j Job, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		if err := tx.setKey(ctx, key, "revoked_at = ?, revoked_by = ?", micros(s.now()), actor); err != nil {
+			return err
+		}
+		if err := tx.event(ctx, Event{Kind: "revoke", Actor: actor, Key: key, Message: "revoked: " + reason}); err != nil {
+			return err
+		}
+		open, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE key_name = ? AND kind <> 'revoke' AND state IN ('queued', 'waiting')", key)
+		if err != nil {
+			return err
+		}
+		for _, o := range open {
+			if err := tx.cancel(ctx, o, actor, "the key was revoked"); err != nil {
+				return err
+			}
+		}
+		j = Job{Key: key, Kind: KindRevoke, Reason: reason, RequestedBy: actor}
+		id, isNew, err := tx.addJob(ctx, &j)
+		if j.ID = id; err != nil || !isNew {
+			return err
+		}
+		return enqueue(ctx, tx.Tx, []Job{j})
+	})
+	return j, err
+}
+
+// Restore takes a revocation back; the planner imports the key again.
+func (s *Store) Restore(ctx context.Context, key, actor string) error {
+	return s.Tx(ctx, func(tx *Tx) error {
+		if err := tx.setKey(ctx, key, "revoked_at = 0, revoked_by = ''"); err != nil {
+			return err
+		}
+		if err := tx.clearErrors(ctx, key); err != nil {
+			return err
+		}
+		return tx.event(ctx, Event{Kind: "restore", Actor: actor, Key: key, Message: "the revocation was taken back"})
+	})
+}
+
+// Waive lets a key be imported although no second token holds a copy.
+func (s *Store) Waive(ctx context.Context, key, actor, reason string) error {
+	return s.Tx(ctx, func(tx *Tx) error {
+		if err := tx.setKey(ctx, key, "waived_at = ?, waived_by = ?, waived_reason = ?", micros(s.now()), actor, reason); err != nil {
+			return err
+		}
+		return tx.event(ctx, Event{Kind: "waiver", Actor: actor, Key: key, Message: "may be imported without a backup: " + reason})
+	})
+}
+
+// Parked is a token that is not to be used.
+type Parked struct {
+	Token  string    `json:"token"`
+	At     time.Time `json:"at"`
+	Until  time.Time `json:"until,omitzero"` // zero: until a person says so
+	Code   string    `json:"code,omitempty"`
+	Reason string    `json:"reason"`
+}
+
+// Park notes that a token is not to be used. A restart does not forget it: a wrong PIN is not tried again.
+func (s *Store) Park(ctx context.Context, p Parked) error {
+	return s.Tx(ctx, func(tx *Tx) error {
+		if _, err := tx.exec(ctx, `INSERT INTO parked (token, daemon, parked_at, until, code, reason) VALUES (?, ?, ?, ?, ?, ?)
+			ON CONFLICT (token, daemon) DO UPDATE SET parked_at = excluded.parked_at, until = excluded.until, code = excluded.code, reason = excluded.reason`,
+			p.Token, s.daemon, micros(s.now()), micros(p.Until), p.Code, p.Reason); err != nil {
+			return err
+		}
+		fields := map[string]string{"token": p.Token}
+		if !p.Until.IsZero() {
+			fields["until"] = p.Until.UTC().Format(time.RFC3339)
+		}
+		return tx.event(ctx, Event{Kind: "parked", Message: p.Reason, Fields: fields})
+	})
+}
+
+// Unpark lets a token be used again.
+func (s *Store) Unpark(ctx context.Context, token, actor, why string) error {
+	return s.Tx(ctx, func(tx *Tx) error {
+		n, err := tx.exec(ctx, "DELETE FROM parked WHERE token = ? AND daemon = ?", token, s.daemon)
+		if err != nil || n == 0 {
+			return err
+		}
+		return tx.event(ctx, Event{Kind: "unparked", Actor: actor, Message: why, Fields: map[string]string{"token": token}})
+	})
+}
+
+// ParkedTokens lists this daemon's parked tokens by name.
+func (s *Store) ParkedTokens(ctx context.Context) (map[string]Parked, error) {
+	list, err := query(ctx, s, s.read, func(scan func(...any) error) (Parked, error) {
+		var p Parked
+		var at, until int64
+		err := scan(&p.Token, &at, &until, &p.Code, &p.Reason)
+		p.At, p.Until = stamp(at), stamp(until)
+		return p, err
+	}, "SELECT token, parked_at, until, code, reason FROM parked WHERE daemon = ?", s.daemon)
+	out := make(map[string]Parked, len(list))
+	for _, p := range list {
+		out[p.Token] = p
+	}
+	return out, err
+}

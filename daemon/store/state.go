@@ -1,0 +1,183 @@
+package store
+
+import (
+	"context"
+	"time"
+)
+
+// Seen is what KMS showed of a destination.
+type Seen struct {
+	Key         string
+	Destination string
+	State       string    // of the KMS key: Enabled, PendingImport ...
+	Present     bool      // it holds its material
+	ValidTo     time.Time // the earliest expiry; zero: never, or nothing is present
+	MaterialID  string    // of the current material; symmetric keys only
+	Rotations   int64     // on demand, so far; -1: not looked at
+}
+
+// Destination is what is known of one KMS key that a managed key feeds.
+type Destination struct {
+	Key         string        `json:"key"`
+	Destination string        `json:"destination"`
+	SeenAt      time.Time     `json:"seen_at,omitzero"` // when KMS was asked last
+	State       string        `json:"state"`            // of the KMS key
+	Present     bool          `json:"present"`          // KMS holds the material
+	ValidTo     time.Time     `json:"valid_to,omitzero"`
+	MaterialID  string        `json:"key_material_id,omitempty"`
+	Rotations   int64         `json:"rotations"`
+	ImportedAt  time.Time     `json:"imported_at,omitzero"`
+	Life        time.Duration `json:"-"` // that was asked for at the last import
+	DrilledAt   time.Time     `json:"drilled_at,omitzero"`
+	ScheduledAt time.Time     `json:"scheduled_at,omitzero"`
+	ProvedAt    time.Time     `json:"proved_at,omitzero"`
+	Proof       string        `json:"proof,omitempty"`
+	NeedsPerson bool          `json:"needs_person"`
+	Error       string        `json:"error,omitempty"`
+	ErrorClass  string        `json:"error_class,omitempty"`
+	ErrorCode   string        `json:"error_code,omitempty"`
+	ErrorAt     time.Time     `json:"error_at,omitzero"`
+}
+
+// destination makes sure that there is a row.
+func (tx *Tx) destination(ctx context.Context, key, destination string) error {
+	_, err := tx.exec(ctx, "INSERT INTO destinations (key_name, destination) VALUES (?, ?) ON CONFLICT DO NOTHING", key, destination)
+	return err
+}
+
+func (tx *Tx) see(ctx context.Context, s Seen) error {
+	if err := tx.destination(ctx, s.Key, s.Destination); err != nil {
+		return err
+	}
+	// A KMS key that is in another state than when a person was asked for is worth another try.
+	if _, err := tx.exec(ctx, "UPDATE destinations SET error_at = 0, "+noError+" WHERE key_name = ? AND destination = ? AND needs_person = 1 AND kms_state <> '' AND kms_state <> ?",
+		s.Key, s.Destination, s.State); err != nil {
+		return err
+	}
+	set, args := "seen_at = ?, kms_state = ?, present = ?, valid_to = ?, material_id = ?",
+		[]any{micros(tx.s.now()), s.State, flag(s.Present), micros(s.ValidTo), s.MaterialID}
+	if s.Rotations >= 0 {
+		set, args = set+", rotations = ?", append(args, s.Rotations)
+	}
+	_, err := tx.exec(ctx, "UPDATE destinations SET "+set+" WHERE key_name = ? AND destination = ?", append(args, s.Key, s.Destination)...)
+	return err
+}
+
+// See notes what KMS showed.
+func (s *Store) See(ctx context.Context, seen []Seen) error {
+	return s.Tx(ctx, func(tx *Tx) error {
+		for _, one := range seen {
+			if err := tx.see(ctx, one); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Destinations lists what is known of all destinations.
+func (s *Store) Destinations(ctx context.Context) ([]Destination, error) {
+	return query(ctx, s, s.read, scanDestination, `SELECT key_name, destination, seen_at, kms_state, present, valid_to, material_id, rotations, imported_at, life,
+		drilled_at, scheduled_at, proved_at, proof, needs_person, error, error_class, error_code, error_at FROM destinations ORDER BY key_name, destination`)
+}
+
+func scanDestination(scan func(...any) error) (Destination, error) {
+	var d Destination
+	var seen, present, validTo, imported, life, drilled, scheduled, proved, person, errorAt int64
+	err := scan(&d.Key, &d.Destination, &seen, &d.State, &present, &validTo, &d.MaterialID, &d.Rotations, &imported, &life,
+		&drilled, &scheduled, &proved, &d.Proof, &person, &d.Error, &d.ErrorClass, &d.ErrorCode, &errorAt)
+	d.SeenAt, d.ValidTo, d.ImportedAt, d.DrilledAt, d.ScheduledAt, d.ProvedAt, d.ErrorAt = stamp(seen), stamp(validTo), stamp(imported), stamp(drilled), stamp(scheduled), stamp(proved), stamp(errorAt)
+	d.Present, d.NeedsPerson, d.Life = present != 0, person != 0, time.Duration(life)*time.Microsecond
+	return d, err
+}
+
+// ClearErrors lets the planner begin anew with a key: a person says that the cause is mended.
+func (s *Store) ClearErrors(ctx context.Context, key, actor, why string) error {
+	return s.Tx(ctx, func(tx *Tx) error {
+		if err := tx.clearErrors(ctx, key); err != nil {
+			return err
+		}
+		return tx.event(ctx, Event{Kind: "retry", Actor: actor, Key: key, Message: why})
+	})
+}
+
+const noError = "needs_person = 0, error = '', error_class = '', error_code = ''"
+
+func (tx *Tx) clearErrors(ctx context.Context, key string) error {
+	if err := tx.setKey(ctx, key, noError); err != nil {
+		return err
+	}
+	_, err := tx.exec(ctx, "UPDATE destinations SET error_at = 0, "+noError+" WHERE key_name = ?", key)
+	return err
+}
+
+// Material is one generation of a managed key: a key object in the token.
+type Material struct {
+	Generation int64             `json:"generation"` // from 1
+	Object     string            `json:"object"`     // PKCS#11 URI
+	CheckValue string            `json:"check_value,omitempty"`
+	Created    time.Time         `json:"created"`
+	IDs        map[string]string `json:"key_material_ids,omitempty"` // by destination
+}
+
+func (tx *Tx) material(ctx context.Context, key string, m Material) error {
+	if m.Created.IsZero() {
+		m.Created = tx.s.now()
+	}
+	if _, err := tx.exec(ctx, `INSERT INTO materials (key_name, generation, object, check_value, created_at) VALUES (?, ?, ?, ?, ?)
+		ON CONFLICT (key_name, generation) DO UPDATE SET object = excluded.object,
+		check_value = CASE WHEN excluded.check_value = '' THEN materials.check_value ELSE excluded.check_value END`, key, m.Generation, m.Object, m.CheckValue, micros(m.Created)); err != nil {
+		return err
+	}
+	for destination, id := range m.IDs {
+		if id == "" {
+			continue
+		}
+		if _, err := tx.exec(ctx, `INSERT INTO material_ids (key_name, generation, destination, material_id) VALUES (?, ?, ?, ?)
+			ON CONFLICT (key_name, generation, destination) DO UPDATE SET material_id = excluded.material_id`, key, m.Generation, destination, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// AddMaterial writes down a generation while a job runs, before KMS gets it.
+func (s *Store) AddMaterial(ctx context.Context, l *Lease, key string, m Material) error {
+	return s.Tx(ctx, func(tx *Tx) error {
+		if err := tx.hold(ctx, l); err != nil {
+			return err
+		}
+		return tx.material(ctx, key, m)
+	})
+}
+
+// Materials lists a key's generations, oldest first.
+func (s *Store) Materials(ctx context.Context, key string) ([]Material, error) {
+	list, err := query(ctx, s, s.read, func(scan func(...any) error) (Material, error) {
+		m := Material{IDs: map[string]string{}}
+		var created int64
+		err := scan(&m.Generation, &m.Object, &m.CheckValue, &created)
+		m.Created = stamp(created)
+		return m, err
+	}, "SELECT generation, object, check_value, created_at FROM materials WHERE key_name = ? ORDER BY generation", key)
+	if err != nil {
+		return nil, err
+	}
+	type row struct {
+		generation      int64
+		destination, id string
+	}
+	ids, err := query(ctx, s, s.read, func(scan func(...any) error) (row, error) {
+		var r row
+		err := scan(&r.generation, &r.destination, &r.id)
+		return r, err
+	}, "SELECT generation, destination, material_id FROM material_ids WHERE key_name = ?", key)
+	for _, r := range ids {
+		for i := range list {
+			if list[i].Generation == r.generation {
+				list[i].IDs[r.destination] = r.id
+			}
+		}
+	}
+	return list, err
+}

@@ -47,6 +47,8 @@ type KMS interface {
 	GetParametersForImport(ctx context.Context, arn, algorithm, wrappingKeySpec string) (kmsclient.ImportParameters, error)
 	ImportKeyMaterial(ctx context.Context, r kmsclient.ImportRequest) (kmsclient.ImportResult, error)
 	ListKeyMaterials(ctx context.Context, arn string) ([]kmsclient.KeyMaterial, error)
+	RotateKeyOnDemand(ctx context.Context, arn string) error
+	DeleteImportedKeyMaterial(ctx context.Context, arn, keyMaterialID string) error
 	GetPublicKey(ctx context.Context, arn string) ([]byte, error)
 	GenerateMAC(ctx context.Context, arn, algorithm string, message []byte) ([]byte, error)
 	Sign(ctx context.Context, arn, algorithm string, message []byte) ([]byte, error)
@@ -63,6 +65,16 @@ type Request struct {
 	Prove       bool             // spend a second set of import parameters to prove a symmetric key
 	Renew       bool             // import again although KMS holds the material with the life asked for
 	Policy      wrapping.Policy
+
+	// What an earlier attempt or an earlier import left to know. All may be empty.
+	ValidTo       time.Time // the expiry that an earlier attempt of the same job chose: found in KMS, nothing is left to import
+	KeyMaterialID string    // of this material; it is asserted, and KMS refuses any other. Symmetric keys only
+	CheckValue    string    // of the key object; another one is refused
+	Description   string    // KeyMaterialDescription. Symmetric keys only
+
+	// New imports another material than the destination has (NEW_KEY_MATERIAL), which then waits for rotation. Pending says of material
+	// with a KeyMaterialID that it may still wait, as in the replicas of a multi-Region key.
+	New, Pending bool
 }
 
 // Importer carries out imports with one token. It is used by one goroutine at a time.
@@ -73,6 +85,8 @@ type Importer struct {
 	Now    func() time.Time                                           // nil: time.Now
 	Random io.Reader                                                  // for messages that are MACed or signed; nil: crypto/rand
 	Wait   func(ctx context.Context, d time.Duration) error
+	// Chosen is told the expiry before it is sent to KMS, so that a later attempt can name it as Request.ValidTo; may be nil.
+	Chosen func(ctx context.Context, validTo time.Time) error
 
 	probed map[wrapping.KeySpec]wrapping.Capabilities
 }
@@ -96,7 +110,8 @@ type run struct {
 	info   kmsclient.KeyInfo
 	result Result
 
-	confirmed bool // KMS itself answered that it took the material
+	before    []kmsclient.KeyMaterial // the materials that KMS listed at first
+	confirmed bool                    // KMS itself answered that it took the material
 }
 
 func (r *run) all(ctx context.Context) error {
@@ -111,6 +126,10 @@ func (r *run) all(ctx context.Context) error {
 	}
 	if r.result.CheckValue, err = r.Token.CheckValue(ctx, r.key); err != nil {
 		return fmt.Errorf("read the check value of %s: %w", r.req.Name, err)
+	}
+	if want := r.req.CheckValue; want != "" && r.result.CheckValue != "" && r.result.CheckValue != want {
+		return r.refuse(fmt.Sprintf("the object's check value is %s, and that of the key that was imported before is %s: it is another key", r.result.CheckValue, want),
+			"put the former key object back into the token; another key needs another KMS key, or a rotation")
 	}
 	if err := r.record(ctx, StepIntent, plan.Summary(), "plan", plan.Digest); err != nil {
 		return err
@@ -136,8 +155,13 @@ func (r *run) generate(ctx context.Context) error {
 // importMaterial wraps the key and imports it, and reads back what KMS did when the answer was lost.
 func (r *run) importMaterial(ctx context.Context) error {
 	validTo := r.validTo()
-	req := kmsclient.ImportRequest{KeyARN: r.req.Destination, ValidTo: validTo}
-	if r.plan.Action == ActionRestore || r.plan.Action == ActionReimport {
+	if r.Chosen != nil {
+		if err := r.Chosen(ctx, validTo); err != nil {
+			return fmt.Errorf("record the expiry of %s, which therefore was not imported: %w", r.req.Name, err)
+		}
+	}
+	req := kmsclient.ImportRequest{KeyARN: r.req.Destination, ValidTo: validTo, Description: r.description()}
+	if r.plan.Action == ActionRestore || r.plan.Action == ActionReimport || r.req.New {
 		req.ImportType, req.KeyMaterialID = r.plan.ImportType, r.plan.KeyMaterialID
 	}
 	out, err := r.wrapAndImport(ctx, req)
@@ -229,6 +253,10 @@ func refusesPlan(err error) bool {
 func (r *run) validTo() time.Time {
 	if r.req.Expires == 0 {
 		return time.Time{}
+	}
+	// A repeated attempt asks for the same expiry, as long as it is worth anything.
+	if v := r.req.ValidTo; v.After(r.now().Add(r.req.Expires/2)) && !v.After(r.now().Add(MaxExpires-time.Minute)) {
+		return v
 	}
 	return r.now().Add(min(r.req.Expires, MaxExpires-time.Minute)).Truncate(time.Second)
 }

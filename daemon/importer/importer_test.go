@@ -3,6 +3,8 @@ package importer_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"slices"
@@ -25,6 +27,7 @@ type world struct {
 	t     *testing.T
 	token *softToken
 	emu   *kmsemu.Server
+	url   string
 	kms   *kmsclient.Client
 	steps []importer.Step
 	skew  time.Duration
@@ -42,17 +45,51 @@ func newWorld(t *testing.T, o kmsemu.Options) *world {
 	}
 	srv := httptest.NewServer(emu)
 	t.Cleanup(srv.Close)
-	w := &world{t: t, token: newToken(), emu: emu}
-	w.kms, err = kmsclient.New(t.Context(), kmsclient.Config{Region: "eu-central-1", Endpoint: srv.URL, Now: w.now})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w := &world{t: t, token: newToken(), emu: emu, url: srv.URL}
+	w.kms = w.client("eu-central-1")
 	w.Importer = &importer.Importer{
-		Token: w.token, KMS: func(context.Context, string) (importer.KMS, error) { return w.kms, nil }, Now: w.now,
+		Token: w.token, KMS: w.clientFor, Now: w.now,
 		Wait:   func(context.Context, time.Duration) error { return nil },
 		Record: func(_ context.Context, e importer.Event) error { w.steps = append(w.steps, e.Step); return nil },
 	}
 	return w
+}
+
+func (w *world) client(region string) *kmsclient.Client {
+	w.t.Helper()
+	c, err := kmsclient.New(w.t.Context(), kmsclient.Config{Region: region, Endpoint: w.url, Now: w.now})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return c
+}
+
+func (w *world) clientFor(_ context.Context, destination string) (importer.KMS, error) {
+	arn, err := kmsclient.ParseARN(destination)
+	if err != nil || arn.Region == w.kms.Region() {
+		return w.kms, nil //nolint:nilerr // the client refuses what is no ARN
+	}
+	return w.client(arn.Region), nil
+}
+
+// replicate makes a replica of a multi-Region key. The importer never makes one, so the request is sent as the AWS CLI sends it.
+func (w *world) replicate(arn, region string) string {
+	w.t.Helper()
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodPost, w.url, strings.NewReader(fmt.Sprintf(`{"KeyId":%q,"ReplicaRegion":%q}`, arn, region)))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	req.Header.Set("X-Amz-Target", "TrentService.ReplicateKey")
+	req.Header.Set("Authorization", "AWS4-HMAC-SHA256 Credential=test/20260101/eu-central-1/kms/aws4_request")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // it was only read
+	if resp.StatusCode != http.StatusOK {
+		w.t.Fatalf("ReplicateKey: HTTP %d", resp.StatusCode)
+	}
+	return strings.Replace(arn, w.kms.Region(), region, 1)
 }
 
 func (w *world) now() time.Time { return time.Now().Add(w.skew) }

@@ -56,6 +56,7 @@ type Plan struct {
 
 	plans  []wrapping.Plan // best first
 	heldID string          // key material ID that KMS shows
+	listed bool            // KMS lists key materials, so it takes their descriptions
 }
 
 // Plan decides what Run would do with the request and changes nothing, in KMS or in the token (the probe's
@@ -92,7 +93,7 @@ func (r *run) decide(s wrapping.Selection, held holding, missing bool) Plan {
 	if doubt := r.req.KeySpec.Doubt(); doubt != "" {
 		r.note(doubt)
 	}
-	p.heldID = held.id
+	p.heldID, p.listed = held.id, held.listed
 	p.Action = r.action(held)
 	p.ImportType, p.KeyMaterialID = r.importType(held, p.Action)
 	p.ProofMethod, p.ProofHow = proofFor(r.req, r.info)
@@ -102,11 +103,14 @@ func (r *run) decide(s wrapping.Selection, held holding, missing bool) Plan {
 }
 
 func (r *run) action(held holding) Action {
+	again := !r.req.ValidTo.IsZero() && held.present && held.validTo.Equal(r.req.ValidTo)
 	switch {
 	case !held.present && held.known():
 		return ActionRestore
 	case !held.present:
 		return ActionImport
+	case again:
+		return ActionKeep // an earlier attempt of the same job did it
 	case r.req.Renew || !r.lifeFits(held.validTo):
 		return ActionReimport
 	}
@@ -127,6 +131,14 @@ func (r *run) lifeFits(validTo time.Time) bool {
 // symmetric keys only. A first import leaves both out: KMS's default is NEW_KEY_MATERIAL for a key that has
 // never held any and EXISTING_KEY_MATERIAL afterwards, so that a repeated request can never add a second material.
 func (r *run) importType(held holding, a Action) (importType, materialID string) {
+	if r.req.KeySpec.Kind() == wrapping.KindSymmetric {
+		switch {
+		case r.req.New && a == ActionImport:
+			return "NEW_KEY_MATERIAL", ""
+		case r.req.KeyMaterialID != "" && held.listed:
+			return "EXISTING_KEY_MATERIAL", r.req.KeyMaterialID
+		}
+	}
 	if r.req.KeySpec.Kind() != wrapping.KindSymmetric || a == ActionImport && (!r.info.MultiRegion || r.info.Primary) {
 		return "", ""
 	}

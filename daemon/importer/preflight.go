@@ -73,7 +73,7 @@ func (r *run) find(ctx context.Context, held holding) (missing bool, err error) 
 		return false, checkKey(r.req, r.key)
 	case !errors.Is(err, wrapping.ErrKeyNotFound) || !r.req.Generate:
 		return false, fmt.Errorf("find %s in the token: %w", r.req.Name, err)
-	case held.present || held.known():
+	case held.present || held.known() || r.req.KeyMaterialID != "" || r.req.CheckValue != "":
 		return false, r.refuse("the key is not in the token, and KMS already has material for this destination",
 			"restore the key object in the token; a newly generated key could not replace what KMS holds")
 	case r.req.Object.Object == "":
@@ -160,41 +160,4 @@ func (im *Importer) capabilities(ctx context.Context, spec wrapping.KeySpec) (wr
 	}
 	im.probed[spec] = c
 	return c, nil
-}
-
-// holding is what KMS holds for the destination before anything is done.
-type holding struct {
-	present   bool                    // the key has its material: Enabled or Disabled
-	listed    bool                    // ListKeyRotations answered, so materials is complete
-	materials []kmsclient.KeyMaterial // symmetric keys only
-	validTo   time.Time               // of the present material; zero: never, or nothing present
-	id        string                  // of the current material, if KMS tells
-}
-
-// known says that KMS has an ID for material that was associated with the key before.
-func (h holding) known() bool { return h.id != "" || len(h.materials) > 0 }
-
-// held reads back what KMS holds.
-func (r *run) held(ctx context.Context) (holding, error) {
-	h := holding{present: r.info.State != "PendingImport", validTo: r.info.ValidTo, id: r.info.CurrentKeyMaterialID}
-	if r.req.KeySpec.Kind() != wrapping.KindSymmetric {
-		return h, nil
-	}
-	var err error
-	switch h.materials, err = r.kms.ListKeyMaterials(ctx, r.req.Destination); {
-	case err == nil:
-		h.listed = true
-	case kmsclient.IsUnsupportedOperation(err):
-		r.note("this KMS endpoint has no ListKeyRotations: which materials it holds is known only from DescribeKey")
-	case kmsclient.Code(err) == "AccessDeniedException":
-		r.note("kms:ListKeyRotations is not allowed: which materials KMS holds is known only from DescribeKey")
-	default:
-		return h, fmt.Errorf("list the key materials of %s in KMS: %w", r.req.Name, err)
-	}
-	for _, m := range h.materials {
-		if m.State == "CURRENT" && h.id == "" {
-			h.id = m.ID
-		}
-	}
-	return h, nil
 }

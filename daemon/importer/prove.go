@@ -208,7 +208,7 @@ func (r *run) proveMaterial(ctx context.Context) error {
 		return &noProofError{"the material has just expired"}
 	}
 	out, err := r.wrapAndImport(ctx, kmsclient.ImportRequest{
-		KeyARN: r.req.Destination, ValidTo: validTo, ImportType: "EXISTING_KEY_MATERIAL", KeyMaterialID: id,
+		KeyARN: r.req.Destination, ValidTo: validTo, ImportType: "EXISTING_KEY_MATERIAL", KeyMaterialID: id, Description: r.description(),
 	})
 	if first != "" {
 		r.result.WrappingKeySHA256 = first
@@ -232,6 +232,9 @@ func (r *run) proveMaterial(ctx context.Context) error {
 // checkInUse holds that the proved material is the one that KMS encrypts with: a rotated key has several, and is
 // unusable while one of them is missing.
 func (r *run) checkInUse(ctx context.Context, id string) error {
+	if r.req.New || r.req.Pending || r.req.KeyMaterialID != "" {
+		return nil // it waits for rotation, or is asked for by its ID: which one KMS encrypts with is not the question
+	}
 	info, err := r.kms.DescribeKey(ctx, r.req.Destination)
 	switch {
 	case err != nil:

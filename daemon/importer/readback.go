@@ -3,6 +3,7 @@ package importer
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"hsmbridge/kmsclient"
@@ -35,8 +36,12 @@ func (r *run) readBack(ctx context.Context, validTo time.Time, cause error) (kms
 	const step, tries = time.Second, 5
 	fresh := r.plan.Action == ActionImport || r.plan.Action == ActionRestore
 	for range tries {
+		if id := r.appeared(ctx, validTo); id != "" {
+			return kmsclient.ImportResult{KeyARN: r.req.Destination, KeyMaterialID: id},
+				r.record(ctx, StepImport, "KMS's answer was lost; ListKeyRotations shows that it took the key material", "key_material_id", id)
+		}
 		info, err := r.kms.DescribeKey(ctx, r.req.Destination)
-		if err == nil && info.State != "PendingImport" && info.ValidTo.Equal(validTo) && (fresh || r.changes(validTo)) {
+		if err == nil && !r.byID() && info.State != "PendingImport" && info.ValidTo.Equal(validTo) && (fresh || r.changes(validTo)) {
 			return kmsclient.ImportResult{KeyARN: info.ARN, KeyMaterialID: info.CurrentKeyMaterialID},
 				r.record(ctx, StepImport, "KMS's answer was lost; DescribeKey shows that it took the key material", "key_material_id", info.CurrentKeyMaterialID)
 		}
@@ -45,6 +50,32 @@ func (r *run) readBack(ctx context.Context, validTo time.Time, cause error) (kms
 		}
 	}
 	return kmsclient.ImportResult{}, &UnknownOutcomeError{Key: r.req.Name, Destination: r.req.Destination, Err: cause}
+}
+
+// byID says that the material is one of several, which only their list tells apart.
+func (r *run) byID() bool {
+	return r.req.New || r.req.Pending || r.req.KeyMaterialID != "" && len(r.before) > 1
+}
+
+// appeared is the ID of the material that the run imported, if the list of materials shows it now and did not show it so before.
+func (r *run) appeared(ctx context.Context, validTo time.Time) string {
+	if !r.byID() {
+		return ""
+	}
+	list, err := r.kms.ListKeyMaterials(ctx, r.req.Destination)
+	if err != nil {
+		return ""
+	}
+	for _, m := range list {
+		was := slices.ContainsFunc(r.before, func(b kmsclient.KeyMaterial) bool {
+			return b.ID == m.ID && b.ImportState == m.ImportState && b.ValidTo.Equal(m.ValidTo)
+		})
+		ours := m.ID == r.req.KeyMaterialID || r.req.New && r.req.KeyMaterialID == "" && waits(m)
+		if ours && !was && m.ImportState == "IMPORTED" && m.ValidTo.Equal(validTo) {
+			return m.ID
+		}
+	}
+	return ""
 }
 
 // changes says that the expiry differs from what KMS held before, so that seeing it there proves the effect.

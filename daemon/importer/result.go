@@ -22,6 +22,9 @@ const (
 	StepWrap       Step = "wrap"
 	StepImport     Step = "import"
 	StepProof      Step = "proof"
+	StepRotate     Step = "rotate"  // RotateKeyOnDemand is sent next
+	StepRotated    Step = "rotated" // KMS encrypts with the new material
+	StepDelete     Step = "delete"  // DeleteImportedKeyMaterial is sent next
 	StepOutcome    Step = "outcome"
 )
 
@@ -134,6 +137,9 @@ func (r *Result) setExpires(t time.Time) {
 }
 
 func (r *Result) expiresAt() time.Time { return r.expires }
+
+// ExpiresAt is when the material expires in KMS; zero: never, or nothing was imported.
+func (r Result) ExpiresAt() time.Time { return r.expires }
 
 // finish completes the result and records the outcome: what KMS took stays told as imported when only its
 // proof failed. When even that cannot be recorded, the result says so.

@@ -62,6 +62,12 @@ func (e *Error) Unwrap() error { return e.Err }
 // Class is one of the Class constants.
 func (e *Error) Class() string { return e.ErrClass }
 
+// CKR is the name of the PKCS#11 return value, "CKR_PIN_INCORRECT"; empty when hsmbridge itself refused.
+func (e *Error) CKR() string {
+	name, _, _ := strings.Cut(e.Name, " ")
+	return name
+}
+
 // about is what an operation was about, for messages.
 type about struct{ what, key string }
 

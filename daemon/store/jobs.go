@@ -263,6 +263,19 @@ func (s *Store) Hurry(ctx context.Context, id int64, actor string, enqueue Enque
 	return found, err
 }
 
+// HurryToken lets the jobs begin now that wait for a token.
+func (s *Store) HurryToken(ctx context.Context, token string, enqueue Enqueue) (n int, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'waiting' AND token = ? AND error_class IN ('token', 'session', 'library')", token)
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		n = len(list)
+		return tx.requeue(ctx, list, enqueue)
+	})
+	return n, err
+}
+
 // Reclaim queues running jobs again whose daemon is gone: with own, those that this daemon's earlier life left behind, which is for
 // its start; without, those whose lease has ended.
 func (s *Store) Reclaim(ctx context.Context, own bool, enqueue Enqueue) (list []Job, err error) {

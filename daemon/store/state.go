@@ -117,6 +117,7 @@ type Material struct {
 	Object     string            `json:"object"`     // PKCS#11 URI
 	CheckValue string            `json:"check_value,omitempty"`
 	Created    time.Time         `json:"created"`
+	Current    time.Time         `json:"current,omitzero"`           // since when every destination encrypts with it, or did; zero: not yet
 	IDs        map[string]string `json:"key_material_ids,omitempty"` // by destination
 }
 
@@ -124,9 +125,10 @@ func (tx *Tx) material(ctx context.Context, key string, m Material) error {
 	if m.Created.IsZero() {
 		m.Created = tx.s.now()
 	}
-	if _, err := tx.exec(ctx, `INSERT INTO materials (key_name, generation, object, check_value, created_at) VALUES (?, ?, ?, ?, ?)
+	if _, err := tx.exec(ctx, `INSERT INTO materials (key_name, generation, object, check_value, created_at, current_at) VALUES (?, ?, ?, ?, ?, ?)
 		ON CONFLICT (key_name, generation) DO UPDATE SET object = excluded.object,
-		check_value = CASE WHEN excluded.check_value = '' THEN materials.check_value ELSE excluded.check_value END`, key, m.Generation, m.Object, m.CheckValue, micros(m.Created)); err != nil {
+		check_value = CASE WHEN excluded.check_value = '' THEN materials.check_value ELSE excluded.check_value END,
+		current_at = CASE WHEN materials.current_at = 0 THEN excluded.current_at ELSE materials.current_at END`, key, m.Generation, m.Object, m.CheckValue, micros(m.Created), micros(m.Current)); err != nil {
 		return err
 	}
 	for destination, id := range m.IDs {
@@ -155,11 +157,11 @@ func (s *Store) AddMaterial(ctx context.Context, l *Lease, key string, m Materia
 func (s *Store) Materials(ctx context.Context, key string) ([]Material, error) {
 	list, err := query(ctx, s, s.read, func(scan func(...any) error) (Material, error) {
 		m := Material{IDs: map[string]string{}}
-		var created int64
-		err := scan(&m.Generation, &m.Object, &m.CheckValue, &created)
-		m.Created = stamp(created)
+		var created, current int64
+		err := scan(&m.Generation, &m.Object, &m.CheckValue, &created, &current)
+		m.Created, m.Current = stamp(created), stamp(current)
 		return m, err
-	}, "SELECT generation, object, check_value, created_at FROM materials WHERE key_name = ? ORDER BY generation", key)
+	}, "SELECT generation, object, check_value, created_at, current_at FROM materials WHERE key_name = ? ORDER BY generation", key)
 	if err != nil {
 		return nil, err
 	}

@@ -49,6 +49,7 @@ CREATE TABLE materials (
     object      TEXT   NOT NULL, -- PKCS#11 URI
     check_value TEXT   NOT NULL DEFAULT '',
     created_at  BIGINT NOT NULL,
+    current_at  BIGINT NOT NULL DEFAULT 0, -- since when all KMS keys encrypt with it; 0: they do not yet
     PRIMARY KEY (key_name, generation)
 );
 

@@ -1,0 +1,191 @@
+// Package jobs is the durable queue: River on the daemon's own database. River carries the numbers of jobs to whoever can do them, once
+// or more than once; what a job is and whether it is still to be done stands in the store. No type of River leaves this package.
+package jobs
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/riverdriver"
+	"github.com/riverqueue/river/riverdriver/riverdatabasesql"
+	"github.com/riverqueue/river/riverdriver/riversqlite"
+	"github.com/riverqueue/river/rivermigrate"
+	"github.com/riverqueue/river/rivertype"
+	"go.uber.org/zap"
+	"go.uber.org/zap/exp/zapslog"
+	"go.uber.org/zap/zapcore"
+
+	"hsmbridge/daemon/store"
+)
+
+// Config says who works on what.
+type Config struct {
+	DB       *sql.DB
+	Postgres bool
+	Daemon   string        // its name among those on the database
+	Tokens   []string      // whose jobs this daemon does; jobs that need no token are for every daemon
+	Workers  int           // jobs of one token at a time; 0: 4
+	Poll     time.Duration // how often the queue is looked at; 0: half a second
+	// Work does a job by its number. With again > 0 it is to be given the job once more after that time; an error means that not even
+	// the outcome could be written down, and the job comes back after some seconds.
+	Work func(ctx context.Context, id int64) (again time.Duration, err error)
+	Log  *zap.Logger
+}
+
+// Queue is the queue.
+type Queue struct {
+	client  *river.Client[*sql.Tx]
+	workers int
+	known   map[string]bool
+}
+
+// args is what River keeps of a job.
+type args struct {
+	ID int64 `json:"id"`
+}
+
+// Kind is River's name for all jobs; what they are stands in the store.
+func (args) Kind() string { return "hsmbridge" }
+
+type worker struct {
+	river.WorkerDefaults[args]
+	work func(ctx context.Context, id int64) (time.Duration, error)
+}
+
+// Work does a job.
+func (w *worker) Work(ctx context.Context, j *river.Job[args]) error {
+	again, err := w.work(ctx, j.Args.ID)
+	switch {
+	case err != nil:
+		return err
+	case again > 0:
+		return river.JobSnooze(again)
+	}
+	return nil
+}
+
+// Timeout is none: the work itself knows how long each of its steps may take.
+func (*worker) Timeout(*river.Job[args]) time.Duration { return -1 }
+
+// soon brings a job back whose outcome could not be written down.
+type soon struct{}
+
+// NextRetry is in five seconds.
+func (soon) NextRetry(*rivertype.JobRow) time.Time { return time.Now().Add(5 * time.Second) }
+
+// New makes the queue and brings its tables up to date.
+func New(ctx context.Context, c Config) (*Queue, error) {
+	var driver riverdriver.Driver[*sql.Tx] = riversqlite.New(c.DB)
+	if c.Postgres {
+		driver = riverdatabasesql.New(c.DB)
+	}
+	logger := slog.New(zapslog.NewHandler(c.Log.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel)).Core()))
+	migrator, err := rivermigrate.New(driver, &rivermigrate.Config{Logger: logger})
+	if err != nil {
+		return nil, fmt.Errorf("queue: %w", err)
+	}
+	if _, err := migrator.Migrate(ctx, rivermigrate.DirectionUp, nil); err != nil {
+		return nil, fmt.Errorf("bring the queue's tables up to date: %w", err)
+	}
+	q := &Queue{workers: c.Workers, known: map[string]bool{}}
+	if q.workers == 0 {
+		q.workers = 4
+	}
+	if c.Poll == 0 {
+		c.Poll = 500 * time.Millisecond
+	}
+	workers := river.NewWorkers()
+	river.AddWorker(workers, &worker{work: c.Work})
+	queues := map[string]river.QueueConfig{}
+	for _, name := range append([]string{""}, c.Tokens...) {
+		queues[queueName(name)] = river.QueueConfig{MaxWorkers: q.workers}
+		q.known[name] = true
+	}
+	q.client, err = river.NewClient(driver, &river.Config{
+		ID: c.Daemon, Logger: logger, Queues: queues, Workers: workers,
+		MaxAttempts: 1000, RetryPolicy: soon{}, JobTimeout: -1, RescueStuckJobsAfter: 20 * time.Minute, // the store reclaims much earlier
+		FetchPollInterval: c.Poll, FetchCooldown: min(c.Poll, 50*time.Millisecond), PollOnly: true,
+		CompletedJobRetentionPeriod: time.Hour, CancelledJobRetentionPeriod: time.Hour, DiscardedJobRetentionPeriod: 24 * time.Hour, // the store has them for ever
+	})
+	if err != nil {
+		return nil, fmt.Errorf("queue: %w", err)
+	}
+	return q, nil
+}
+
+// queueName is River's name for the jobs of a token, whose own name River would not take.
+func queueName(token string) string {
+	if token == "" {
+		return "kms"
+	}
+	sum := sha256.Sum256([]byte(token))
+	return "token_" + hex.EncodeToString(sum[:8])
+}
+
+// Start begins to work. Stop ends it; ctx is not for that.
+func (q *Queue) Start(ctx context.Context) error {
+	if err := q.client.Start(context.WithoutCancel(ctx)); err != nil {
+		return fmt.Errorf("start the queue: %w", err)
+	}
+	return nil
+}
+
+// Stop takes no new jobs and waits for those that run; at ctx's end they are cancelled.
+func (q *Queue) Stop(ctx context.Context) error {
+	if err := q.client.Stop(ctx); err == nil {
+		return nil
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := q.client.StopAndCancel(last); err != nil {
+		return fmt.Errorf("stop the queue: %w", err)
+	}
+	return nil
+}
+
+// Serve takes the jobs of one more token.
+func (q *Queue) Serve(token string) error {
+	if q.known[token] {
+		return nil
+	}
+	if err := q.client.Queues().Add(queueName(token), river.QueueConfig{MaxWorkers: q.workers}); err != nil {
+		return fmt.Errorf("queue: %w", err)
+	}
+	q.known[token] = true
+	return nil
+}
+
+// Enqueue puts jobs into the queue with the transaction that makes them.
+func (q *Queue) Enqueue(ctx context.Context, tx *sql.Tx, list []store.Job) error {
+	const batch = 500
+	params := make([]river.InsertManyParams, 0, min(len(list), batch))
+	for i, j := range list {
+		params = append(params, river.InsertManyParams{Args: args{j.ID}, InsertOpts: &river.InsertOpts{Queue: queueName(j.Token), Priority: priority(j)}})
+		if len(params) == batch || i == len(list)-1 {
+			if _, err := q.client.InsertManyTx(ctx, tx, params); err != nil {
+				return fmt.Errorf("queue: %w", err)
+			}
+			params = params[:0]
+		}
+	}
+	return nil
+}
+
+// priority is 1, the highest, to 4.
+func priority(j store.Job) int {
+	switch {
+	case j.Kind == store.KindRevoke:
+		return 1
+	case j.RequestedBy != "planner" || j.Reason == "restore":
+		return 2
+	case j.Reason == "first" || j.Reason == "renew":
+		return 3
+	}
+	return 4
+}

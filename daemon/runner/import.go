@@ -1,0 +1,133 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon/importer"
+	"hsmbridge/daemon/schedule"
+	"hsmbridge/daemon/store"
+	"hsmbridge/hsm/wrapping"
+)
+
+// importTo brings every material that a destination needs into it.
+func (t *task) importTo(ctx context.Context, c *configs.Config, k configs.Key, d configs.Destination) (o store.Outcome, err error) {
+	token, err := t.Tokens.Get(ctx, k.Token)
+	if err != nil {
+		return o, err
+	}
+	known, err := t.Store.Materials(ctx, k.Name)
+	if err != nil {
+		return o, err
+	}
+	im, base := t.importer(token, k), t.request(c, k, d)
+	seen, err := im.Observe(ctx, base)
+	if err != nil {
+		return o, err
+	}
+	wanted, unknown := t.generations(k, d, known, seen)
+	if len(wanted) == 0 {
+		return o, unknown
+	}
+	if base.Generate, err = t.mayGenerate(ctx, im, token, k, known); err != nil {
+		return o, err
+	}
+	result := store.Success{Destination: d.ARN, Life: base.Expires, Scheduled: t.job.Reason == string(schedule.Schedule)}
+	end := time.Time{}
+	for _, g := range wanted {
+		r := base
+		r.Object, r.KeyMaterialID, r.CheckValue, r.Pending = g.uri, g.id, g.CheckValue, g.pending
+		r.Renew = t.renews()
+		if k.KeySpec.Kind() == wrapping.KindSymmetric {
+			r.Description = description(g.uri)
+		}
+		if len(known) == 0 && !base.Generate {
+			if err := t.backedUp(ctx, k, token, g.uri); err != nil {
+				return o, err
+			}
+		}
+		got, err := im.Run(ctx, r)
+		o.Imports = append(o.Imports, row(got, g.Generation))
+		if err != nil {
+			return o, err
+		}
+		m := g.Material
+		m.CheckValue, m.IDs = got.CheckValue, map[string]string{d.ARN: got.KeyMaterialID}
+		o.Materials = append(o.Materials, m)
+		result.Sent = result.Sent || got.Result != importer.Unchanged
+		result.Proof = string(got.Proof)
+		if at := got.ExpiresAt(); !at.IsZero() && (end.IsZero() || at.Before(end)) {
+			end = at
+		}
+	}
+	last := o.Imports[len(o.Imports)-1]
+	state := seen.Info.State
+	if state == "PendingImport" {
+		state = "Enabled"
+	}
+	o.State, o.Message = store.Done, fmt.Sprintf("%s, %s", last.Result, last.Proof)
+	o.Imported = []store.Success{result}
+	o.Seen = []store.Seen{{
+		Key: k.Name, Destination: d.ARN, State: state, Present: true, ValidTo: end, MaterialID: last.KeyMaterialID, Rotations: int64(seen.Rotations),
+	}}
+	if unknown != nil {
+		o.Imported, o.Seen = nil, nil
+	}
+	return o, unknown
+}
+
+// renews says that the job imports also what KMS holds with the life asked for.
+func (t *task) renews() bool {
+	again := []schedule.Reason{schedule.Renew, schedule.Schedule, schedule.Drill, schedule.Changed}
+	return t.job.Options.Renew || slices.Contains(again, schedule.Reason(t.job.Reason))
+}
+
+// mayGenerate says that a key which is not in the token may be made there: the configuration allows it, no import of it was ever
+// written down, and no destination shows material. A key that is needed a second time cannot be made anew.
+func (t *task) mayGenerate(ctx context.Context, im *importer.Importer, token importer.Token, k configs.Key, known []store.Material) (bool, error) {
+	if k.Generate != configs.GenerateIfMissing || len(known) > 0 {
+		return false, nil
+	}
+	if _, err := token.Find(ctx, k.URI); err == nil || !errors.Is(err, wrapping.ErrKeyNotFound) {
+		return false, nil //nolint:nilerr // the import says what it finds
+	}
+	done, err := t.Store.Imports(ctx, k.Name, 0, 100)
+	if err != nil {
+		return false, err
+	}
+	for _, i := range done {
+		if i.Result != string(importer.Failed) {
+			return false, nil
+		}
+	}
+	for _, d := range k.Destinations {
+		o, err := im.Observe(ctx, importer.Request{Name: k.Name, KeySpec: k.KeySpec, Destination: d.ARN})
+		if err != nil {
+			return false, fmt.Errorf("%s was not generated, because not all its destinations could be looked at: %w", k.Name, err)
+		}
+		if o.Present || len(o.Materials) > 0 || o.Info.CurrentKeyMaterialID != "" {
+			return false, nil
+		}
+	}
+	if k.Backup.Token == "" {
+		return true, nil
+	}
+	// The copy has to be made before the import: the key is generated now, and the gate asks for the copy.
+	if _, err := token.Generate(ctx, k.KeySpec, k.URI.Object, k.URI.ID); err != nil {
+		return false, fmt.Errorf("generate %s in the token: %w", k.Name, err)
+	}
+	return false, t.record(ctx, importer.Event{Time: t.Now(), Step: importer.StepGenerate, Key: k.Name, Message: "generated the key in the token; it is imported when the backup token has a copy"})
+}
+
+// row is an importer's result as it is kept.
+func row(r importer.Result, generation int64) store.Import {
+	return store.Import{
+		Key: r.Key, Destination: r.Destination, Generation: generation, Result: string(r.Result), Algorithm: string(r.Algorithm),
+		WrappingKeySpec: string(r.WrappingKeySpec), Mechanism: r.Mechanism, WrappingKeySHA256: r.WrappingKeySHA256, KeyMaterialID: r.KeyMaterialID,
+		CheckValue: r.CheckValue, ValidTo: r.ExpiresAt(), Proof: string(r.Proof), RequestIDs: r.RequestIDs, Error: r.Error, ErrorClass: r.ErrorClass, Details: r,
+	}
+}

@@ -1,0 +1,193 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"hsmbridge/daemon/importer"
+	"hsmbridge/daemon/store"
+	"hsmbridge/kmsclient"
+)
+
+// action is what happens after a failure.
+type action int
+
+const (
+	again   action = iota // the job is tried again after some time
+	stop                  // the job has failed; a person has to change something
+	rest                  // the token is left alone for a while, then opened anew; its jobs wait
+	park                  // the token is left alone until a person says so
+	replace               // the process hands its jobs back and ends, to be started anew
+)
+
+// rule says what to do about a code. The times double with every attempt, from first to most.
+type rule struct {
+	codes       string // of AWS, of PKCS#11 or of hsmbridge itself, separated by spaces; empty: any
+	class       string // empty: any
+	do          action
+	first, most time.Duration
+	tries       int64 // then it is a failure for a person; 0: for ever
+	person      bool  // a person should look, although it is tried again
+}
+
+// rules is the whole policy of retries: the first row that fits counts, the last fits everything. A PIN is never tried twice, a refusal
+// never repeated; what may pass by itself is tried for ever, ever more seldom.
+func rules() []rule {
+	const s, m, h = time.Second, time.Minute, time.Hour
+	return []rule{
+		// The token and its PIN.
+		{codes: "CKR_PIN_INCORRECT CKR_PIN_INVALID CKR_PIN_LEN_RANGE CKR_PIN_EXPIRED CKR_PIN_LOCKED CKR_PIN_TOO_WEAK CKR_USER_PIN_NOT_INITIALIZED CKR_USER_TYPE_INVALID CKR_USER_TOO_MANY_TYPES", do: park, person: true},
+		{codes: codePIN, do: park, person: true},                                                               // hsmbridge's own refusal to log in
+		{codes: codeParked, do: again, first: 6 * h, most: 6 * h},                                              // unparking lets its jobs begin at once
+		{codes: codeResting, do: again, first: m, most: m},                                                     //
+		{codes: codePINSource, do: rest, first: 5 * m, most: 5 * m, person: true},                              // no login was tried
+		{codes: "CKR_CRYPTOKI_NOT_INITIALIZED CKR_MUTEX_BAD CKR_MUTEX_NOT_LOCKED", do: replace},                // the module's state in this process is broken
+		{codes: "CKR_HOST_MEMORY CKR_DEVICE_MEMORY CKR_SESSION_COUNT", do: again, first: 30 * s, most: 10 * m}, // too much at a time
+		{class: "library", do: replace},
+		{class: "token", do: rest, first: 30 * s, most: 5 * m}, // removed, restarting, unreachable
+		{class: "session", do: again, first: 5 * s, most: 5 * m},
+
+		// The import.
+		{codes: "ExpiredImportTokenException", do: again, first: s, most: m},                                       // parameters are fetched anew
+		{codes: "InvalidImportTokenException", do: again, first: 30 * s, most: 10 * m, tries: 5},                   // a replica of KMS that lags behind
+		{codes: "IncorrectKeyMaterialException InvalidCiphertextException " + codeMismatch, do: stop},              // never sent twice: the key or its wrapping is wrong
+		{codes: codeNoBackup, do: again, first: 10 * m, most: 6 * h, person: true},                                 // the copy may come
+		{codes: codeClock, do: again, first: m, most: 10 * m, person: true},                                        // the clock may be set right
+		{codes: codeRotating, do: again, first: 30 * s, most: 10 * m},                                              // asked for, and not yet shown
+		{codes: "LimitExceededException UnsupportedOperationException ValidationException", do: stop},              // KMS says no
+		{codes: "NotFoundException", class: "caller", do: again, first: m, most: 6 * h, person: true},              // eventually consistent, or deleted
+		{codes: "KMSInvalidStateException ConflictException", do: again, first: 15 * s, most: 6 * h, person: true}, // eventually consistent, or scheduled for deletion
+		{codes: "DisabledException KeyUnavailableException", do: again, first: m, most: 6 * h, person: true},
+
+		// Permission: it comes back when somebody mends it.
+		{codes: "AccessDeniedException AccessDenied NotAuthorized UnauthorizedOperation", do: again, first: 10 * m, most: 6 * h, person: true},
+		{codes: "NoCredentials ExpiredTokenException ExpiredToken RequestExpired", do: again, first: m, most: h, person: true},
+		{codes: "UnrecognizedClientException InvalidClientTokenId InvalidSignatureException SignatureDoesNotMatch", do: again, first: 10 * m, most: 6 * h, person: true},
+
+		// KMS and the way to it.
+		{codes: "ThrottlingException Throttling ThrottledException TooManyRequestsException RequestLimitExceeded SlowDown HeldBack", do: again, first: 5 * s, most: 10 * m},
+		{codes: "TLSFailure NotKMS", do: again, first: m, most: h, person: true},
+		{class: "kms", do: again, first: 10 * s, most: 15 * m},
+
+		{class: "caller", do: stop},
+		{do: again, first: m, most: h, person: true},
+	}
+}
+
+// Codes of hsmbridge itself.
+const (
+	codePIN       = "PINRefused"
+	codePINSource = "PINUnavailable"
+	codeParked    = "TokenParked"
+	codeResting   = "TokenResting"
+	codeMismatch  = "NotTheSameKey"
+	codeNoBackup  = "NoBackup"
+	codeClock     = "ClockSkew"
+	codeRotating  = "RotationPending"
+)
+
+// find gives the rule for an error.
+func find(code, class string) rule {
+	table := rules()
+	i := slices.IndexFunc(table, func(r rule) bool {
+		return (r.codes == "" || slices.Contains(strings.Fields(r.codes), code)) && (r.class == "" || r.class == class)
+	})
+	return table[i]
+}
+
+// delay is how long to wait after so many attempts.
+func (r rule) delay(attempts int64) time.Duration {
+	d := r.first
+	for i := int64(1); i < attempts && d < r.most; i++ {
+		d *= 2
+	}
+	return min(d, r.most)
+}
+
+// codeOf is the code by which an error is looked up.
+func codeOf(err error) string {
+	var coded interface{ Code() string }
+	var ckr interface{ CKR() string }
+	var pending *importer.RotationPendingError
+	switch {
+	case errors.As(err, &coded):
+		return coded.Code()
+	case errors.Is(err, importer.ErrNotSameKey):
+		return codeMismatch
+	case errors.As(err, &pending):
+		return codeRotating
+	case errors.As(err, &ckr) && ckr.CKR() != "":
+		return ckr.CKR()
+	}
+	return kmsclient.Code(err)
+}
+
+// Error is a failure with a code and a class of the table.
+type Error struct {
+	ErrCode  string
+	ErrClass string
+	Message  string
+	Err      error
+}
+
+func (e *Error) Error() string {
+	if e.Err != nil {
+		return e.Message + ": " + e.Err.Error()
+	}
+	return e.Message
+}
+
+// Unwrap gives the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Code is the code for the table.
+func (e *Error) Code() string { return e.ErrCode }
+
+// Class is the class for the table.
+func (e *Error) Class() string { return e.ErrClass }
+
+// verdict is what a failure means for a job.
+type verdict struct {
+	outcome store.Outcome
+	do      action
+	delay   time.Duration
+}
+
+// judge decides what happens after a failed attempt.
+func (r *Runner) judge(ctx context.Context, j store.Job, err error) verdict {
+	o := store.Outcome{State: store.Waiting, Error: err.Error(), ErrorClass: importer.Class(err), ErrorCode: codeOf(err), Message: err.Error()}
+	switch {
+	case errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrCancelled):
+		o.State, o.Error = store.Cancelled, ""
+		return verdict{outcome: o, do: stop}
+	case errors.Is(err, errStopping), ctx.Err() != nil && r.stopping():
+		o.State, o.Error, o.ErrorClass, o.ErrorCode = store.Queued, "", "", ""
+		o.Message = "handed back, because the daemon ends; what was done so far stays"
+		return verdict{outcome: o, do: again}
+	}
+	row := find(o.ErrorCode, o.ErrorClass)
+	if o.ErrorCode == "" && errors.Is(err, context.DeadlineExceeded) {
+		row = rule{do: again, first: 30 * time.Second, most: 15 * time.Minute}
+	}
+	if j.Kind == store.KindRevoke && row.do == stop {
+		row = rule{do: again, first: time.Minute, most: 10 * time.Minute, person: true} // what was revoked must go
+	}
+	o.NeedsPerson = row.person || row.do == stop
+	if row.do == stop || row.tries > 0 && j.Attempts >= row.tries {
+		o.State, o.NeedsPerson = store.Failed, true
+		return verdict{outcome: o, do: stop}
+	}
+	v := verdict{do: row.do, delay: row.delay(j.Attempts)}
+	wait := v.delay
+	if row.do == park {
+		wait = find(codeParked, "").first
+	}
+	// Jobs that failed together are not tried together.
+	wait += wait / 10 * time.Duration(j.ID%10) / 10
+	o.NotBefore = r.Now().Add(wait)
+	v.outcome = o
+	return v
+}

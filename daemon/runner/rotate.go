@@ -1,0 +1,267 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon/importer"
+	"hsmbridge/daemon/store"
+	"hsmbridge/hsm/wrapping"
+)
+
+// rotate makes a new key object in the token and the current material of every KMS key that the managed key feeds. An earlier
+// attempt's object is used, not a second one made.
+func (t *task) rotate(ctx context.Context, c *configs.Config, k configs.Key) (o store.Outcome, err error) {
+	if k.KeySpec.Kind() != wrapping.KindSymmetric {
+		return o, &Error{ErrCode: "NotRotatable", ErrClass: "caller", Message: fmt.Sprintf("%s cannot be rotated: a KMS key of spec %s holds one key material for ever; create a new KMS key", k.Name, k.KeySpec)}
+	}
+	known, err := t.Store.Materials(ctx, k.Name)
+	if err != nil {
+		return o, err
+	}
+	if len(known) == 0 {
+		return o, &Error{ErrCode: "NotImported", ErrClass: "caller", Message: fmt.Sprintf("%s cannot be rotated before it was imported once; run hsmbridge import %s", k.Name, k.Name)}
+	}
+	token, err := t.Tokens.Get(ctx, k.Token)
+	if err != nil {
+		return o, err
+	}
+	im := t.importer(token, k)
+	g, err := t.nextGeneration(ctx, k, token, known)
+	if err != nil {
+		return o, err
+	}
+	if err := t.backedUp(ctx, k, token, g.uri); err != nil {
+		return o, err
+	}
+	for _, group := range groups(k.Destinations) {
+		if err := t.rotateGroup(ctx, im, c, k, group, &g, &o); err != nil {
+			return o, err
+		}
+	}
+	g.Current = t.Now()
+	o.Materials = append(o.Materials, g.Material)
+	o.State, o.Rotated, o.Message = store.Done, true, "rotated to "+g.uri.Object
+	return o, nil
+}
+
+// nextGeneration finds or makes the key object of the next generation. It is written down before it is made.
+func (t *task) nextGeneration(ctx context.Context, k configs.Key, token importer.Token, known []store.Material) (generation, error) {
+	g := generation{Material: known[len(known)-1]}
+	if g.Generation == 1 || !g.Current.IsZero() {
+		g.Material = store.Material{Generation: g.Generation + 1, IDs: map[string]string{}}
+	}
+	g.uri = objectOf(k, g.Generation)
+	g.Object = g.uri.String()
+	if err := t.Store.AddMaterial(ctx, t.lease, k.Name, g.Material); err != nil {
+		return g, err
+	}
+	e := importer.Event{
+		Time: t.Now(), Step: StepGeneration, Key: k.Name, Message: "the next key object is " + g.uri.Object,
+		Fields: []importer.Field{{Name: "generation", Value: fmt.Sprint(g.Generation)}},
+	}
+	if err := t.record(ctx, e); err != nil {
+		return g, err
+	}
+	key, err := token.Find(ctx, g.uri)
+	if errors.Is(err, wrapping.ErrKeyNotFound) {
+		if key, err = token.Generate(ctx, k.KeySpec, g.uri.Object, nil); err == nil {
+			e.Step, e.Message = importer.StepGenerate, "generated "+g.uri.Object+" in the token"
+			err = t.record(ctx, e)
+		}
+	}
+	if err != nil {
+		return g, fmt.Errorf("the key object of the next generation: %w", err)
+	}
+	check, err := token.CheckValue(ctx, key)
+	if err != nil {
+		return g, fmt.Errorf("read the check value of %s: %w", g.uri.Object, err)
+	}
+	if g.CheckValue != "" && check != "" && check != g.CheckValue {
+		return g, &Error{
+			ErrCode: "OtherKey", ErrClass: "caller",
+			Message: fmt.Sprintf("the object %s has the check value %s, and had %s when the rotation began: somebody replaced it; put the former one back", g.uri.Object, check, g.CheckValue),
+		}
+	}
+	g.CheckValue = check
+	return g, t.Store.AddMaterial(ctx, t.lease, k.Name, g.Material)
+}
+
+// groups are the destinations by KMS key: the Regions of one multi-Region key belong together.
+func groups(all []configs.Destination) [][]configs.Destination {
+	var out [][]configs.Destination
+	at := map[string]int{}
+	for _, d := range all {
+		id := d.Account() + "/" + d.KeyID()
+		if _, ok := at[id]; !ok {
+			at[id] = len(out)
+			out = append(out, nil)
+		}
+		out[at[id]] = append(out[at[id]], d)
+	}
+	return out
+}
+
+// rotateGroup rotates one KMS key: new material into the primary, the same into every replica, then RotateKeyOnDemand.
+func (t *task) rotateGroup(ctx context.Context, im *importer.Importer, c *configs.Config, k configs.Key, group []configs.Destination, g *generation, o *store.Outcome) error {
+	primary, err := t.primaryFirst(ctx, im, k, group)
+	if err != nil {
+		return err
+	}
+	for i, d := range primary {
+		r := t.request(c, k, d)
+		r.Object, r.CheckValue, r.KeyMaterialID, r.Description = g.uri, g.CheckValue, idIn(d, g.IDs), description(g.uri)
+		r.New, r.Pending = i == 0, i > 0
+		got, err := im.Run(ctx, r)
+		o.Imports = append(o.Imports, row(got, g.Generation))
+		if err != nil {
+			return err
+		}
+		g.IDs[d.ARN] = got.KeyMaterialID
+		if err := t.Store.AddMaterial(ctx, t.lease, k.Name, g.Material); err != nil {
+			return err
+		}
+	}
+	r := t.request(c, k, primary[0])
+	r.KeyMaterialID = g.IDs[primary[0].ARN]
+	if err := im.Rotate(ctx, r); err != nil {
+		return err
+	}
+	for _, d := range primary {
+		seen, err := im.Observe(ctx, t.request(c, k, d))
+		if err != nil {
+			return err
+		}
+		o.Seen = append(o.Seen, observed(k.Name, d, seen))
+	}
+	return nil
+}
+
+// primaryFirst puts the primary of a multi-Region key before its replicas.
+func (t *task) primaryFirst(ctx context.Context, im *importer.Importer, k configs.Key, group []configs.Destination) ([]configs.Destination, error) {
+	if len(group) == 1 {
+		return group, nil
+	}
+	var first, rest []configs.Destination
+	for _, d := range group {
+		seen, err := im.Observe(ctx, importer.Request{Name: k.Name, KeySpec: k.KeySpec, Destination: d.ARN})
+		if err != nil {
+			return nil, err
+		}
+		if seen.Info.Primary {
+			first = append(first, d)
+		} else {
+			rest = append(rest, d)
+		}
+	}
+	if len(first) != 1 {
+		return nil, &Error{
+			ErrCode: "NoPrimary", ErrClass: "caller",
+			Message: fmt.Sprintf("the primary of the multi-Region key %s is not among the destinations of %s, and only it can be rotated; add it", group[0].KeyID(), k.Name),
+		}
+	}
+	return append(first, rest...), nil
+}
+
+// observed is an observation as it is kept.
+func observed(key string, d configs.Destination, o importer.Observation) store.Seen {
+	s := store.Seen{
+		Key: key, Destination: d.ARN, State: o.Info.State, Present: o.Present, MaterialID: o.Info.CurrentKeyMaterialID, Rotations: int64(o.Rotations),
+	}
+	if o.Present {
+		s.ValidTo = o.ValidTo
+	}
+	return s
+}
+
+// revoke deletes the material from all destinations at once.
+func (t *task) revoke(ctx context.Context, k configs.Key) (o store.Outcome, err error) {
+	im := t.importer(nil, k)
+	errs := make([]error, len(k.Destinations))
+	var deleted int
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for i, d := range k.Destinations {
+		wg.Go(func() {
+			r := importer.Request{Name: k.Name, KeySpec: k.KeySpec, Destination: d.ARN}
+			n, err := im.Revoke(ctx, r)
+			var seen importer.Observation
+			if err == nil {
+				seen, err = im.Observe(ctx, r)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			deleted += n
+			if errs[i] = err; err == nil {
+				o.Seen = append(o.Seen, observed(k.Name, d, seen))
+			}
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return o, err
+	}
+	o.State, o.Message = store.Done, fmt.Sprintf("%d key materials were deleted; no destination holds any", deleted)
+	return o, nil
+}
+
+// reconcile writes down what KMS and the token hold, and changes neither.
+func (t *task) reconcile(ctx context.Context, k configs.Key) (o store.Outcome, err error) {
+	token, err := t.Tokens.Get(ctx, k.Token)
+	if err != nil {
+		return o, err
+	}
+	im := t.importer(token, k)
+	found := map[int64]*store.Material{}
+	missing := 0
+	for _, d := range k.Destinations {
+		seen, err := im.Observe(ctx, importer.Request{Name: k.Name, KeySpec: k.KeySpec, Destination: d.ARN})
+		if err != nil {
+			return o, err
+		}
+		o.Seen = append(o.Seen, observed(k.Name, d, seen))
+		known, err := t.Store.Materials(ctx, k.Name)
+		if err != nil {
+			return o, err
+		}
+		for _, g := range t.adopt(k, d, known, seen) {
+			m := found[g.Generation]
+			if m == nil {
+				m = &g.Material
+				m.IDs = map[string]string{}
+				found[g.Generation] = m
+			}
+			m.IDs[d.ARN] = g.id
+		}
+		if err := t.record(ctx, importer.Event{
+			Time: t.Now(), Step: StepObserved, Key: k.Name, Destination: d.ARN, Message: fmt.Sprintf("KMS shows %s with %d key materials", seen.Info.State, len(seen.Materials)),
+		}); err != nil {
+			return o, err
+		}
+	}
+	for n, m := range found {
+		key, err := token.Find(ctx, objectOf(k, n))
+		switch {
+		case errors.Is(err, wrapping.ErrKeyNotFound):
+			missing++
+			if err := t.record(ctx, importer.Event{Time: t.Now(), Step: StepObserved, Key: k.Name, Message: "the token does not hold " + objectOf(k, n).Object}); err != nil {
+				return o, err
+			}
+			if len(m.IDs) == 0 || n == 1 && k.Generate == configs.GenerateIfMissing {
+				continue
+			}
+		case err != nil:
+			return o, err
+		default:
+			if m.CheckValue, err = token.CheckValue(ctx, key); err != nil {
+				return o, err
+			}
+		}
+		o.Materials = append(o.Materials, *m)
+	}
+	o.State, o.Message = store.Done, fmt.Sprintf("%d destinations and %d key materials were written down; %d key objects are not in the token", len(o.Seen), len(o.Materials), missing)
+	return o, nil
+}

@@ -36,6 +36,8 @@ type Error struct {
 	Cause    string
 	Fix      string
 	Err      error
+
+	mark string // what CKR gives when no PKCS#11 call was made
 }
 
 // Error gives operation, code, cause and fix in one sentence.
@@ -62,11 +64,21 @@ func (e *Error) Unwrap() error { return e.Err }
 // Class is one of the Class constants.
 func (e *Error) Class() string { return e.ErrClass }
 
-// CKR is the name of the PKCS#11 return value, "CKR_PIN_INCORRECT"; empty when hsmbridge itself refused.
+// CKR is the name of the PKCS#11 return value, "CKR_PIN_INCORRECT"; when hsmbridge itself refused to log in it is [PINRefused], when there
+// was no PIN to log in with [PINUnavailable], and otherwise empty.
 func (e *Error) CKR() string {
+	if e.mark != "" {
+		return e.mark
+	}
 	name, _, _ := strings.Cut(e.Name, " ")
 	return name
 }
+
+// What [Error.CKR] gives where no call was made.
+const (
+	PINRefused     = "PINRefused"
+	PINUnavailable = "PINUnavailable"
+)
 
 // about is what an operation was about, for messages.
 type about struct{ what, key string }

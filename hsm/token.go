@@ -26,6 +26,7 @@ type Config struct {
 	Environment map[string]string // set before C_Initialize
 	URI         pkcs11uri.URI     // must match exactly one initialised token
 	MaxSessions int               // open at once; 0: 16, or what the token says if that is less
+	LoginAgain  bool              // a person says that the cause of an earlier refusal is mended: one more login is tried
 }
 
 // PINSource gives the user's PIN. It is called once, and the bytes are overwritten after C_Login.
@@ -46,6 +47,8 @@ type Token struct {
 	flags    uint
 	epoch    uint64
 	warnings []string
+
+	pinTriesLow bool
 
 	sessions chan struct{} // one place for each session that may be open
 	mu       sync.Mutex
@@ -92,7 +95,7 @@ func (t *Token) open(ctx context.Context, c Config, pin PINSource) error {
 	if t.anchor, err = t.openSession(); err != nil {
 		return err
 	}
-	return t.login(ctx, pin)
+	return t.login(ctx, pin, c.LoginAgain)
 }
 
 // findSlot finds the one token that the URI names.
@@ -175,6 +178,9 @@ func (t *Token) Identity() wrapping.TokenIdentity { return t.identity }
 // Warnings is what a person should know about the token: a PIN of which few tries are left.
 func (t *Token) Warnings() []string { return t.warnings }
 
+// PINTriesLow says that the token showed, before the login, that a wrong PIN was given to it (CKF_USER_PIN_COUNT_LOW).
+func (t *Token) PINTriesLow() bool { return t.pinTriesLow }
+
 // Close closes every session and gives the module back. It waits a while for operations that are still running.
 // Nothing is logged out: the login belongs to the token, and other sessions of this process may need it.
 func (t *Token) Close() error {
@@ -207,12 +213,15 @@ func (t *Token) Close() error {
 }
 
 // login logs the user in, once.
-func (t *Token) login(ctx context.Context, pin PINSource) error {
+func (t *Token) login(ctx context.Context, pin PINSource, again bool) error {
 	t.module.login.Lock()
 	defer t.module.login.Unlock()
 	key := describeToken(t.identity) + t.module.parameters
 	parked := func(cause, fix string, err error) error {
-		return &Error{Op: "C_Login", ErrClass: ClassToken, Cause: cause, Fix: fix, Err: err}
+		return &Error{Op: "C_Login", ErrClass: ClassToken, Cause: cause, Fix: fix, Err: err, mark: PINRefused}
+	}
+	if again {
+		delete(t.module.refused, key)
 	}
 	if err := t.module.refused[key]; err != nil {
 		return parked("the login to this token was refused before; it is not tried again, because tokens lock",
@@ -238,12 +247,13 @@ func (t *Token) login(ctx context.Context, pin PINSource) error {
 		return parked("the user PIN has to be changed before first use (CKF_USER_PIN_TO_BE_CHANGED); no login was tried", "change it with the vendor's tool", ErrParked)
 	}
 	if info.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 {
+		t.pinTriesLow = true
 		t.warnings = append(t.warnings, "a wrong PIN was given to this token before, few tries are left (CKF_USER_PIN_COUNT_LOW)")
 	}
 	var secret []byte
 	if info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH == 0 && pin != nil {
 		if secret, err = pin(ctx, t.identity); err != nil {
-			return &Error{Op: "get the PIN of " + t.name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err}
+			return &Error{Op: "get the PIN of " + t.name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err, mark: PINUnavailable}
 		}
 		defer clear(secret)
 		if err := ctx.Err(); err != nil {

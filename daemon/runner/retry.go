@@ -41,8 +41,8 @@ func rules() []rule {
 		// The token and its PIN.
 		{codes: "CKR_PIN_INCORRECT CKR_PIN_INVALID CKR_PIN_LEN_RANGE CKR_PIN_EXPIRED CKR_PIN_LOCKED CKR_PIN_TOO_WEAK CKR_USER_PIN_NOT_INITIALIZED CKR_USER_TYPE_INVALID CKR_USER_TOO_MANY_TYPES", do: park, person: true},
 		{codes: codePIN, do: park, person: true},                                                               // hsmbridge's own refusal to log in
-		{codes: codeParked, do: again, first: 6 * h, most: 6 * h},                                              // unparking lets its jobs begin at once
-		{codes: codeResting, do: again, first: m, most: m},                                                     //
+		{codes: CodeParked, do: again, first: 6 * h, most: 6 * h},                                              // unparking lets its jobs begin at once
+		{codes: CodeResting, do: again, first: m, most: m},                                                     //
 		{codes: codePINSource, do: rest, first: 5 * m, most: 5 * m, person: true},                              // no login was tried
 		{codes: "CKR_CRYPTOKI_NOT_INITIALIZED CKR_MUTEX_BAD CKR_MUTEX_NOT_LOCKED", do: replace},                // the module's state in this process is broken
 		{codes: "CKR_HOST_MEMORY CKR_DEVICE_MEMORY CKR_SESSION_COUNT", do: again, first: 30 * s, most: 10 * m}, // too much at a time
@@ -55,7 +55,7 @@ func rules() []rule {
 		{codes: "InvalidImportTokenException", do: again, first: 30 * s, most: 10 * m, tries: 5},                   // a replica of KMS that lags behind
 		{codes: "IncorrectKeyMaterialException InvalidCiphertextException " + codeMismatch, do: stop},              // never sent twice: the key or its wrapping is wrong
 		{codes: codeNoBackup, do: again, first: 10 * m, most: 6 * h, person: true},                                 // the copy may come
-		{codes: codeClock, do: again, first: m, most: 10 * m, person: true},                                        // the clock may be set right
+		{codes: CodeClock, do: again, first: m, most: 10 * m, person: true},                                        // the clock may be set right
 		{codes: codeRotating, do: again, first: 30 * s, most: 10 * m},                                              // asked for, and not yet shown
 		{codes: "LimitExceededException UnsupportedOperationException ValidationException", do: stop},              // KMS says no
 		{codes: "NotFoundException", class: "caller", do: again, first: m, most: 6 * h, person: true},              // eventually consistent, or deleted
@@ -81,13 +81,24 @@ func rules() []rule {
 const (
 	codePIN       = "PINRefused"
 	codePINSource = "PINUnavailable"
-	codeParked    = "TokenParked"
-	codeResting   = "TokenResting"
+	CodeParked    = "TokenParked"
+	CodeResting   = "TokenResting"
 	codeMismatch  = "NotTheSameKey"
 	codeNoBackup  = "NoBackup"
-	codeClock     = "ClockSkew"
+	CodeClock     = "ClockSkew"
 	codeRotating  = "RotationPending"
 )
+
+// Parks says that after this error the token is left alone until a person says so.
+func Parks(err error) bool { return find(codeOf(err), importer.Class(err)).do == park }
+
+// Rests says how long a token is left alone after this error, first.
+func Rests(err error) time.Duration {
+	return max(find(codeOf(err), importer.Class(err)).first, 5*time.Second)
+}
+
+// Code is the code by which the table knows an error: of AWS, of PKCS#11 or of hsmbridge.
+func Code(err error) string { return codeOf(err) }
 
 // find gives the rule for an error.
 func find(code, class string) rule {
@@ -183,7 +194,7 @@ func (r *Runner) judge(ctx context.Context, j store.Job, err error) verdict {
 	v := verdict{do: row.do, delay: row.delay(j.Attempts)}
 	wait := v.delay
 	if row.do == park {
-		wait = find(codeParked, "").first
+		wait = find(CodeParked, "").first
 	}
 	// Jobs that failed together are not tried together.
 	wait += wait / 10 * time.Duration(j.ID%10) / 10

@@ -158,7 +158,7 @@ func (r *Runner) consequences(ctx context.Context, j store.Job, v verdict, err e
 	switch {
 	case v.do == park:
 		r.Tokens.Park(ctx, j.Token, err)
-	case v.do == rest && codeOf(err) != codeResting:
+	case v.do == rest && codeOf(err) != CodeResting:
 		r.Tokens.Rest(ctx, j.Token, r.Now().Add(v.delay), err)
 	case v.do == replace:
 		r.Replace(err)

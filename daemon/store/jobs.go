@@ -163,6 +163,21 @@ func (s *Store) Jobs(ctx context.Context, f JobFilter) ([]Job, error) {
 	return query(ctx, s, s.read, scanJob, selectJobs+" WHERE "+strings.Join(where, " AND ")+" ORDER BY id DESC LIMIT ?", append(args, f.Limit)...)
 }
 
+// OpenJob is as much of an open job as the planner needs.
+type OpenJob struct {
+	Key, Destination string
+	Kind             Kind
+}
+
+// OpenJobs lists all open jobs.
+func (s *Store) OpenJobs(ctx context.Context) ([]OpenJob, error) {
+	return query(ctx, s, s.read, func(scan func(...any) error) (OpenJob, error) {
+		var j OpenJob
+		err := scan(&j.Key, &j.Destination, &j.Kind)
+		return j, err
+	}, "SELECT key_name, destination, kind FROM jobs WHERE state IN ('queued', 'running', 'waiting')")
+}
+
 // ErrNotQueued says that a job is not there to be done: it is over, was cancelled, or somebody else does it.
 var ErrNotQueued = errors.New("the job is not queued")
 
@@ -234,10 +249,13 @@ func (s *Store) ChooseExpiry(ctx context.Context, l *Lease, id int64, validTo ti
 	})
 }
 
+// tooFar is longer than any job waits: a time that lies further ahead was written under a wrong clock.
+const tooFar = 8 * time.Hour
+
 // Wake queues waiting jobs whose time has come.
 func (s *Store) Wake(ctx context.Context, enqueue Enqueue) (n int, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
-		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'waiting' AND not_before <= ? ORDER BY not_before LIMIT 500", micros(s.now()))
+		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'waiting' AND (not_before <= ? OR not_before > ?) ORDER BY not_before LIMIT 500", micros(s.now()), micros(s.now().Add(tooFar)))
 		if err != nil || len(list) == 0 {
 			return err
 		}

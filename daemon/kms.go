@@ -1,0 +1,155 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon/importer"
+	"hsmbridge/daemon/runner"
+	"hsmbridge/daemon/store"
+	"hsmbridge/kmsclient"
+)
+
+// clients are the KMS clients: one for each Region, endpoint and role.
+type clients struct {
+	config func() *configs.Config
+	store  *store.Store
+	log    *zap.Logger
+	now    func() time.Time
+	calls  func(kmsclient.Call) // for metrics
+
+	mu   sync.Mutex
+	made map[place]*kms
+}
+
+// place is who is called as whom.
+type place struct {
+	region, endpoint, profile, role, external string
+	fips                                      bool
+}
+
+// kms is a client that does not trust its own clock: with a wrong one it would choose a wrong expiry.
+type kms struct {
+	*kmsclient.Client
+	skewed func(ahead time.Duration)
+}
+
+// maxSkew is how wrong the clock may be. AWS refuses signatures that are 15 minutes off.
+const maxSkew = 5 * time.Minute
+
+// DescribeKey asks KMS, and compares the clocks.
+func (k *kms) DescribeKey(ctx context.Context, arn string) (kmsclient.KeyInfo, error) {
+	info, err := k.Client.DescribeKey(ctx, arn)
+	if err != nil {
+		return info, err
+	}
+	if ahead, known := k.ClockSkew(); known && ahead.Abs() > maxSkew {
+		k.skewed(ahead)
+		return info, &runner.Error{
+			ErrCode: runner.CodeClock, ErrClass: "kms",
+			Message: fmt.Sprintf("this machine's clock differs from that of AWS KMS by %s, so nothing was decided by it; synchronise it (timedatectl), then this goes on by itself", ahead.Abs().Round(time.Second)),
+		}
+	}
+	return info, nil
+}
+
+// client gives the client of a destination.
+func (cs *clients) client(ctx context.Context, d configs.Destination) (importer.KMS, error) {
+	c := cs.config()
+	p := place{d.Region(), c.KMS.Endpoint, c.KMS.Profile, d.RoleARN, d.ExternalID, c.KMS.FIPS}
+	if d.Endpoint != "" {
+		p.endpoint = d.Endpoint
+	}
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if k := cs.made[p]; k != nil {
+		return k, nil
+	}
+	client, err := kmsclient.New(ctx, kmsclient.Config{
+		Region: p.region, Endpoint: p.endpoint, Profile: p.profile, FIPS: p.fips, RoleARN: p.role, ExternalID: p.external, Now: cs.now,
+		Limit: cs.limit,
+		Log: func(call kmsclient.Call) {
+			cs.calls(call)
+			cs.log.Debug("KMS call", zap.String("operation", call.Operation), zap.String("key", call.Key), zap.Int("attempt", call.Attempt),
+				zap.String("request_id", call.RequestID), zap.String("code", call.Code), zap.Duration("duration", call.Duration))
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	k := &kms{Client: client, skewed: func(ahead time.Duration) {
+		cs.log.Error("the clock is wrong", zap.Duration("kms_is_ahead", ahead), zap.String("region", p.region))
+	}}
+	cs.made[p] = k
+	return k, nil
+}
+
+// skews gives what is known of the clock, by Region.
+func (cs *clients) skews() map[string]time.Duration {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	out := map[string]time.Duration{}
+	for p, k := range cs.made {
+		if ahead, known := k.ClockSkew(); known {
+			out[p.region] = ahead
+		}
+	}
+	return out
+}
+
+// forget makes new clients after the configuration or the environment changed.
+func (cs *clients) forget() {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	clear(cs.made)
+}
+
+// worthLimiting is the quota in requests a second from which on nobody can reach it from here: such requests do not queue.
+const worthLimiting = 200
+
+// limit waits for a request's place in the queue that all daemons share. A tenth of AWS's default quota stays for others.
+func (cs *clients) limit(ctx context.Context, operation, key string) error {
+	arn, err := kmsclient.ParseARN(key)
+	if err != nil {
+		return nil //nolint:nilerr // not about a key: nothing is counted
+	}
+	rate := cs.rate(operation, arn)
+	if rate == 0 || rate > worthLimiting {
+		return nil
+	}
+	wait, err := cs.store.Reserve(ctx, arn.Account+"/"+arn.Region+"/"+operation, rate)
+	if err != nil {
+		return err
+	}
+	if wait == 0 {
+		return nil
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// rate is the number of requests a second that may be sent; 0: as many as one likes.
+func (cs *clients) rate(operation string, arn kmsclient.ARN) float64 {
+	for _, q := range cs.config().Quotas {
+		if q.Operation == operation && (q.Account == "" || q.Account == arn.Account) && (q.Region == "" || q.Region == arn.Region) {
+			return q.Rate.PerSecond()
+		}
+	}
+	for _, q := range kmsclient.Quotas() {
+		if q.Operation == operation {
+			return q.PerSecond * 0.9
+		}
+	}
+	return 0
+}

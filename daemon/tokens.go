@@ -1,0 +1,304 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon/importer"
+	"hsmbridge/daemon/runner"
+	"hsmbridge/daemon/store"
+	"hsmbridge/hsm/pkcs11uri"
+	"hsmbridge/hsm/wrapping"
+)
+
+// Token is an open token. [hsmbridge/hsm.Token] has these methods.
+type Token interface {
+	importer.Token
+	Warnings() []string
+	PINTriesLow() bool
+	Close() error
+}
+
+// OpenToken opens a token and logs in, once. again says that a person has mended the cause of an earlier refusal.
+type OpenToken func(ctx context.Context, t configs.Token, again bool) (Token, error)
+
+// tokens keeps the tokens open and leaves those alone that are parked or resting.
+type tokens struct {
+	open   OpenToken
+	config func() *configs.Config
+	store  *store.Store
+	log    *zap.Logger
+	now    func() time.Time
+	calls  *calls
+
+	opening sync.Mutex // one login at a time in the whole process
+
+	mu     sync.Mutex
+	byName map[string]*slot
+}
+
+// slot is what is known of a token.
+type slot struct {
+	sync.Mutex
+	token   *tracked // nil: not open
+	config  configs.Token
+	resting time.Time
+	cause   string
+	parked  *store.Parked
+	again   bool // the next login may follow a refused one
+	low     bool
+}
+
+// openTime bounds C_Initialize, C_OpenSession and C_Login together.
+const openTime = time.Minute
+
+func (ts *tokens) slot(name string) *slot {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	s := ts.byName[name]
+	if s == nil {
+		s = &slot{}
+		ts.byName[name] = s
+	}
+	return s
+}
+
+// load reads which tokens an earlier life of the daemon parked.
+func (ts *tokens) load(ctx context.Context) error {
+	parked, err := ts.store.ParkedTokens(ctx)
+	for name, p := range parked {
+		ts.slot(name).parked = &p
+	}
+	return err
+}
+
+// Get gives an open token.
+func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) {
+	s := ts.slot(name)
+	s.Lock()
+	defer s.Unlock()
+	c, ok := ts.config().Token(name)
+	switch {
+	case !ok:
+		return nil, &runner.Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: "the configuration has no token " + name}
+	case s.parked != nil:
+		return nil, &runner.Error{
+			ErrCode: runner.CodeParked, ErrClass: "token",
+			Message: fmt.Sprintf("token %s is parked since %s (%s); mend the cause, then run hsmbridge resume --token %s", name, s.parked.At.Format(time.RFC3339), s.parked.Reason, name),
+		}
+	case s.resting.After(ts.now()):
+		return nil, &runner.Error{ErrCode: runner.CodeResting, ErrClass: "token", Message: fmt.Sprintf("token %s is left alone until %s (%s)", name, s.resting.Format(time.RFC3339), s.cause)}
+	case s.token != nil && reflect.DeepEqual(s.config, c):
+		return s.token, nil
+	case s.token != nil:
+		ts.shut(s, name) // it is configured otherwise now
+	}
+	ts.opening.Lock()
+	defer ts.opening.Unlock()
+	octx, cancel := context.WithTimeout(ctx, openTime)
+	defer cancel()
+	done := ts.calls.begin("open " + name)
+	token, err := ts.open(octx, c, s.again)
+	done()
+	if err != nil {
+		return nil, ts.failed(ctx, name, s, err)
+	}
+	s.again, s.low, s.config, s.cause = false, token.PINTriesLow(), c, ""
+	s.token = &tracked{Token: token, calls: ts.calls, name: name}
+	id := token.Identity()
+	ts.log.Info("token opened", zap.String("token", name), zap.String("serial", id.Serial), zap.String("model", id.Model), zap.String("firmware", id.Firmware))
+	for _, w := range token.Warnings() {
+		ts.log.Warn(w, zap.String("token", name))
+	}
+	return s.token, nil
+}
+
+// failed parks a token that could not be opened, or lets it rest, as the table of retries says.
+func (ts *tokens) failed(ctx context.Context, name string, s *slot, err error) error {
+	if importer.Class(err) == "caller" || importer.Class(err) == "" { // of opening it, not of a key
+		err = &runner.Error{ErrCode: "TokenUnavailable", ErrClass: "token", Message: "token " + name + " cannot be opened", Err: err}
+	}
+	if runner.Parks(err) {
+		ts.park(ctx, name, s, err)
+		return err
+	}
+	rest := runner.Rests(err)
+	s.resting, s.cause = ts.now().Add(rest), err.Error()
+	ts.log.Warn("token cannot be opened", zap.String("token", name), zap.Duration("next_try_in", rest), zap.Error(err))
+	return err
+}
+
+// Rest closes a token and leaves it alone until then.
+func (ts *tokens) Rest(_ context.Context, name string, until time.Time, cause error) {
+	s := ts.slot(name)
+	s.Lock()
+	defer s.Unlock()
+	if s.resting.After(ts.now()) || s.parked != nil {
+		return
+	}
+	s.resting, s.cause = until, cause.Error()
+	ts.log.Warn("token is left alone for a while", zap.String("token", name), zap.Time("until", until), zap.Error(cause))
+	ts.shut(s, name)
+}
+
+// Park closes a token and leaves it alone until a person says so.
+func (ts *tokens) Park(ctx context.Context, name string, cause error) {
+	s := ts.slot(name)
+	s.Lock()
+	defer s.Unlock()
+	if s.parked == nil {
+		ts.park(ctx, name, s, cause)
+	}
+}
+
+func (ts *tokens) park(ctx context.Context, name string, s *slot, cause error) {
+	p := store.Parked{Token: name, At: ts.now(), Code: runner.Code(cause), Reason: cause.Error()}
+	s.parked = &p
+	ts.log.Error("token is parked until a person acts", zap.String("token", name), zap.Error(cause))
+	if err := ts.store.Park(context.WithoutCancel(ctx), p); err != nil {
+		ts.log.Error("that a token is parked could not be written down: it is parked until this process ends", zap.String("token", name), zap.Error(err))
+	}
+	ts.shut(s, name)
+}
+
+// unpark lets a token be used again, with one more login.
+func (ts *tokens) unpark(ctx context.Context, name, actor string) error {
+	s := ts.slot(name)
+	s.Lock()
+	defer s.Unlock()
+	if err := ts.store.Unpark(ctx, name, actor, "asked to use the token again"); err != nil {
+		return err
+	}
+	s.parked, s.resting, s.cause, s.again = nil, time.Time{}, "", true
+	return nil
+}
+
+// shut closes a slot's token. Closing may hang with the module, so nobody waits for it.
+func (ts *tokens) shut(s *slot, name string) {
+	t := s.token
+	s.token = nil
+	if t == nil {
+		return
+	}
+	go func() {
+		if err := t.Close(); err != nil {
+			ts.log.Warn("closing a token", zap.String("token", name), zap.Error(err))
+		}
+	}()
+}
+
+// close closes all tokens, at the end.
+func (ts *tokens) close() error {
+	ts.mu.Lock()
+	all := maps.Clone(ts.byName)
+	ts.mu.Unlock()
+	var errs []error
+	for _, s := range all {
+		s.Lock()
+		if s.token != nil {
+			errs = append(errs, s.token.Close())
+			s.token = nil
+		}
+		s.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// drop closes tokens that the configuration has no more.
+func (ts *tokens) drop() {
+	ts.mu.Lock()
+	all := maps.Clone(ts.byName)
+	ts.mu.Unlock()
+	for name, s := range all {
+		if _, ok := ts.config().Token(name); ok {
+			continue
+		}
+		s.Lock()
+		ts.shut(s, name)
+		s.Unlock()
+	}
+}
+
+// tracked is a token whose calls are counted and timed, and whose capabilities are probed once.
+type tracked struct {
+	Token
+	calls *calls
+	name  string
+	busy  atomic.Int32
+
+	mu     sync.Mutex
+	probed map[wrapping.KeySpec]wrapping.Capabilities
+}
+
+// call notes a call while it runs.
+func (t *tracked) call(op string) (done func()) {
+	end := t.calls.begin(op + " on " + t.name)
+	t.busy.Add(1)
+	return func() { t.busy.Add(-1); end() }
+}
+
+// Find finds a key.
+func (t *tracked) Find(ctx context.Context, u pkcs11uri.URI) (wrapping.Key, error) {
+	defer t.call("find")()
+	return t.Token.Find(ctx, u)
+}
+
+// Generate makes a key.
+func (t *tracked) Generate(ctx context.Context, spec wrapping.KeySpec, label string, id []byte) (wrapping.Key, error) {
+	defer t.call("generate")()
+	return t.Token.Generate(ctx, spec, label, id)
+}
+
+// Probe tries what the token can do, once for each key spec as long as it is open.
+func (t *tracked) Probe(ctx context.Context, specs ...wrapping.KeySpec) (wrapping.Capabilities, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(specs) == 1 {
+		if c, ok := t.probed[specs[0]]; ok {
+			return c, nil
+		}
+	}
+	defer t.call("probe")()
+	c, err := t.Token.Probe(ctx, specs...)
+	if err == nil && len(specs) == 1 {
+		if t.probed == nil {
+			t.probed = map[wrapping.KeySpec]wrapping.Capabilities{}
+		}
+		t.probed[specs[0]] = c
+	}
+	return c, err
+}
+
+// Wrap wraps a key.
+func (t *tracked) Wrap(ctx context.Context, key wrapping.Key, pub *rsa.PublicKey, plan wrapping.Plan) ([]byte, error) {
+	defer t.call("wrap")()
+	return t.Token.Wrap(ctx, key, pub, plan)
+}
+
+// PublicKey reads a public key.
+func (t *tracked) PublicKey(ctx context.Context, key wrapping.Key) ([]byte, error) {
+	defer t.call("public key")()
+	return t.Token.PublicKey(ctx, key)
+}
+
+// MAC computes a MAC.
+func (t *tracked) MAC(ctx context.Context, key wrapping.Key, message []byte) ([]byte, error) {
+	defer t.call("MAC")()
+	return t.Token.MAC(ctx, key, message)
+}
+
+// CheckValue reads a check value.
+func (t *tracked) CheckValue(ctx context.Context, key wrapping.Key) (string, error) {
+	defer t.call("check value")()
+	return t.Token.CheckValue(ctx, key)
+}

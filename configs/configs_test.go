@@ -101,7 +101,7 @@ func TestSamples(t *testing.T) {
 		Keys: []Key{{
 			Name: "payments", Token: "demo", URI: pkcs11uri.URI{Object: "payments", Type: "secret-key"}, KeySpec: wrapping.SymmetricDefault,
 			Generate: GenerateIfMissing, Expires: Duration(90 * 24 * time.Hour), Prove: true,
-			Destinations: []Destination{{"arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"}},
+			Destinations: []Destination{{ARN: "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"}},
 		}},
 	}
 	if diff := cmp.Diff(want, c); diff != "" {
@@ -201,7 +201,7 @@ func TestLarge(t *testing.T) {
 	if err := os.Truncate(file, 100<<20); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Load(file); err == nil || !strings.Contains(err.Error(), "larger than 1 MiB") {
+	if _, err := Load(file); err == nil || !strings.Contains(err.Error(), "larger than 8 MiB") {
 		t.Errorf("Load: %v", err)
 	}
 	fill := func(part string) string { return strings.Repeat(part, maxBytes/2/len(part)) }

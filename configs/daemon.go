@@ -1,13 +1,6 @@
 package configs
 
-import (
-	"fmt"
-	"regexp"
-	"strconv"
-	"time"
-
-	"hsmbridge/hsm/pkcs11uri"
-)
+import "hsmbridge/hsm/pkcs11uri"
 
 // Schedule imports a key again at fixed times.
 type Schedule struct {
@@ -34,7 +27,9 @@ type Window struct {
 }
 
 // IsZero says that there is no window: any time will do.
-func (w Window) IsZero() bool { return len(w.Days) == 0 && w.From == "" && w.To == "" && w.TimeZone == "" }
+func (w Window) IsZero() bool {
+	return len(w.Days) == 0 && w.From == "" && w.To == "" && w.TimeZone == ""
+}
 
 // Backup is the second token in which a copy of a key has to be before the key is imported.
 type Backup struct {
@@ -66,7 +61,7 @@ type Control struct {
 
 // Metrics is where Prometheus metrics, /livez and /readyz are served.
 type Metrics struct {
-	// Address and port. "" or "none": nowhere. Default 127.0.0.1:9464.
+	// Address and port, or none. Default 127.0.0.1:9464.
 	Listen string `yaml:"listen,omitempty"`
 }
 
@@ -76,31 +71,4 @@ type Log struct {
 	Level string `yaml:"level,omitempty"`
 	// json, or console for people. Default json.
 	Format string `yaml:"format,omitempty"`
-}
-
-// Rate is a number of requests in a time, written 1/s, 0.25/s, 30/m or 100/h.
-type Rate float64
-
-// PerSecond is the rate in requests a second.
-func (r Rate) PerSecond() float64 { return float64(r) }
-
-// String writes the rate in requests a second.
-func (r Rate) String() string { return strconv.FormatFloat(float64(r), 'g', -1, 64) + "/s" }
-
-// MarshalText is [Rate.String].
-func (r Rate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
-
-const ratePattern = `^([0-9]{1,6}(?:\.[0-9]{1,6})?)/(s|m|h)$`
-
-// UnmarshalText reads a rate, which is more than zero.
-func (r *Rate) UnmarshalText(text []byte) error {
-	parts := regexp.MustCompile(ratePattern).FindStringSubmatch(string(text))
-	if parts != nil {
-		n, err := strconv.ParseFloat(parts[1], 64)
-		if err == nil && n > 0 {
-			*r = Rate(n / map[string]time.Duration{"s": time.Second, "m": time.Minute, "h": time.Hour}[parts[2]].Seconds())
-			return nil
-		}
-	}
-	return fmt.Errorf("%q is not a rate: write requests per second, minute or hour, such as 1/s, 0.25/s or 30/m", text)
 }

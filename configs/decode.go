@@ -60,6 +60,9 @@ func (d *decoder) decode(path string, node ast.Node, v reflect.Value) {
 	found := len(d.problems)
 	text, isText := v.Addr().Interface().(encoding.TextUnmarshaler)
 	_, isSequence := node.(*ast.SequenceNode)
+	if _, isMapping := mapping(node); isMapping && v.Kind() == reflect.Struct && fieldNames(v.Type())[0] != "" {
+		isText = false // a text or a mapping: a destination
+	}
 	switch kind := v.Kind(); {
 	case kind == reflect.Slice && (isSequence || !isText):
 		d.decodeSlice(path, node, v)
@@ -104,7 +107,7 @@ func (d *decoder) decodeStruct(path string, node ast.Node, v reflect.Value) {
 		case seen[name]:
 			d.add(nodePosition(e.Key), join(path, name), "%s is given twice", name)
 		default:
-			d.decode(join(path, name), e.Value, v.Field(i))
+			d.decodeField(join(path, name), name, e.Value, v, i)
 		}
 		seen[name] = true
 	}
@@ -112,6 +115,19 @@ func (d *decoder) decodeStruct(path string, node ast.Node, v reflect.Value) {
 		if required(v.Type().Field(i)) && !seen[name] && !meant[name] {
 			d.add(nodePosition(node), join(path, name), "%s is missing%s", name, whyRequired(name))
 		}
+	}
+}
+
+// decodeField reads a field of a struct. The ARN of a destination is read like a destination that is only its ARN.
+func (d *decoder) decodeField(path, name string, node ast.Node, v reflect.Value, i int) {
+	dest, ok := v.Addr().Interface().(*Destination)
+	if !ok || name != "arn" {
+		d.decode(path, node, v.Field(i))
+		return
+	}
+	found := len(d.problems)
+	if d.decodeText(path, node, dest); len(d.problems) == found {
+		d.at[path] = nodePosition(node)
 	}
 }
 
@@ -220,8 +236,10 @@ func (d *decoder) wrongType(path string, node ast.Node, want string) {
 		d.add(at, path, "%s has no value: give it %s, or leave the key out", field, want)
 	case ast.ScalarNode:
 		switch {
-		case want == "text" && strings.HasSuffix(path, "expires"):
+		case want == "text" && slices.Contains([]string{"expires", "watch_every", "renew_before", "rotate_every", "drill_every"}, field):
 			d.add(at, path, "%s has to be a length of time with a unit, as in 90d or 12h", field)
+		case want == "text" && field == "rate":
+			d.add(at, path, "%s has to be a number of requests in a time, as in 1/s or 30/m", field)
 		case want == "text":
 			d.add(at, path, "%s has to be text: put it in quotes", field)
 		default:
@@ -304,6 +322,8 @@ func whyRequired(name string) string {
 		return ": say when KMS deletes the imported material, at most 365d (expires: 90d), or that it never does (expires: never); AWS's own default is that it expires"
 	case "uri":
 		return `: name it by a PKCS #11 URI such as "pkcs11:token=LABEL" or "pkcs11:object=LABEL;type=secret-key"`
+	case "arn":
+		return ": a destination is a KMS key, " + destinationForm
 	case "destinations":
 		return ": list the ARNs of the KMS keys into which this key may go"
 	}

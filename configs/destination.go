@@ -47,6 +47,15 @@ func (d Destination) part(i int) string {
 	return ""
 }
 
+// MarshalYAML is the ARN, or a mapping if there is more.
+func (d Destination) MarshalYAML() (any, error) {
+	if d == (Destination{ARN: d.ARN}) {
+		return d.ARN, nil
+	}
+	type whole Destination // without methods
+	return whole(d), nil
+}
+
 // MarshalText is the ARN.
 func (d Destination) MarshalText() ([]byte, error) { return []byte(d.ARN), nil }
 

@@ -17,7 +17,7 @@ const Never Duration = 0
 // day is 24 hours, as AWS KMS counts the days of an expiry.
 const day = 24 * time.Hour
 
-const durationPattern = `^(?:(\d{1,5})d)?(?:(\d{1,5})h)?(?:(\d{1,5})m)?$`
+var durationForm = regexp.MustCompile(`^(?:(\d{1,5})d)?(?:(\d{1,5})h)?(?:(\d{1,5})m)?$`)
 
 // Duration is d in Go's type; 0 for [Never].
 func (d Duration) Duration() time.Duration { return time.Duration(d) }
@@ -50,7 +50,7 @@ func (d *Duration) UnmarshalText(text []byte) error {
 		return nil
 	}
 	var total time.Duration
-	units := regexp.MustCompile(durationPattern).FindSubmatch(text)
+	units := durationForm.FindSubmatch(text)
 	for i, size := range []time.Duration{day, time.Hour, time.Minute} {
 		if len(units) == 0 || len(units[i+1]) == 0 {
 			continue

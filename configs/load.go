@@ -10,10 +10,10 @@ import (
 	"unicode/utf8"
 )
 
-// maxBytes is the largest configuration that is read: 1 MiB, which is some thousand keys.
-const maxBytes = 1 << 20
+// maxBytes is the largest configuration that is read: 8 MiB, which is some ten thousand keys.
+const maxBytes = 8 << 20
 
-// Load reads and checks the configuration in a file. Relative paths in module and pin_file are resolved against the
+// Load reads and checks the configuration in a file. Relative paths in module, pin_file, database and control.socket are resolved against the
 // file's folder, so that it does not matter where hsmbridge is started. Mistakes in the configuration are an [*Error].
 func Load(path string) (*Config, error) {
 	folder, err := filepath.Abs(filepath.Dir(path))
@@ -37,6 +37,10 @@ func Load(path string) (*Config, error) {
 		t := &c.Tokens[i]
 		t.Module = resolve(folder, t.Module)
 		t.PINFile = resolve(folder, t.PINFile)
+	}
+	c.Control.Socket = resolve(folder, c.Control.Socket)
+	if !isPostgres(c.Database) {
+		c.Database = resolve(folder, c.Database)
 	}
 	return c, nil
 }
@@ -77,7 +81,7 @@ func (d *decoder) readable(data []byte) bool {
 	start := position{1, 1}
 	switch {
 	case len(data) > maxBytes:
-		d.add(start, "", "the file is larger than 1 MiB: this is not a configuration of hsmbridge")
+		d.add(start, "", "the file is larger than 8 MiB: this is not a configuration of hsmbridge")
 	case bytes.HasPrefix(data, []byte("\xef\xbb\xbf")):
 		d.add(start, "", "the file starts with a byte order mark: save it as UTF-8 without one")
 	case !utf8.Valid(data):

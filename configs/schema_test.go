@@ -25,6 +25,7 @@ func generateSchema(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	s := r.Reflect(Config{})
+	allowText(s.Definitions["Destination"])
 	s.Version = reflector.Version
 	s.Title = "Configuration of hsmbridge"
 	for path, set := range refinements() {
@@ -40,7 +41,13 @@ func generateSchema(t *testing.T) []byte {
 	}
 	for _, definition := range s.Definitions {
 		definition.Description = strings.ReplaceAll(definition.Description, "\n", " ")
-		for pair := definition.Properties.Oldest(); pair != nil; pair = pair.Next() {
+		properties := definition.Properties
+		for _, form := range definition.OneOf {
+			if form.Type == "object" {
+				properties = form.Properties
+			}
+		}
+		for pair := properties.Oldest(); pair != nil; pair = pair.Next() {
 			pair.Value.Description = strings.ReplaceAll(pair.Value.Description, "\n", " ")
 		}
 	}
@@ -51,6 +58,29 @@ func generateSchema(t *testing.T) []byte {
 	return append(out, '\n')
 }
 
+// allowText makes the schema of a destination: its ARN, or a mapping.
+func allowText(s *reflector.Schema) {
+	whole := *s
+	whole.Description = ""
+	set := func(property, pattern string) {
+		if p, ok := whole.Properties.Get(property); ok {
+			p.Pattern = pattern
+		}
+	}
+	set("arn", destinationPattern)
+	set("role_arn", "^$|"+rolePattern)
+	set("external_id", "^$|"+externalIDPattern)
+	set("endpoint", endpointPattern)
+	whole.DependentRequired = map[string][]string{"external_id": {"role_arn"}}
+	*s = reflector.Schema{Description: s.Description, OneOf: []*reflector.Schema{{Type: "string", Pattern: destinationPattern}, &whole}}
+}
+
+// databasePattern is a path or a PostgreSQL URL without a password.
+const databasePattern = `^$|^postgres(ql)?://([^:@/]*@)?[^@]*$|^[^~:]+$`
+
+// endpointPattern is what a schema can say of an endpoint.
+const endpointPattern = "^$|^https?://."
+
 // scalarSchema is the schema of the types that are written as one scalar.
 func scalarSchema(t reflect.Type) *reflector.Schema {
 	switch t {
@@ -58,8 +88,8 @@ func scalarSchema(t reflect.Type) *reflector.Schema {
 		return &reflector.Schema{Type: "string", Pattern: "^[Pp][Kk][Cc][Ss]11:"}
 	case reflect.TypeFor[Duration]():
 		return &reflector.Schema{Type: "string", Pattern: `^(never|([0-9]{1,5}d)?([0-9]{1,5}h)?([0-9]{1,5}m)?)$`, MinLength: ptr(2), Examples: []any{"90d", "12h", "never"}}
-	case reflect.TypeFor[Destination]():
-		return &reflector.Schema{Type: "string", Pattern: destinationPattern}
+	case reflect.TypeFor[Rate]():
+		return &reflector.Schema{Type: "string", Pattern: ratePattern, Examples: []any{"1/s", "0.25/s", "30/m"}}
 	case reflect.TypeFor[Command]():
 		word := &reflector.Schema{Type: "string", MinLength: ptr(1)}
 		return &reflector.Schema{OneOf: []*reflector.Schema{word, {Type: "array", Items: word, MinItems: ptr(1)}}}
@@ -83,8 +113,22 @@ func refinements() map[string]func(*reflector.Schema) {
 		return &reflector.Schema{Properties: properties, Required: []string{field}}
 	}
 	return map[string]func(*reflector.Schema){
+		"Config.name":          func(s *reflector.Schema) { s.Pattern = "^$|" + namePattern },
+		"Config.database":      func(s *reflector.Schema) { s.Pattern = databasePattern },
+		"Quota.operation":      func(s *reflector.Schema) { s.Enum = enum(operations()) },
+		"Quota.account":        func(s *reflector.Schema) { s.Pattern = "^$|" + accountPattern },
+		"Quota.region":         func(s *reflector.Schema) { s.Pattern = "^$|" + regionPattern },
+		"Control.socket":       func(s *reflector.Schema) { s.Pattern = "^$|^[^~]" },
+		"Control.operators":    func(s *reflector.Schema) { s.Items.Pattern = operatorPattern },
+		"Metrics.listen":       func(s *reflector.Schema) { s.Pattern = `^$|^none$|^[^:].*:[0-9]{1,5}$` },
+		"Log.level":            func(s *reflector.Schema) { s.Enum = enum(append(logLevels(), "")) },
+		"Log.format":           func(s *reflector.Schema) { s.Enum = enum(append(logFormats(), "")) },
+		"Schedule.cron":        func(s *reflector.Schema) { s.Pattern = `^\s*[^\s@=]+(\s+[^\s@=]+){4}\s*$` },
+		"Window.days":          func(s *reflector.Schema) { s.Items.Enum = enum(weekdays()) },
+		"Window.from":          func(s *reflector.Schema) { s.Pattern = clockPattern },
+		"Window.to":            func(s *reflector.Schema) { s.Pattern = clockPattern },
 		"KMS.region":           func(s *reflector.Schema) { s.Pattern = "^$|" + regionPattern },
-		"KMS.endpoint":         func(s *reflector.Schema) { s.Pattern = "^$|^https?://." },
+		"KMS.endpoint":         func(s *reflector.Schema) { s.Pattern = endpointPattern },
 		"Token.name":           name,
 		"Token.module":         file,
 		"Token.pin_credential": func(s *reflector.Schema) { s.Pattern = "^$|" + systemdNamePattern },

@@ -1,0 +1,130 @@
+package configs
+
+import (
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+func (v validator) token(path string, t *Token) {
+	v.path(path+".module", t.Module, "the vendor's PKCS #11 library")
+	if t.PINFile != "" {
+		v.path(path+".pin_file", t.PINFile, "the file that holds the PIN")
+	}
+	if uri := path + ".uri"; v.ok(uri) {
+		switch {
+		case t.URI.HasObjectAttributes():
+			v.problem(uri, "object, type and id name a key: leave them out here, and write them in the uri of a key")
+		case t.URI.HasModuleAttributes():
+			v.problem(uri, "the module is named by module: leave module-name and module-path out")
+		case !t.URI.HasTokenAttributes():
+			v.problem(uri, `names no token: any would do, also a wrong one; write "pkcs11:token=LABEL"`)
+		}
+	}
+	v.pinSource(path, t)
+	for _, name := range slices.Sorted(maps.Keys(t.Environment)) {
+		at := path + ".environment." + name
+		v.matches(at, name, environmentPattern, "the name of an environment variable")
+		if v.ok(at) && steersProcess(name) {
+			v.problem(at, "%s steers the whole process, not the module: it could put another server in the place of AWS KMS; set it for hsmbridge itself, where it is meant", name)
+		}
+		if v.ok(at) && strings.ContainsRune(t.Environment[name], 0) {
+			v.problem(at, "%s holds a zero byte, which no environment variable can", name)
+		}
+	}
+	if at := path + ".module_parameters"; v.ok(at) && strings.ContainsRune(t.ModuleParameters, 0) {
+		v.problem(at, "module_parameters holds a zero byte, at which the module would stop reading")
+	}
+}
+
+// steersProcess tells environment variables that decide whom hsmbridge talks to and what it loads.
+func steersProcess(name string) bool {
+	upper := strings.ToUpper(name)
+	for _, prefix := range []string{"AWS_", "LD_", "SSL_CERT_"} {
+		if strings.HasPrefix(upper, prefix) {
+			return true
+		}
+	}
+	return strings.HasSuffix(upper, "_PROXY") || slices.Contains([]string{"GODEBUG", "CREDENTIALS_DIRECTORY", "HOME", "PATH"}, upper)
+}
+
+// path checks a file name.
+func (v validator) path(path, value, what string) {
+	switch {
+	case !v.ok(path):
+	case value == "":
+		v.problem(path, "the path is empty: write that of %s", what)
+	case strings.HasPrefix(value, "~"):
+		v.problem(path, "'~' is not expanded: write the whole path")
+	case strings.ContainsAny(value, "\x00\n"):
+		v.problem(path, "%q is not the path of a file", value)
+	}
+}
+
+// pinSource checks that exactly one source of the PIN is given.
+func (v validator) pinSource(path string, t *Token) {
+	var given []string
+	for _, source := range []struct {
+		name  string
+		given bool
+	}{
+		{"pin_file", t.PINFile != ""},
+		{"pin_command", len(t.PINCommand) > 0},
+		{"pin_prompt", t.PINPrompt},
+		{"pin_credential", t.PINCredential != ""},
+	} {
+		if source.given {
+			given = append(given, source.name)
+		}
+	}
+	const choice = "pin_file, pin_command, pin_prompt: true or pin_credential"
+	switch {
+	case len(given) > 1:
+		v.problem(path+"."+given[1], "%s are both given: exactly one of %s says where the PIN comes from", strings.Join(given[:2], " and "), choice)
+	case len(given) == 0 && v.ok(path):
+		v.problem(path, "where does the PIN come from? Give one of %s", choice)
+	}
+	if t.PINCredential != "" {
+		v.matches(path+".pin_credential", t.PINCredential, systemdNamePattern, "the name of a systemd credential")
+	}
+	if at := path + ".pin_command"; v.ok(at) && len(t.PINCommand) > 0 && (t.PINCommand[0] == "" || t.PINCommand[len(t.PINCommand)-1] == "") {
+		v.problem(at, "pin_command is empty: write the command that prints the PIN")
+	}
+}
+
+// modules checks tokens against each other: a module is loaded once for the process, and the environment is the process's.
+// Each token is compared with the first that has the same module, the same module and uri, or the same variable.
+func (v validator) modules() {
+	byModule, byURI, byVariable := make(map[string]*Token), make(map[string]*Token), make(map[string]*Token)
+	first := func(m map[string]*Token, key string, t *Token) *Token {
+		if m[key] == nil {
+			m[key] = t
+		}
+		return m[key]
+	}
+	for i := range v.c.Tokens {
+		t, path := &v.c.Tokens[i], fmt.Sprintf("tokens[%d]", i)
+		if !v.ok(path) {
+			continue
+		}
+		module := resolve(v.folder, filepath.Clean(t.Module))
+		const once = "a module is loaded once for the whole process; give both the same, or run a second hsmbridge"
+		sameModule := first(byModule, module, t)
+		sameURI := first(byURI, module+"\x00"+t.URI.String(), t)
+		switch {
+		case !maps.Equal(t.Environment, sameModule.Environment):
+			v.problem(path+".module", "token %s uses this module with another environment: %s", sameModule.Name, once)
+		case t.ModuleParameters != sameModule.ModuleParameters:
+			v.problem(path+".module", "token %s uses this module with other module_parameters: %s", sameModule.Name, once)
+		case t != sameURI:
+			v.problem(path+".uri", "token %s has the same module and uri: one token is configured once", sameURI.Name)
+		}
+		for _, name := range slices.Sorted(maps.Keys(t.Environment)) {
+			if other := first(byVariable, name, t); other.Environment[name] != t.Environment[name] && sameModule == t {
+				v.problem(path+".environment."+name, "%s has another value in token %s: the environment belongs to the whole process", name, other.Name)
+			}
+		}
+	}
+}

@@ -21,6 +21,7 @@ const (
 	exitToken       = 5
 	exitKMS         = 6
 	exitPartly      = 7
+	exitReplace     = 8
 	exitInterrupted = 130
 )
 
@@ -41,6 +42,7 @@ func exitTable() []struct {
 		{exitToken, "the token: PIN refused or parked, not there, session or module broken"},
 		{exitKMS, "AWS KMS: not reachable, throttled, in the wrong state, or it holds another key"},
 		{exitPartly, "some destinations are done and some are not; the output says which"},
+		{exitReplace, "the daemon: a PKCS#11 module is broken in this process, which has to be started anew; jobs were handed back"},
 		{exitInterrupted, "interrupted"},
 	}
 }

@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) importCommand() *cobra.Command {
-	var all, renew, noProve bool
+	var all, renew, noProve, direct bool
 	var expires string
 	c := &cobra.Command{
 		Use:   "import NAME...",
@@ -24,12 +24,17 @@ func (a *app) importCommand() *cobra.Command {
 Run again, it finds what KMS holds, proves it again and imports only what has to be imported: material that is
 missing, or whose life differs from what is asked for by more than a tenth. --renew imports in any case.
 
+Where the daemon runs, it does the import, and this command waits for it; --direct imports in this process all the same.
+
 A destination that fails does not stop the others. See "hsmbridge help exit-codes".`,
 		Example: "  hsmbridge import payments\n  hsmbridge import --all --json",
 		RunE: func(c *cobra.Command, args []string) error {
 			o, err := optionsOf(expires, renew, noProve)
 			if err != nil {
 				return err
+			}
+			if d := a.served(c.Context()); d != nil && !direct {
+				return a.importByDaemon(c.Context(), d, args, all, o)
 			}
 			return a.importKeys(c.Context(), args, all, o)
 		},
@@ -38,6 +43,7 @@ A destination that fails does not stop the others. See "hsmbridge help exit-code
 	f.BoolVar(&all, "all", false, "import every managed key")
 	f.StringVar(&expires, "expires", "", "life of the material in KMS in place of the configuration's: 90d, 12h or never")
 	f.BoolVar(&renew, "renew", false, "import again although KMS holds the material with the life asked for")
+	f.BoolVar(&direct, "direct", false, "import in this process although the daemon runs")
 	f.BoolVar(&noProve, "no-prove", false, "do not spend a second import on the proof of symmetric keys")
 	return a.jsonFlag(c, "print one JSON object per destination, each on a line")
 }

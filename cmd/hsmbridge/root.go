@@ -21,9 +21,13 @@ type app struct {
 	out, err io.Writer
 
 	configFile string
+	socket     string
 	json       bool
 	logLevel   string
-	log        *zap.Logger
+
+	logLevelGiven bool
+
+	log *zap.Logger
 }
 
 func (a *app) run(ctx context.Context, args []string) int {
@@ -48,17 +52,20 @@ func (a *app) root() *cobra.Command {
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			a.logLevelGiven = c.Flags().Changed("log-level")
 			return a.openLog()
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
 	root.SetHelpCommand(helpCommand(root))
 	f := root.PersistentFlags()
-	f.StringVarP(&a.configFile, "config", "c", os.Getenv("HSMBRIDGE_CONFIG"), "configuration `file` (or HSMBRIDGE_CONFIG)")
+	f.StringVarP(&a.configFile, "config", "c", os.Getenv("HSMBRIDGE_CONFIG"), "configuration `file` (or HSMBRIDGE_CONFIG; "+defaultConfig+" if it is there)")
 	f.Bool("no-color", false, "for scripts that give it: no output has colors, with NO_COLOR or without")
 	f.StringVar(&a.logLevel, "log-level", "warn", "what is logged to standard error: debug, info, warn or error")
-	root.AddCommand(a.probeCommand(), a.keysCommand(), a.planCommand(), a.importCommand(), a.configCommand(), a.versionCommand(), exitCodesTopic())
+	root.AddGroup(&cobra.Group{ID: groupDaemon, Title: "Commands that talk to the daemon:"})
+	root.AddCommand(a.controlCommands()...)
+	root.AddCommand(a.serveCommand(), a.probeCommand(), a.keysCommand(), a.planCommand(), a.importCommand(), a.configCommand(), a.versionCommand(), exitCodesTopic())
 	return root
 }
 
@@ -116,6 +123,11 @@ func isTerminal(w io.Writer) bool {
 
 // load reads the configuration that -c or HSMBRIDGE_CONFIG names.
 func (a *app) load() (*configs.Config, error) {
+	if a.configFile == "" {
+		if _, err := os.Stat(defaultConfig); err == nil {
+			a.configFile = defaultConfig
+		}
+	}
 	if a.configFile == "" {
 		return nil, usageError(errors.New("no configuration: give -c FILE or set HSMBRIDGE_CONFIG; `hsmbridge config init FILE` writes one to start from"))
 	}

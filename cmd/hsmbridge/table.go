@@ -31,7 +31,7 @@ func printable(s string) string {
 	}
 	var b strings.Builder
 	for _, r := range s {
-		if control(r) {
+		if isControl(r) {
 			fmt.Fprintf(&b, "\\u%04x", r)
 		} else {
 			b.WriteRune(r)
@@ -41,7 +41,7 @@ func printable(s string) string {
 }
 
 // control tells characters that a terminal acts on; line breaks between words are laid out anew.
-func control(r rune) bool {
+func isControl(r rune) bool {
 	return r != '\n' && (unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || r >= '\u202a' && r <= '\u202e' || r >= '\u2066' && r <= '\u2069')
 }
 

@@ -1,0 +1,424 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hsmbridge/daemon/control"
+	"hsmbridge/daemon/importer"
+	"hsmbridge/daemon/store"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "status [NAME]", Short: "What expires when, what is running, what waits for a person",
+		Long: "One screen: what expires when, what is running, what waits for a person. With the name of a key: its destinations and key materials.",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.daemon()
+			if err != nil {
+				return err
+			}
+			if len(args) == 1 {
+				return a.keyStatus(cmd.Context(), c, args[0])
+			}
+			s, err := c.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return writeJSON(a.out, s)
+			}
+			a.printStatus(s)
+			return nil
+		},
+	}
+	return a.jsonFlag(c, "print JSON")
+}
+
+func (a *app) printStatus(s control.Status) {
+	state := "ready"
+	if !s.Ready {
+		state = "NOT READY: " + s.NotReady
+	}
+	fmt.Fprintf(a.out, "%s %s, %s, up %s, %s\n", s.Daemon, s.Version, state, span(s.Now.Sub(s.Started)), s.Database)
+	n := s.Counts
+	fmt.Fprintf(a.out, "%d keys, %d destinations: %d hold their material, %d do not", n.Keys, n.Destinations, n.Ready, n.Missing)
+	if n.Revoked > 0 {
+		fmt.Fprintf(a.out, ", %d keys revoked", n.Revoked)
+	}
+	if n.Paused > 0 {
+		fmt.Fprintf(a.out, ", %d keys paused", n.Paused)
+	}
+	fmt.Fprintf(a.out, "; jobs: %d running, %d queued, %d waiting\n", s.Jobs["running"], s.Jobs["queued"], s.Jobs["waiting"])
+	if s.Reload != "" {
+		wrapped(a.out, "! ", "  ", "the last reload was refused, the configuration before it is in use: "+firstLine(s.Reload))
+	}
+	if len(s.People) > 0 {
+		fmt.Fprintln(a.out, "\nWAITS FOR A PERSON")
+		for _, p := range s.People {
+			what := p.Key
+			if p.Token != "" {
+				what = "token " + p.Token
+			}
+			if p.Destination != "" {
+				what += " -> " + p.Destination
+			}
+			fmt.Fprintln(a.out, "  "+what)
+			wrapped(a.out, "    ", "    ", p.Message)
+			fmt.Fprintf(a.out, "    then: %s\n", p.Retry)
+		}
+	}
+	fmt.Fprintln(a.out)
+	rows := make([][]string, 0, len(s.Tokens))
+	for _, t := range s.Tokens {
+		note := ""
+		switch {
+		case t.State == "resting":
+			note = "until " + t.Until.UTC().Format(time.RFC3339) + ": " + firstLine(t.Reason)
+		case t.PINTriesLow:
+			note = "few PIN tries were left at its login"
+		}
+		rows = append(rows, []string{t.Name, t.State, dash(t.Model), dash(t.Serial), note})
+	}
+	table(a.out, []string{"TOKEN", "STATE", "MODEL", "SERIAL", ""}, rows)
+	if len(s.Running) > 0 {
+		fmt.Fprintln(a.out)
+		rows = rows[:0]
+		for _, j := range s.Running {
+			rows = append(rows, []string{strconv.FormatInt(j.ID, 10), j.Key, string(j.Kind), j.Reason, dash(j.Destination), span(s.Now.Sub(j.Started))})
+		}
+		table(a.out, []string{"RUNNING", "KEY", "KIND", "REASON", "DESTINATION", "SINCE"}, rows)
+	}
+	if len(s.Next) > 0 {
+		fmt.Fprintln(a.out)
+		rows = rows[:0]
+		for _, e := range s.Next[:min(len(s.Next), 10)] {
+			rows = append(rows, []string{e.Key, e.ValidTo.UTC().Format("2006-01-02 15:04"), "in " + span(e.ValidTo.Sub(s.Now)), "in " + span(e.Renewal.Sub(s.Now)), e.Destination})
+		}
+		table(a.out, []string{"EXPIRES NEXT", "AT (UTC)", "", "RENEWAL", "DESTINATION"}, rows)
+	}
+}
+
+// span is a duration as people say it.
+func span(d time.Duration) string {
+	const day = 24 * time.Hour
+	switch {
+	case d < 0:
+		return "0s"
+	case d >= 2*day:
+		return fmt.Sprintf("%dd", d/day)
+	case d >= 2*time.Hour:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	case d >= 2*time.Minute:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	}
+	return fmt.Sprintf("%ds", d/time.Second)
+}
+
+func (a *app) keyStatus(ctx context.Context, c *control.Client, name string) error {
+	list, err := c.Keys(ctx, name)
+	if err != nil {
+		return err
+	}
+	k := list[0]
+	if a.json {
+		return writeJSON(a.out, k)
+	}
+	fmt.Fprintf(a.out, "%s, %s in token %s, expires %s\n", k.Name, k.KeySpec, k.Token, k.Expires)
+	for _, line := range [][2]string{{"paused by", k.State.PausedBy}, {"revoked by", k.State.RevokedBy}, {"backup waived by", k.State.WaivedBy}, {"error", k.State.Error}} {
+		if line[1] != "" {
+			wrapped(a.out, "  "+line[0]+": ", "    ", line[1])
+		}
+	}
+	for i, d := range k.Destinations {
+		fmt.Fprintf(a.out, "\n%s\n", d.Destination)
+		for _, line := range [][2]string{
+			{"KMS key", dash(d.State)},
+			{"material ID", d.MaterialID},
+			{"expires", moment(d.ValidTo, d.Present)},
+			{"renewal", moment(k.Renewals[i], false)},
+			{"imported", moment(d.ImportedAt, false)},
+			{"proof", d.Proof},
+			{"last drill", moment(d.DrilledAt, false)},
+			{"seen", moment(d.SeenAt, false)},
+			{"error", d.Error},
+		} {
+			if line[1] != "" {
+				wrapped(a.out, fmt.Sprintf("  %-12s ", line[0]), "               ", line[1])
+			}
+		}
+	}
+	if len(k.Materials) > 0 {
+		fmt.Fprintln(a.out)
+		var rows [][]string
+		for _, m := range k.Materials {
+			rows = append(rows, []string{strconv.FormatInt(m.Generation, 10), m.Object, dash(m.CheckValue), moment(m.Current, false)})
+		}
+		table(a.out, []string{"GENERATION", "OBJECT", "CHECK VALUE", "IN USE SINCE"}, rows)
+	}
+	return nil
+}
+
+func moment(t time.Time, never bool) string {
+	switch {
+	case !t.IsZero():
+		return t.UTC().Format(time.RFC3339)
+	case never:
+		return "never"
+	}
+	return ""
+}
+
+func (a *app) jobsCommand() *cobra.Command {
+	var f store.JobFilter
+	c := &cobra.Command{
+		Use: "jobs [NAME]", Short: "List jobs, the latest first",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.daemon()
+			if err != nil {
+				return err
+			}
+			if len(args) == 1 {
+				f.Key = args[0]
+			}
+			list, err := c.Jobs(cmd.Context(), f)
+			if err != nil {
+				return err
+			}
+			return a.printJobs(list)
+		},
+	}
+	c.Flags().BoolVar(&f.Open, "open", false, "only those that are queued, running or waiting")
+	c.Flags().IntVar(&f.Limit, "limit", 50, "at most so many")
+	cancel := &cobra.Command{
+		Use: "cancel NUMBER...", Short: "End jobs; a running one stops before its next step", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.each(args, "cancelled", func(c *control.Client, n string) error {
+				id, err := strconv.ParseInt(n, 10, 64)
+				if err != nil {
+					return usageError(fmt.Errorf("%q is not the number of a job", n))
+				}
+				return c.Job(cmd.Context(), "cancel", id)
+			})
+		},
+	}
+	cancel.Flags().StringVar(&a.socket, "socket", "", "the daemon's control `socket`, in place of the configuration's")
+	c.AddCommand(cancel)
+	return a.jsonFlag(c, "print one JSON object per job, each on a line")
+}
+
+func (a *app) printJobs(list []store.Job) error {
+	if a.json {
+		for _, j := range list {
+			if err := writeJSON(a.out, j); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	rows := make([][]string, 0, len(list))
+	for _, j := range list {
+		when := j.Created
+		if !j.Finished.IsZero() {
+			when = j.Finished
+		}
+		rows = append(rows, []string{strconv.FormatInt(j.ID, 10), j.Key, string(j.Kind), j.Reason, string(j.State), strconv.FormatInt(j.Attempts, 10), when.UTC().Format("2006-01-02 15:04:05"), j.RequestedBy})
+	}
+	table(a.out, []string{"JOB", "KEY", "KIND", "REASON", "STATE", "ATTEMPTS", "AT (UTC)", "BY"}, rows)
+	for _, j := range list {
+		if j.Error == "" || j.State == store.Cancelled {
+			continue
+		}
+		first := fmt.Sprintf("\n%d ", j.ID)
+		if !j.NotBefore.IsZero() {
+			first += "next try " + j.NotBefore.UTC().Format(time.RFC3339) + ": "
+		}
+		wrapped(a.out, first, "  ", j.Error)
+	}
+	return nil
+}
+
+func (a *app) eventsCommand() *cobra.Command {
+	var f store.EventFilter
+	var follow bool
+	c := &cobra.Command{
+		Use: "events", Short: "The journal: every step of every job and every act of a person",
+		Example: "  hsmbridge events --follow\n  hsmbridge events --job 4711 --json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.daemon()
+			if err != nil {
+				return err
+			}
+			return c.Events(cmd.Context(), f, follow, func(e store.Event) error {
+				if a.json {
+					return writeJSON(a.out, e)
+				}
+				a.printEvent(e)
+				return nil
+			})
+		},
+	}
+	fl := c.Flags()
+	fl.BoolVarP(&follow, "follow", "f", false, "go on with those that come, until interrupted")
+	fl.StringVar(&f.Key, "key", "", "only those of this key")
+	fl.Int64Var(&f.Job, "job", 0, "only those of this job")
+	fl.Int64Var(&f.After, "after", 0, "only those with a greater ID")
+	fl.IntVar(&f.Last, "last", 50, "at most so many, the latest; 0: from the first on, 1000 at a time")
+	return a.jsonFlag(c, "print one JSON object per event, each on a line")
+}
+
+func (a *app) printEvent(e store.Event) {
+	what := e.Key
+	if e.Job != 0 {
+		what += fmt.Sprintf(" #%d", e.Job)
+	}
+	fmt.Fprintf(a.out, "%s  %-12s %-20s %s", e.Time.UTC().Format("2006-01-02 15:04:05"), e.Kind, strings.TrimSpace(what), printable(firstLine(e.Message)))
+	if !slices.Contains([]string{"", e.Key}, e.Actor) && !strings.HasPrefix(e.Kind, "finished") {
+		fmt.Fprintf(a.out, "  (%s)", e.Actor)
+	}
+	fmt.Fprintln(a.out)
+}
+
+// await shows what jobs do until each is over or has to wait, and prints how they ended.
+func (a *app) await(ctx context.Context, c *control.Client, list []store.Job) error {
+	const poll = 200 * time.Millisecond
+	after := map[int64]int64{}
+	for i := range list {
+		for {
+			if err := a.progress(ctx, c, list[i].ID, after); err != nil {
+				return err
+			}
+			now, err := c.Jobs(ctx, store.JobFilter{ID: list[i].ID})
+			if err != nil {
+				return err
+			}
+			if list[i] = now[0]; !list[i].State.Open() || list[i].State == store.Waiting {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				fmt.Fprintf(a.err, "hsmbridge: the daemon goes on with job %d; hsmbridge jobs shows it\n", list[i].ID)
+				return context.Canceled
+			case <-time.After(poll):
+			}
+		}
+	}
+	return a.ended(ctx, c, list)
+}
+
+// progress shows a job's new events to a person.
+func (a *app) progress(ctx context.Context, c *control.Client, job int64, after map[int64]int64) error {
+	if a.json || !isTerminal(a.err) {
+		return nil
+	}
+	return c.Events(ctx, store.EventFilter{Job: job, After: after[job]}, false, func(e store.Event) error {
+		after[job] = e.ID
+		a.say(e.Key, e.Kind, printable(firstLine(e.Message)))
+		return nil
+	})
+}
+
+// ended prints jobs that are over or wait, and gives the exit code that they call for.
+func (a *app) ended(ctx context.Context, c *control.Client, list []store.Job) error {
+	var results []importer.Result
+	var others []store.Job
+	for _, j := range list {
+		got, err := c.Imports(ctx, "", j.ID, 50)
+		if err != nil {
+			return err
+		}
+		found := false
+		for _, i := range slices.Backward(got) {
+			r, err := resultOf(i)
+			if err != nil {
+				return err
+			}
+			if j.Attempts > 1 && r.Error != "" && j.Error == "" {
+				continue // of an earlier attempt
+			}
+			results, found = append(results, r), true
+		}
+		if !found || j.Kind != store.KindImport {
+			others = append(others, j)
+		}
+	}
+	if a.json {
+		for _, r := range results {
+			if err := writeJSON(a.out, r); err != nil {
+				return err
+			}
+		}
+	} else if len(results) > 0 {
+		a.printResults(results)
+	}
+	if len(others) > 0 || a.json && len(results) == 0 {
+		if err := a.printJobs(others); err != nil {
+			return err
+		}
+	}
+	return a.jobsCode(list)
+}
+
+// resultOf is the importer's result as it was kept.
+func resultOf(i store.Import) (r importer.Result, err error) {
+	b, err := json.Marshal(i.Details)
+	if err == nil {
+		err = json.Unmarshal(b, &r)
+	}
+	if err != nil {
+		return r, fmt.Errorf("the daemon's answer cannot be read: %w", err)
+	}
+	return r, nil
+}
+
+// jobsCode is the exit code of jobs that were waited for.
+func (a *app) jobsCode(list []store.Job) error {
+	bad, code := 0, exitDone
+	for _, j := range list {
+		if j.State == store.Done {
+			continue
+		}
+		bad++
+		if c := classCode(j.ErrorClass); code == exitDone || c == code {
+			code = c
+		} else {
+			code = exitUnexpected
+		}
+		if j.State == store.Waiting {
+			fmt.Fprintf(a.err, "hsmbridge: job %d waits: the daemon tries it again at %s\n", j.ID, j.NotBefore.UTC().Format(time.RFC3339))
+		}
+	}
+	switch {
+	case bad == 0:
+		return nil
+	case bad < len(list):
+		code = exitPartly
+	}
+	return &exitError{code, errShown}
+}
+
+// importByDaemon has the daemon import, as long as nothing is asked for that only a direct import does.
+func (a *app) importByDaemon(ctx context.Context, c *control.Client, names []string, all bool, o importOptions) error {
+	if o.expires != nil || o.noProve {
+		return usageError(errors.New("--expires and --no-prove are for imports without the daemon: change the configuration and run hsmbridge reload, or give --direct"))
+	}
+	if all == (len(names) > 0) {
+		return usageError(errors.New("name keys, or give --all"))
+	}
+	list, err := c.Start(ctx, control.StartRequest{Keys: names, All: all, Kind: store.KindImport, Renew: o.renew})
+	if err != nil {
+		return err
+	}
+	return a.await(ctx, c, list)
+}

@@ -1,0 +1,275 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+
+	"hsmbridge/daemon/store"
+)
+
+func sorted(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
+
+// Client calls the API of a daemon on this machine.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+// NewClient makes a client for a socket. It calls nobody.
+func NewClient(socket string) *Client {
+	return &Client{socket, &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", socket)
+		},
+	}}}
+}
+
+// NoDaemonError says that no daemon serves the socket.
+type NoDaemonError struct {
+	Socket string
+	Err    error
+}
+
+func (e *NoDaemonError) Error() string {
+	return fmt.Sprintf("no daemon answers on %s: %v; start it (systemctl start hsmbridge, or hsmbridge serve), or set control.socket to where it listens", e.Socket, e.Err)
+}
+
+// Unwrap gives the cause.
+func (e *NoDaemonError) Unwrap() error { return e.Err }
+
+// Error is a refusal or failure that the daemon answered.
+type Error struct {
+	Status int
+	Problem
+}
+
+func (e *Error) Error() string { return e.Problem.Error }
+
+// Class is the class that the daemon gave.
+func (e *Error) Class() string { return e.Problem.Class }
+
+// Serves says whether a daemon answers on the socket.
+func (c *Client) Serves(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", c.socket)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
+
+// call sends a request; out may be nil.
+func (c *Client) call(ctx context.Context, method, path string, query url.Values, in, out any) error {
+	resp, err := c.send(ctx, method, path, query, in)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close() //nolint:errcheck // it was only read
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("the daemon's answer cannot be read: %w", err)
+	}
+	return nil
+}
+
+func (c *Client) send(ctx context.Context, method, path string, query url.Values, in any) (*http.Response, error) {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return nil, fmt.Errorf("control: %w", err)
+		}
+		body = bytes.NewReader(b)
+	}
+	u := url.URL{Scheme: "http", Host: "hsmbridge", Path: path, RawQuery: query.Encode()}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
+	if err != nil {
+		return nil, fmt.Errorf("control: %w", err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		var op *net.OpError
+		if errors.As(err, &op) && op.Op == "dial" {
+			return nil, &NoDaemonError{c.socket, op.Err}
+		}
+		return nil, fmt.Errorf("the daemon did not answer: %w", err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close() //nolint:errcheck // it was only read
+	e := &Error{Status: resp.StatusCode}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(&e.Problem); err != nil {
+		e.Problem.Error = resp.Status
+	}
+	return nil, e
+}
+
+// Status asks for the daemon at a glance.
+func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, nil, &s)
+}
+
+// Keys asks for all keys, or for one.
+func (c *Client) Keys(ctx context.Context, name string) ([]Key, error) {
+	path := "/v1/keys"
+	if name != "" {
+		path += "/" + name
+	}
+	var out KeyList
+	err := c.call(ctx, http.MethodGet, path, nil, nil, &out)
+	return out.Keys, err
+}
+
+// Jobs lists jobs.
+func (c *Client) Jobs(ctx context.Context, f store.JobFilter) ([]store.Job, error) {
+	var out JobList
+	if f.ID != 0 {
+		err := c.call(ctx, http.MethodGet, "/v1/jobs/"+strconv.FormatInt(f.ID, 10), nil, nil, &out)
+		return out.Jobs, err
+	}
+	q := url.Values{}
+	if f.Key != "" {
+		q.Set("key", f.Key)
+	}
+	if f.Open {
+		q.Set("open", "true")
+	}
+	if f.Limit > 0 {
+		q.Set("limit", strconv.Itoa(f.Limit))
+	}
+	err := c.call(ctx, http.MethodGet, "/v1/jobs", q, nil, &out)
+	return out.Jobs, err
+}
+
+// Imports lists what happened to destinations.
+func (c *Client) Imports(ctx context.Context, key string, job int64, limit int) ([]store.Import, error) {
+	q := url.Values{}
+	if key != "" {
+		q.Set("key", key)
+	}
+	if job != 0 {
+		q.Set("job", strconv.FormatInt(job, 10))
+	}
+	if limit > 0 {
+		q.Set("limit", strconv.Itoa(limit))
+	}
+	var out ImportList
+	err := c.call(ctx, http.MethodGet, "/v1/imports", q, nil, &out)
+	return out.Imports, err
+}
+
+// Events lists events, and with follow goes on until ctx ends; each is given to f.
+func (c *Client) Events(ctx context.Context, filter store.EventFilter, follow bool, f func(store.Event) error) error {
+	q := url.Values{}
+	if filter.Key != "" {
+		q.Set("key", filter.Key)
+	}
+	for name, n := range map[string]int64{"after": filter.After, "job": filter.Job, "last": int64(filter.Last)} {
+		if n > 0 {
+			q.Set(name, strconv.FormatInt(n, 10))
+		}
+	}
+	if !follow {
+		var out EventList
+		if err := c.call(ctx, http.MethodGet, "/v1/events", q, nil, &out); err != nil {
+			return err
+		}
+		for _, e := range out.Events {
+			if err := f(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	q.Set("follow", "true")
+	resp, err := c.send(ctx, http.MethodGet, "/v1/events", q, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close() //nolint:errcheck // it was only read
+	d := json.NewDecoder(resp.Body)
+	for {
+		var e store.Event
+		switch err := d.Decode(&e); {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, io.EOF):
+			return errors.New("the daemon ended")
+		case err != nil:
+			return fmt.Errorf("the daemon's answer cannot be read: %w", err)
+		}
+		if err := f(e); err != nil {
+			return err
+		}
+	}
+}
+
+// Start queues jobs.
+func (c *Client) Start(ctx context.Context, r StartRequest) ([]store.Job, error) {
+	var out JobList
+	err := c.call(ctx, http.MethodPost, "/v1/start", nil, r, &out)
+	return out.Jobs, err
+}
+
+// Retry begins anew with a key.
+func (c *Client) Retry(ctx context.Context, key string) ([]store.Job, error) {
+	var out JobList
+	err := c.call(ctx, http.MethodPost, "/v1/keys/"+key+"/retry", nil, nil, &out)
+	return out.Jobs, err
+}
+
+// Do asks for something that has no answer: pause, resume, restore of a key.
+func (c *Client) Do(ctx context.Context, what, key string) error {
+	return c.call(ctx, http.MethodPost, "/v1/keys/"+key+"/"+what, nil, nil, nil)
+}
+
+// Revoke deletes a key's material everywhere.
+func (c *Client) Revoke(ctx context.Context, key string, r ReasonRequest) (store.Job, error) {
+	var out JobList
+	err := c.call(ctx, http.MethodPost, "/v1/keys/"+key+"/revoke", nil, r, &out)
+	if err != nil || len(out.Jobs) == 0 {
+		return store.Job{}, err
+	}
+	return out.Jobs[0], nil
+}
+
+// Waive lets a key be imported without a backup.
+func (c *Client) Waive(ctx context.Context, key, reason string) error {
+	return c.call(ctx, http.MethodPost, "/v1/keys/"+key+"/waive-backup", nil, ReasonRequest{Reason: reason}, nil)
+}
+
+// Job asks for retry or cancel of a job.
+func (c *Client) Job(ctx context.Context, what string, id int64) error {
+	return c.call(ctx, http.MethodPost, "/v1/jobs/"+strconv.FormatInt(id, 10)+"/"+what, nil, nil, nil)
+}
+
+// ResumeToken lets a parked token be used again.
+func (c *Client) ResumeToken(ctx context.Context, token string) error {
+	return c.call(ctx, http.MethodPost, "/v1/tokens/"+token+"/resume", nil, nil, nil)
+}
+
+// Reload reads the configuration again.
+func (c *Client) Reload(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, "/v1/reload", nil, nil, nil)
+}
+
+// Backup writes a copy of the database.
+func (c *Client) Backup(ctx context.Context, file string) error {
+	return c.call(ctx, http.MethodPost, "/v1/backup", nil, BackupRequest{file}, nil)
+}

@@ -1,0 +1,153 @@
+// Package control is the daemon's local API: HTTP and JSON on a Unix socket. The caller is known by the peer credentials that the kernel
+// gives, and one table says for each route who may use it. The OpenAPI document is made from the same table.
+package control
+
+import (
+	"context"
+	"time"
+
+	"hsmbridge/daemon/store"
+)
+
+// Service is the daemon as the API sees it. actor is the user who asks.
+type Service interface {
+	Status(ctx context.Context) (Status, error)
+	Keys(ctx context.Context, name string) ([]Key, error) // name empty: all; an unknown one is [ErrNotFound]
+	Jobs(ctx context.Context, f store.JobFilter) ([]store.Job, error)
+	Imports(ctx context.Context, key string, job int64, limit int) ([]store.Import, error)
+	Events(ctx context.Context, f store.EventFilter) ([]store.Event, error)
+	Watch() (changed <-chan struct{}, stop func())
+
+	Queue(ctx context.Context, actor string, r StartRequest) ([]store.Job, error)
+	Pause(ctx context.Context, actor, key string, resume bool) error
+	ResumeToken(ctx context.Context, actor, token string) error
+	Retry(ctx context.Context, actor, key string) ([]store.Job, error)
+	RetryJob(ctx context.Context, actor string, id int64) error
+	Cancel(ctx context.Context, actor string, id int64) error
+	Revoke(ctx context.Context, actor, key, reason string) (store.Job, error)
+	Restore(ctx context.Context, actor, key string) error
+	Waive(ctx context.Context, actor, key, reason string) error
+	Reload(ctx context.Context, actor string) error
+	Backup(ctx context.Context, actor, file string) error
+}
+
+// Status is the daemon at a glance.
+type Status struct {
+	Daemon   string         `json:"daemon"`
+	Version  string         `json:"version"`
+	PID      int            `json:"pid"`
+	Database string         `json:"database"` // sqlite or postgres
+	Started  time.Time      `json:"started"`
+	Now      time.Time      `json:"now"`
+	Ready    bool           `json:"ready"`
+	NotReady string         `json:"not_ready,omitempty"` // why
+	Jobs     map[string]int `json:"jobs"`                // open jobs by state
+	Tokens   []Token        `json:"tokens"`
+	Counts   Counts         `json:"counts"`
+	Next     []Expiry       `json:"next"`             // what expires next, at most 20
+	Running  []store.Job    `json:"running"`          // at most 20
+	People   []NeedsPerson  `json:"people"`           // what waits for a person
+	Reload   string         `json:"reload,omitempty"` // why the last reload was refused
+}
+
+// Counts are numbers of destinations.
+type Counts struct {
+	Keys         int `json:"keys"`
+	Destinations int `json:"destinations"`
+	Ready        int `json:"ready"`   // KMS holds the material
+	Missing      int `json:"missing"` // it does not
+	Revoked      int `json:"revoked"`
+	Paused       int `json:"paused"`
+}
+
+// Token is a token of the configuration.
+type Token struct {
+	Name        string    `json:"name"`
+	State       string    `json:"state"` // open, closed, resting, parked
+	Reason      string    `json:"reason,omitempty"`
+	Until       time.Time `json:"until,omitzero"` // of resting
+	Serial      string    `json:"serial,omitempty"`
+	Model       string    `json:"model,omitempty"`
+	Firmware    string    `json:"firmware,omitempty"`
+	PINTriesLow bool      `json:"pin_tries_low,omitempty"`
+	Busy        int       `json:"busy"` // calls that run now
+}
+
+// Expiry is a destination and when it ends.
+type Expiry struct {
+	Key         string    `json:"key"`
+	Destination string    `json:"destination"`
+	ValidTo     time.Time `json:"valid_to"`
+	Renewal     time.Time `json:"renewal"` // from when on it is renewed
+}
+
+// NeedsPerson is something that does not mend itself.
+type NeedsPerson struct {
+	Key         string `json:"key,omitempty"`
+	Destination string `json:"destination,omitempty"`
+	Token       string `json:"token,omitempty"`
+	Code        string `json:"code,omitempty"`
+	Message     string `json:"message"`
+	Retry       string `json:"retry"` // the command that goes on when the cause is mended
+}
+
+// Key is a managed key with what is known of it.
+type Key struct {
+	Name         string              `json:"name"`
+	Token        string              `json:"token"`
+	KeySpec      string              `json:"key_spec"`
+	Expires      string              `json:"expires"`
+	State        store.Key           `json:"state"`
+	Destinations []store.Destination `json:"destinations"`
+	Renewals     []time.Time         `json:"renewals"` // by destination; zero: none
+	Materials    []store.Material    `json:"materials,omitempty"`
+}
+
+// StartRequest asks for jobs.
+type StartRequest struct {
+	Keys  []string   `json:"keys,omitempty"` // names; empty with All
+	All   bool       `json:"all,omitempty"`
+	Kind  store.Kind `json:"kind"`            // import, rotate or reconcile
+	Renew bool       `json:"renew,omitempty"` // import also what KMS holds with the life asked for
+	Drill bool       `json:"drill,omitempty"` // the same, and called a drill
+}
+
+// ReasonRequest says why.
+type ReasonRequest struct {
+	Reason  string `json:"reason"`
+	Confirm string `json:"confirm,omitempty"` // the name of the key, typed again
+}
+
+// BackupRequest names the file to write, which must not be there yet.
+type BackupRequest struct {
+	File string `json:"file"`
+}
+
+// Problem is the answer to a request that failed.
+type Problem struct {
+	Error string `json:"error"`
+	Class string `json:"class,omitempty"`
+}
+
+// JobList is an answer.
+type JobList struct {
+	Jobs []store.Job `json:"jobs"`
+}
+
+// ImportList is an answer.
+type ImportList struct {
+	Imports []store.Import `json:"imports"`
+}
+
+// KeyList is an answer.
+type KeyList struct {
+	Keys []Key `json:"keys"`
+}
+
+// EventList is an answer.
+type EventList struct {
+	Events []store.Event `json:"events"`
+}
+
+// OK is the answer when there is nothing to say.
+type OK struct{}

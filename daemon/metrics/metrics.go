@@ -1,0 +1,221 @@
+// Package metrics is what the daemon tells Prometheus. Counters are counted as things happen; everything else is read from the daemon
+// when it is asked for, so that it cannot be out of date.
+package metrics
+
+import (
+	"context"
+	"math"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Destination is one KMS key at the time of a scrape.
+type Destination struct {
+	Key, Destination string
+	Ready            bool    // KMS holds the material
+	Expiry           float64 // seconds until it expires; +Inf: never; 0 or less: it has
+	RotationsLeft    float64 // on demand; NaN: the key cannot be rotated, or it is not known
+	SinceDrill       float64 // seconds since the token's copy was proved by an import; NaN: never
+}
+
+// Token is one token at the time of a scrape.
+type Token struct {
+	Name                 string
+	Up, Parked, TriesLow bool
+	Sessions             int
+}
+
+// Snapshot is what is read at a scrape.
+type Snapshot struct {
+	Destinations []Destination
+	Tokens       []Token
+	Jobs         map[string]int           // by state
+	NeedPerson   map[string]bool          // by key; all keys
+	ClockSkew    map[string]time.Duration // by Region
+}
+
+// Metrics are the daemon's metrics.
+type Metrics struct {
+	registry *prometheus.Registry
+	read     func(ctx context.Context) (Snapshot, error)
+
+	imports   *prometheus.CounterVec
+	steps     *prometheus.HistogramVec
+	calls     *prometheus.CounterVec
+	throttles *prometheus.CounterVec
+	planTook  prometheus.Gauge
+
+	mu                         sync.Mutex
+	planned, watched, reloaded time.Time
+	reloadOK                   bool
+}
+
+// New makes the metrics. read is called at every scrape.
+func New(version string, read func(ctx context.Context) (Snapshot, error)) *Metrics {
+	m := &Metrics{registry: prometheus.NewRegistry(), read: read, reloadOK: true}
+	m.imports = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_imports_total", Help: "Imports by how they ended."}, []string{"result", "action"})
+	m.steps = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "hsmbridge_step_duration_seconds", Help: "How long each step of a job took.", Buckets: []float64{.005, .025, .1, .5, 1, 2.5, 5, 10, 30, 60, 300},
+	}, []string{"step"})
+	m.calls = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_kms_calls_total", Help: "Requests to AWS KMS by operation and error code; the code of a success is empty."}, []string{"operation", "code"})
+	m.throttles = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_kms_throttles_total", Help: "Requests that AWS KMS throttled."}, []string{"operation"})
+	m.planTook = prometheus.NewGauge(prometheus.GaugeOpts{Name: "hsmbridge_planner_pass_seconds", Help: "How long the planner's last pass took."})
+	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "hsmbridge_build_info", Help: "1, with the version as a label."}, []string{"version"})
+	info.WithLabelValues(version).Set(1)
+	m.registry.MustRegister(m.imports, m.steps, m.calls, m.throttles, m.planTook, info, m,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// Import counts an import.
+func (m *Metrics) Import(result, action string) { m.imports.WithLabelValues(result, action).Inc() }
+
+// Step notes how long a step took.
+func (m *Metrics) Step(step string, took time.Duration) {
+	m.steps.WithLabelValues(step).Observe(took.Seconds())
+}
+
+// Call counts a request to KMS.
+func (m *Metrics) Call(operation, code string) {
+	m.calls.WithLabelValues(operation, code).Inc()
+	if strings.Contains(code, "Throttl") || code == "TooManyRequestsException" || code == "SlowDown" || code == "RequestLimitExceeded" {
+		m.throttles.WithLabelValues(operation).Inc()
+	}
+}
+
+// Planned notes a pass of the planner.
+func (m *Metrics) Planned(took time.Duration, at time.Time) {
+	m.planTook.Set(took.Seconds())
+	m.set(&m.planned, at)
+}
+
+// Watched notes that KMS was looked at.
+func (m *Metrics) Watched(at time.Time) { m.set(&m.watched, at) }
+
+// Reloaded notes that the configuration was read, and whether it was taken.
+func (m *Metrics) Reloaded(ok bool, at time.Time) {
+	m.set(&m.reloaded, at)
+	m.mu.Lock()
+	m.reloadOK = ok
+	m.mu.Unlock()
+}
+
+func (m *Metrics) set(t *time.Time, at time.Time) {
+	m.mu.Lock()
+	*t = at
+	m.mu.Unlock()
+}
+
+// LastPlan is when the planner ended its last pass.
+func (m *Metrics) LastPlan() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.planned
+}
+
+// Handler serves the metrics.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
+}
+
+// gauges are those that are read at a scrape.
+func gauges() map[string]*prometheus.Desc {
+	out := map[string]*prometheus.Desc{}
+	for _, g := range []struct {
+		name, help string
+		labels     []string
+	}{
+		{"material_expiry_seconds", "Seconds until the key material expires in KMS; +Inf: never; 0 or less: it has expired.", []string{"key", "destination"}},
+		{"destination_ready", "1 while KMS holds the key material.", []string{"key", "destination"}},
+		{"rotations_left", "How often the KMS key can still be rotated on demand.", []string{"key", "destination"}},
+		{"last_drill_seconds", "Seconds since the token's copy of the key was last proved by an import.", []string{"key", "destination"}},
+		{"kms_clock_skew_seconds", "How far the clock of AWS KMS is ahead of this machine's.", []string{"region"}},
+		{"token_up", "1 while the token is open.", []string{"token"}},
+		{"token_parked", "1 while the token waits for a person.", []string{"token"}},
+		{"token_pin_tries_low", "1 when the token showed at its login that a wrong PIN was given to it.", []string{"token"}},
+		{"token_sessions", "Calls to the token that run now, each in a session of its own.", []string{"token"}},
+		{"jobs", "Open jobs by state.", []string{"state"}},
+		{"key_needs_person", "1 while the key waits for a person.", []string{"key"}},
+		{"config_reload_success", "1 when the configuration was taken the last time that it was read.", nil},
+		{"config_last_reload_timestamp_seconds", "When the configuration was last read.", nil},
+		{"planner_last_pass_timestamp_seconds", "When the planner ended its last pass.", nil},
+		{"watch_last_pass_timestamp_seconds", "When KMS was last looked at.", nil},
+	} {
+		out[g.name] = prometheus.NewDesc("hsmbridge_"+g.name, g.help, g.labels, nil)
+	}
+	return out
+}
+
+// Describe names the gauges.
+func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range gauges() {
+		ch <- d
+	}
+}
+
+// scrapeTime bounds the reading of a snapshot.
+const scrapeTime = 10 * time.Second
+
+// Collect reads the gauges.
+func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
+	desc := gauges()
+	set := func(name string, v float64, labels ...string) {
+		if !math.IsNaN(v) {
+			ch <- prometheus.MustNewConstMetric(desc[name], prometheus.GaugeValue, v, labels...)
+		}
+	}
+	m.mu.Lock()
+	set("config_reload_success", truth(m.reloadOK))
+	set("config_last_reload_timestamp_seconds", seconds(m.reloaded))
+	set("planner_last_pass_timestamp_seconds", seconds(m.planned))
+	set("watch_last_pass_timestamp_seconds", seconds(m.watched))
+	m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
+	defer cancel()
+	s, err := m.read(ctx)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(desc["jobs"], err)
+		return
+	}
+	for _, d := range s.Destinations {
+		set("material_expiry_seconds", d.Expiry, d.Key, d.Destination)
+		set("destination_ready", truth(d.Ready), d.Key, d.Destination)
+		set("rotations_left", d.RotationsLeft, d.Key, d.Destination)
+		set("last_drill_seconds", d.SinceDrill, d.Key, d.Destination)
+	}
+	for _, t := range s.Tokens {
+		set("token_up", truth(t.Up), t.Name)
+		set("token_parked", truth(t.Parked), t.Name)
+		set("token_pin_tries_low", truth(t.TriesLow), t.Name)
+		set("token_sessions", float64(t.Sessions), t.Name)
+	}
+	for state, n := range s.Jobs {
+		set("jobs", float64(n), state)
+	}
+	for key, needs := range s.NeedPerson {
+		set("key_needs_person", truth(needs), key)
+	}
+	for region, ahead := range s.ClockSkew {
+		set("kms_clock_skew_seconds", ahead.Seconds(), region)
+	}
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func seconds(t time.Time) float64 {
+	if t.IsZero() {
+		return math.NaN()
+	}
+	return float64(t.UnixMilli()) / 1000
+}

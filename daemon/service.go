@@ -1,0 +1,398 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon/control"
+	"hsmbridge/daemon/schedule"
+	"hsmbridge/daemon/store"
+)
+
+var _ control.Service = (*Daemon)(nil)
+
+// facts is what the database knows, by name.
+type facts struct {
+	keys         map[string]store.Key
+	destinations map[schedule.Target]store.Destination
+}
+
+func (k facts) destination(key, arn string) store.Destination {
+	d, ok := k.destinations[schedule.Target{Key: key, Destination: arn}]
+	if !ok {
+		return store.Destination{Key: key, Destination: arn}
+	}
+	return d
+}
+
+func (d *Daemon) known(ctx context.Context) (f facts, err error) {
+	if f.keys, err = d.store.Keys(ctx); err != nil {
+		return f, err
+	}
+	list, err := d.store.Destinations(ctx)
+	f.destinations = make(map[schedule.Target]store.Destination, len(list))
+	for _, s := range list {
+		f.destinations[schedule.Target{Key: s.Key, Destination: s.Destination}] = s
+	}
+	return f, err
+}
+
+// tokenStates tells of all tokens of the configuration, without waiting for any.
+func (d *Daemon) tokenStates() []control.Token {
+	var out []control.Token
+	for _, c := range d.config.Load().Tokens {
+		t := control.Token{Name: c.Name, State: "closed"}
+		s := d.tokens.slot(c.Name)
+		if !s.TryLock() {
+			t.State = "opening"
+			out = append(out, t)
+			continue
+		}
+		switch {
+		case s.parked != nil:
+			t.State, t.Reason = "parked", s.parked.Reason
+		case s.resting.After(d.now()):
+			t.State, t.Reason, t.Until = "resting", s.cause, s.resting
+		case s.token != nil:
+			id := s.token.Identity()
+			t.State, t.Serial, t.Model, t.Firmware, t.Busy = "open", id.Serial, id.Model, id.Firmware, int(s.token.busy.Load())
+		}
+		t.PINTriesLow = s.low
+		s.Unlock()
+		out = append(out, t)
+	}
+	return out
+}
+
+// Status tells of the daemon at a glance.
+func (d *Daemon) Status(ctx context.Context) (control.Status, error) {
+	c := d.config.Load()
+	kind, _ := c.DatabaseLocation()
+	s := control.Status{
+		Daemon: d.store.Daemon(), Version: d.o.Version, PID: pid(), Database: kind, Started: d.started, Now: d.now(), Jobs: map[string]int{}, Tokens: d.tokenStates(),
+	}
+	if r := d.lastReload.Load(); r != nil {
+		s.Reload = *r
+	}
+	if err := d.readiness(ctx); err != nil {
+		s.NotReady = err.Error()
+	} else {
+		s.Ready = true
+	}
+	known, err := d.known(ctx)
+	if err != nil {
+		return s, err
+	}
+	counts, err := d.store.CountJobs(ctx)
+	if err != nil {
+		return s, err
+	}
+	for state, n := range counts {
+		s.Jobs[string(state)] = n
+	}
+	open, err := d.store.Jobs(ctx, store.JobFilter{Open: true, Limit: 500})
+	if err != nil {
+		return s, err
+	}
+	for _, j := range open {
+		if j.State == store.Running && len(s.Running) < 20 {
+			s.Running = append(s.Running, j)
+		}
+	}
+	d.count(&s, c, known)
+	return s, nil
+}
+
+// count fills in what is known of keys and destinations.
+func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
+	compiled := *d.keys.Load()
+	for _, t := range s.Tokens {
+		if t.State == "parked" {
+			s.People = append(s.People, control.NeedsPerson{Token: t.Name, Message: t.Reason, Retry: "hsmbridge resume --token " + t.Name})
+		}
+	}
+	s.Counts.Keys = len(c.Keys)
+	for i, k := range c.Keys {
+		whole := known.keys[k.Name]
+		if whole.Paused() {
+			s.Counts.Paused++
+		}
+		if whole.Revoked() {
+			s.Counts.Revoked++
+		}
+		if whole.NeedsPerson {
+			s.People = append(s.People, control.NeedsPerson{Key: k.Name, Code: whole.ErrorCode, Message: whole.Error, Retry: "hsmbridge retry " + k.Name})
+		}
+		for _, dest := range k.Destinations {
+			x := known.destination(k.Name, dest.ARN)
+			s.Counts.Destinations++
+			if x.Present {
+				s.Counts.Ready++
+			} else if !whole.Revoked() {
+				s.Counts.Missing++
+			}
+			if x.NeedsPerson {
+				s.People = append(s.People, control.NeedsPerson{Key: k.Name, Destination: dest.ARN, Code: x.ErrorCode, Message: x.Error, Retry: "hsmbridge retry " + k.Name})
+			}
+			if x.Present && !x.ValidTo.IsZero() {
+				at := compiled[i].Renewal(schedule.Target{Key: k.Name, Destination: dest.ARN}, schedule.State{ValidTo: x.ValidTo, Life: x.Life})
+				s.Next = append(s.Next, control.Expiry{Key: k.Name, Destination: dest.ARN, ValidTo: x.ValidTo, Renewal: at})
+			}
+		}
+	}
+	const most = 20
+	slices.SortFunc(s.Next, func(a, b control.Expiry) int { return a.ValidTo.Compare(b.ValidTo) })
+	s.Next = s.Next[:min(len(s.Next), most)]
+	s.People = s.People[:min(len(s.People), 100)]
+}
+
+// Keys tells of one key or all.
+func (d *Daemon) Keys(ctx context.Context, name string) ([]control.Key, error) {
+	c := d.config.Load()
+	known, err := d.known(ctx)
+	if err != nil {
+		return nil, err
+	}
+	compiled := *d.keys.Load()
+	var out []control.Key
+	for i, k := range c.Keys {
+		if name != "" && k.Name != name {
+			continue
+		}
+		x := control.Key{Name: k.Name, Token: k.Token, KeySpec: string(k.KeySpec), Expires: k.Expires.String(), State: known.keys[k.Name]}
+		for _, dest := range k.Destinations {
+			s := known.destination(k.Name, dest.ARN)
+			x.Destinations = append(x.Destinations, s)
+			x.Renewals = append(x.Renewals, compiled[i].Renewal(schedule.Target{Key: k.Name, Destination: dest.ARN}, schedule.State{ValidTo: s.ValidTo, Life: s.Life}))
+		}
+		if name != "" {
+			if x.Materials, err = d.store.Materials(ctx, name); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, x)
+	}
+	if name != "" && len(out) == 0 {
+		return nil, d.noKey(name)
+	}
+	return out, nil
+}
+
+func (d *Daemon) noKey(name string) error {
+	return fmt.Errorf("the daemon's configuration has no key %q; after a change of the file run hsmbridge reload: %w", name, control.ErrNotFound)
+}
+
+// key finds a managed key.
+func (d *Daemon) key(name string) (configs.Key, error) {
+	k, ok := d.config.Load().Key(name)
+	if !ok {
+		return k, d.noKey(name)
+	}
+	return k, nil
+}
+
+// Jobs lists jobs.
+func (d *Daemon) Jobs(ctx context.Context, f store.JobFilter) ([]store.Job, error) {
+	return d.store.Jobs(ctx, f)
+}
+
+// Imports lists what happened to destinations.
+func (d *Daemon) Imports(ctx context.Context, key string, job int64, limit int) ([]store.Import, error) {
+	return d.store.Imports(ctx, key, job, limit)
+}
+
+// Events lists the journal.
+func (d *Daemon) Events(ctx context.Context, f store.EventFilter) ([]store.Event, error) {
+	return d.store.Events(ctx, f)
+}
+
+// Watch tells of new events.
+func (d *Daemon) Watch() (changed <-chan struct{}, stop func()) { return d.store.Watch() }
+
+// Queue queues jobs that a person asks for.
+func (d *Daemon) Queue(ctx context.Context, actor string, r control.StartRequest) ([]store.Job, error) {
+	names := r.Keys
+	if r.All {
+		names = nil
+		for _, k := range d.config.Load().Keys {
+			names = append(names, k.Name)
+		}
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("no key is named: %w", control.ErrRefused)
+	}
+	whole, err := d.store.Keys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var list []store.Job
+	for _, name := range names {
+		k, err := d.key(name)
+		if err != nil {
+			return nil, err
+		}
+		switch s := whole[name]; {
+		case s.Revoked() && r.Kind != store.KindReconcile:
+			return nil, fmt.Errorf("%s was revoked by %s at %s; run hsmbridge restore %s first; nothing was queued: %w", name, s.RevokedBy, s.RevokedAt.Format(time.RFC3339), name, control.ErrRefused)
+		case s.Paused() && r.Kind != store.KindReconcile:
+			return nil, fmt.Errorf("%s was paused by %s at %s; run hsmbridge resume %s first; nothing was queued: %w", name, s.PausedBy, s.PausedAt.Format(time.RFC3339), name, control.ErrRefused)
+		}
+		j := store.Job{Key: name, Kind: r.Kind, Token: k.Token, RequestedBy: actor, Reason: "asked for", Options: store.Options{Renew: r.Renew || r.Drill}}
+		if r.Drill {
+			j.Reason = string(schedule.Drill)
+		}
+		switch r.Kind {
+		case store.KindRotate, store.KindReconcile:
+			list = append(list, j)
+		case store.KindImport:
+			for _, dest := range k.Destinations {
+				j.Destination = dest.ARN
+				list = append(list, j)
+			}
+		default:
+			return nil, fmt.Errorf("kind %q is neither import, rotate nor reconcile: %w", r.Kind, control.ErrRefused)
+		}
+	}
+	return d.store.AddJobs(ctx, list, d.queue.Enqueue)
+}
+
+// Pause begins nothing more for a key, or takes that back.
+func (d *Daemon) Pause(ctx context.Context, actor, key string, resume bool) error {
+	if _, err := d.key(key); err != nil {
+		return err
+	}
+	defer d.nudge()
+	return d.store.Pause(ctx, key, actor, resume)
+}
+
+// ResumeToken uses a parked token again.
+func (d *Daemon) ResumeToken(ctx context.Context, actor, token string) error {
+	if _, ok := d.config.Load().Token(token); !ok {
+		return fmt.Errorf("the daemon's configuration has no token %q: %w", token, control.ErrNotFound)
+	}
+	if err := d.tokens.unpark(ctx, token, actor); err != nil {
+		return err
+	}
+	_, err := d.store.HurryToken(ctx, token, d.queue.Enqueue)
+	d.nudge()
+	return err
+}
+
+// Retry forgets a key's errors and begins its open jobs now; the planner makes new ones.
+func (d *Daemon) Retry(ctx context.Context, actor, key string) ([]store.Job, error) {
+	if _, err := d.key(key); err != nil {
+		return nil, err
+	}
+	if err := d.store.ClearErrors(ctx, key, actor, "the cause is said to be mended: its errors are forgotten"); err != nil {
+		return nil, err
+	}
+	open, err := d.store.Jobs(ctx, store.JobFilter{Key: key, Open: true})
+	if err != nil {
+		return nil, err
+	}
+	for _, j := range open {
+		if _, err := d.store.Hurry(ctx, j.ID, actor, d.queue.Enqueue); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := d.plan(ctx); err != nil {
+		return nil, err
+	}
+	return d.store.Jobs(ctx, store.JobFilter{Key: key, Open: true})
+}
+
+// RetryJob lets a waiting job begin now.
+func (d *Daemon) RetryJob(ctx context.Context, actor string, id int64) error {
+	found, err := d.store.Hurry(ctx, id, actor, d.queue.Enqueue)
+	if err == nil && !found {
+		err = d.noSuchJob(ctx, id, "waits")
+	}
+	return err
+}
+
+func (d *Daemon) noSuchJob(ctx context.Context, id int64, what string) error {
+	list, err := d.store.Jobs(ctx, store.JobFilter{ID: id})
+	switch {
+	case err != nil:
+		return err
+	case len(list) == 0:
+		return fmt.Errorf("there is no job %d: %w", id, control.ErrNotFound)
+	}
+	return fmt.Errorf("job %d is %s: only one that %s can be told so: %w", id, list[0].State, what, control.ErrRefused)
+}
+
+// Cancel ends a job.
+func (d *Daemon) Cancel(ctx context.Context, actor string, id int64) error {
+	found, err := d.store.Cancel(ctx, id, actor)
+	if err == nil && !found {
+		err = d.noSuchJob(ctx, id, "is open")
+	}
+	return err
+}
+
+// Revoke deletes a key's material from every destination.
+func (d *Daemon) Revoke(ctx context.Context, actor, key, reason string) (store.Job, error) {
+	if _, err := d.key(key); err != nil {
+		return store.Job{}, err
+	}
+	if strings.TrimSpace(reason) == "" {
+		return store.Job{}, fmt.Errorf("a revocation needs a reason; nothing was revoked: %w", control.ErrRefused)
+	}
+	return d.store.Revoke(ctx, key, actor, reason, d.queue.Enqueue)
+}
+
+// Restore takes a revocation back.
+func (d *Daemon) Restore(ctx context.Context, actor, key string) error {
+	if _, err := d.key(key); err != nil {
+		return err
+	}
+	open, err := d.store.Jobs(ctx, store.JobFilter{Key: key, Open: true})
+	if err != nil {
+		return err
+	}
+	for _, j := range open {
+		if j.Kind == store.KindRevoke {
+			return fmt.Errorf("the revocation of %s (job %d) is not done yet; wait for it, or cancel it (hsmbridge jobs cancel %d): %w", key, j.ID, j.ID, control.ErrRefused)
+		}
+	}
+	if err := d.store.Restore(ctx, key, actor); err != nil {
+		return err
+	}
+	d.nudge()
+	return nil
+}
+
+// Waive lets a key be imported without a backup.
+func (d *Daemon) Waive(ctx context.Context, actor, key, reason string) error {
+	k, err := d.key(key)
+	switch {
+	case err != nil:
+		return err
+	case k.Backup.Token == "":
+		return fmt.Errorf("%s asks for no backup (keys[].backup), so there is nothing to waive: %w", key, control.ErrRefused)
+	case strings.TrimSpace(reason) == "":
+		return fmt.Errorf("a waiver needs a reason; nothing was waived: %w", control.ErrRefused)
+	}
+	if err := d.store.Waive(ctx, key, actor, reason); err != nil {
+		return err
+	}
+	_, err = d.Retry(ctx, actor, key)
+	return err
+}
+
+// Backup writes a copy of the database.
+func (d *Daemon) Backup(ctx context.Context, actor, file string) error {
+	err := d.store.Backup(ctx, file)
+	if errors.Is(err, store.ErrNoBackup) {
+		return fmt.Errorf("%w: %w", err, control.ErrRefused)
+	}
+	if err != nil {
+		return err
+	}
+	return d.store.AddEvent(ctx, store.Event{Kind: "backup", Actor: actor, Message: "the database was copied to " + file})
+}

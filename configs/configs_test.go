@@ -93,14 +93,18 @@ func TestSamples(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &Config{
-		KMS: KMS{Region: "eu-central-1"},
+		Database: "/var/lib/hsmbridge/hsmbridge.db",
+		KMS:      KMS{Region: "eu-central-1", WatchEvery: Duration(15 * time.Minute)},
+		Control:  Control{Socket: "/run/hsmbridge/control.sock"},
+		Metrics:  Metrics{Listen: "127.0.0.1:9464"},
+		Log:      Log{Level: "info", Format: "json"},
 		Tokens: []Token{{
 			Name: "demo", Module: "/usr/lib/softhsm/libsofthsm2.so", URI: pkcs11uri.URI{Token: "demo"}, PINFile: "demo.pin",
 			Environment: map[string]string{"SOFTHSM2_CONF": "/etc/softhsm/softhsm2.conf"},
 		}},
 		Keys: []Key{{
 			Name: "payments", Token: "demo", URI: pkcs11uri.URI{Object: "payments", Type: "secret-key"}, KeySpec: wrapping.SymmetricDefault,
-			Generate: GenerateIfMissing, Expires: Duration(90 * 24 * time.Hour), Prove: true,
+			Generate: GenerateIfMissing, Expires: Duration(90 * 24 * time.Hour), Prove: true, RenewBefore: Duration(30 * 24 * time.Hour),
 			Destinations: []Destination{{ARN: "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"}},
 		}},
 	}
@@ -285,6 +289,7 @@ func FuzzParse(f *testing.F) {
 		}
 	}
 	f.Add([]byte(minimal))
+	f.Add([]byte(complete))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := Parse("x.yaml", data)
 		if err != nil {
@@ -317,7 +322,11 @@ func FuzzParse(f *testing.F) {
 // allKeys lists every key of the configuration.
 func allKeys() []string {
 	var names []string
-	for _, t := range []reflect.Type{reflect.TypeFor[Config](), reflect.TypeFor[KMS](), reflect.TypeFor[Token](), reflect.TypeFor[Key](), reflect.TypeFor[Wrapping]()} {
+	for _, t := range []reflect.Type{
+		reflect.TypeFor[Config](), reflect.TypeFor[KMS](), reflect.TypeFor[Token](), reflect.TypeFor[Key](), reflect.TypeFor[Wrapping](),
+		reflect.TypeFor[Schedule](), reflect.TypeFor[Window](), reflect.TypeFor[Backup](), reflect.TypeFor[Destination](),
+		reflect.TypeFor[Quota](), reflect.TypeFor[Control](), reflect.TypeFor[Metrics](), reflect.TypeFor[Log](),
+	} {
 		names = append(names, fieldNames(t)...)
 	}
 	return names

@@ -23,7 +23,8 @@ const maxProblems = 200
 type decoder struct {
 	source   source
 	problems []Problem
-	at       map[string]position // where each value stands that was read without a mistake, by path
+	at       map[string]position       // where each value stands that was read without a mistake, by path
+	fields   map[reflect.Type][]string // the names of a struct's fields
 }
 
 // add notes a mistake.
@@ -60,7 +61,7 @@ func (d *decoder) decode(path string, node ast.Node, v reflect.Value) {
 	found := len(d.problems)
 	text, isText := v.Addr().Interface().(encoding.TextUnmarshaler)
 	_, isSequence := node.(*ast.SequenceNode)
-	if _, isMapping := mapping(node); isMapping && v.Kind() == reflect.Struct && fieldNames(v.Type())[0] != "" {
+	if _, isMapping := mapping(node); isMapping && v.Kind() == reflect.Struct && d.fieldNames(v.Type())[0] != "" {
 		isText = false // a text or a mapping: a destination
 	}
 	switch kind := v.Kind(); {
@@ -97,22 +98,28 @@ func (d *decoder) decodeStruct(path string, node ast.Node, v reflect.Value) {
 	if x, ok := v.Addr().Interface().(interface{ setDefaults() }); ok {
 		x.setDefaults()
 	}
-	seen, meant := make(map[string]bool), make(map[string]bool)
+	names := d.fieldNames(v.Type())
+	var meant []string // by keys that no field has
+	seen := make([]bool, len(names))
 	for _, e := range entries {
+		if len(d.problems) > maxProblems {
+			return
+		}
 		name := keyText(e)
-		i := slices.Index(fieldNames(v.Type()), name)
+		i := slices.Index(names, name)
 		switch {
 		case i < 0:
-			meant[d.unknownKey(path, e, fieldNames(v.Type()))] = true
-		case seen[name]:
+			meant = append(meant, d.unknownKey(path, e, names))
+			continue
+		case seen[i]:
 			d.add(nodePosition(e.Key), join(path, name), "%s is given twice", name)
 		default:
 			d.decodeField(join(path, name), name, e.Value, v, i)
 		}
-		seen[name] = true
+		seen[i] = true
 	}
-	for i, name := range fieldNames(v.Type()) {
-		if required(v.Type().Field(i)) && !seen[name] && !meant[name] {
+	for i, name := range names {
+		if !seen[i] && !slices.Contains(meant, name) && required(v.Type().Field(i)) {
 			d.add(nodePosition(node), join(path, name), "%s is missing%s", name, whyRequired(name))
 		}
 	}
@@ -126,7 +133,8 @@ func (d *decoder) decodeField(path, name string, node ast.Node, v reflect.Value,
 		return
 	}
 	found := len(d.problems)
-	if d.decodeText(path, node, dest); len(d.problems) == found {
+	d.decodeText(path, node, dest)
+	if len(d.problems) == found {
 		d.at[path] = nodePosition(node)
 	}
 }
@@ -157,11 +165,11 @@ func (d *decoder) decodeSlice(path string, node ast.Node, v reflect.Value) {
 		return
 	}
 	v.Set(reflect.MakeSlice(v.Type(), len(list.Values), len(list.Values)))
-	for i, element := range list.Values {
+	for i, node := range list.Values {
 		if len(d.problems) > maxProblems {
 			return
 		}
-		d.decode(fmt.Sprintf("%s[%d]", path, i), element, v.Index(i))
+		d.decode(element(path, i), node, v.Index(i))
 	}
 	if len(list.Values) == 0 {
 		v.SetZero() // an empty list is like none
@@ -176,6 +184,9 @@ func (d *decoder) decodeMap(path string, node ast.Node, v reflect.Value) {
 	}
 	result := make(map[string]string, len(entries))
 	for _, e := range entries {
+		if len(d.problems) > maxProblems {
+			return
+		}
 		name, ok := d.text(path, e.Key)
 		if !ok {
 			continue
@@ -302,6 +313,14 @@ func nodePosition(node ast.Node) position {
 	return tokenPosition(node.GetToken())
 }
 
+// fieldNames is [fieldNames], which is done once for each type.
+func (d *decoder) fieldNames(t reflect.Type) []string {
+	if d.fields[t] == nil {
+		d.fields[t] = fieldNames(t)
+	}
+	return d.fields[t]
+}
+
 // fieldNames lists a struct's keys in YAML, in order.
 func fieldNames(t reflect.Type) []string {
 	names := make([]string, t.NumField())
@@ -323,7 +342,7 @@ func whyRequired(name string) string {
 	case "uri":
 		return `: name it by a PKCS #11 URI such as "pkcs11:token=LABEL" or "pkcs11:object=LABEL;type=secret-key"`
 	case "arn":
-		return ": a destination is a KMS key, " + destinationForm
+		return ": a destination is a KMS key, " + destinationParts
 	case "destinations":
 		return ": list the ARNs of the KMS keys into which this key may go"
 	}

@@ -22,8 +22,10 @@ type Destination struct {
 const (
 	regionPattern      = `^[a-z]{2,8}(-[a-z]+)+-[0-9]{1,2}$`
 	destinationPattern = `^arn:aws(-[a-z]+)*:kms:[a-z]{2,8}(-[a-z]+)+-[0-9]{1,2}:[0-9]{12}:key/[0-9A-Za-z-]{1,128}$`
-	destinationForm    = "arn:PARTITION:kms:REGION:ACCOUNT:key/ID"
+	destinationParts   = "arn:PARTITION:kms:REGION:ACCOUNT:key/ID"
 )
+
+var destinationForm = regexp.MustCompile(destinationPattern)
 
 // Partition is the ARN's AWS partition: aws, aws-cn, aws-us-gov ...
 func (d Destination) Partition() string { return d.part(1) }
@@ -63,22 +65,25 @@ func (d Destination) MarshalText() ([]byte, error) { return []byte(d.ARN), nil }
 func (d *Destination) UnmarshalText(text []byte) error {
 	s := string(text)
 	if strings.HasPrefix(s, "alias/") || strings.Contains(s, ":alias/") {
-		return &textError{max(strings.Index(s, "alias/"), 0), "an alias can be pointed at another key: GetParametersForImport does not accept one and neither does hsmbridge; write the key's ARN, " + destinationForm}
+		return &textError{max(strings.Index(s, "alias/"), 0), "an alias can be pointed at another key: GetParametersForImport does not accept one and neither does hsmbridge; write the key's ARN, " + destinationParts}
+	}
+	if destinationForm.MatchString(s) {
+		d.ARN = s
+		return nil
 	}
 	parts := strings.SplitN(s, ":", 6)
 	if len(parts) != 6 {
-		return &textError{0, fmt.Sprintf("%q is not the ARN of a KMS key: write %s", s, destinationForm)}
+		return &textError{0, fmt.Sprintf("%q is not the ARN of a KMS key: write %s", s, destinationParts)}
 	}
 	offset := 0
 	for i, part := range parts {
 		rule := arnRules()[i]
 		if !regexp.MustCompile(rule.pattern).MatchString(part) {
-			return &textError{offset, fmt.Sprintf("%q is not %s: write %s", part, rule.name, destinationForm)}
+			return &textError{offset, fmt.Sprintf("%q is not %s: write %s", part, rule.name, destinationParts)}
 		}
 		offset += len(part) + 1
 	}
-	d.ARN = s
-	return nil
+	return &textError{0, fmt.Sprintf("%q is not the ARN of a KMS key: write %s", s, destinationParts)}
 }
 
 // arnRules says what each part of a KMS key's ARN looks like. Source: AWS Service Authorization Reference, AWS KMS, resource types.

@@ -59,10 +59,11 @@ func Parse(name string, data []byte) (*Config, error) {
 }
 
 func parse(name, folder string, data []byte) (*Config, error) {
-	d := &decoder{source: newSource(nil), at: make(map[string]position)}
+	d := &decoder{source: newSource(nil), at: make(map[string]position), fields: make(map[reflect.Type][]string)}
 	var c Config
 	if d.readable(data) {
 		d.source = newSource(data)
+		d.at = make(map[string]position, min(2*len(d.source.lines), 1<<18)) // it does not grow while a file of usual size is read
 		if root := d.document(data); root != nil {
 			d.decode("", root, reflect.ValueOf(&c).Elem())
 			if len(d.problems) <= maxProblems {

@@ -3,7 +3,6 @@ package configs
 import (
 	"fmt"
 	"regexp"
-	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -47,22 +46,27 @@ type position struct{ line, column int }
 
 // source is the text of a configuration, for the excerpts in its problems.
 type source struct {
-	raw    []string // the lines
-	masked []string // the same, without what looks like a PIN
+	lines []string
+	shown map[int]string // the lines that were shown, without what looks like a PIN
 }
 
 func newSource(data []byte) source {
-	raw := strings.Split(strings.ReplaceAll(string(data), "\r\n", "\n"), "\n")
-	masked := slices.Clone(raw)
-	for _, pattern := range []string{pinPattern, userinfoPattern} {
-		secret := regexp.MustCompile(pattern)
-		for i, line := range masked {
-			if at := secret.FindStringSubmatchIndex(line); at != nil {
-				masked[i] = line[:at[3]] + "***" // up to the end of the first group
-			}
+	return source{strings.Split(strings.ReplaceAll(string(data), "\r\n", "\n"), "\n"), make(map[int]string)}
+}
+
+// masked is line i, from 0, without what looks like a PIN. A long line may have many problems, and is masked once.
+func (s source) masked(i int) string {
+	if line, ok := s.shown[i]; ok {
+		return line
+	}
+	line := s.lines[i]
+	for _, secret := range []*regexp.Regexp{pinForm, userinfoForm} {
+		if at := secret.FindStringSubmatchIndex(line); at != nil {
+			line = line[:at[3]] + "***" // up to the end of the first group
 		}
 	}
-	return source{raw: raw, masked: masked}
+	s.shown[i] = line
+	return line
 }
 
 // pinPattern finds a key that a person could put a PIN under, with its separator: pin:, user_pin:, pin-value=, password:.
@@ -72,17 +76,24 @@ const pinPattern = `(?i)((?:pin|password|passphrase|passwd|pwd)(?:[_-]?(?:value|
 // userinfoPattern finds the user and password in a URL.
 const userinfoPattern = `(://)[^\s"'@]+@`
 
+var (
+	pinForm      = regexp.MustCompile(pinPattern)
+	userinfoForm = regexp.MustCompile(userinfoPattern)
+)
+
+var secretNameForm = regexp.MustCompile(pinPattern + `$`)
+
 // isSecretName says whether a key is named as if a PIN stood under it.
 func isSecretName(key string) bool {
-	return regexp.MustCompile(pinPattern + `$`).MatchString(key + ":")
+	return secretNameForm.MatchString(key + ":")
 }
 
 // line is the whole line of a position, unmasked.
 func (s source) line(at position) string {
-	if at.line < 1 || at.line > len(s.raw) {
+	if at.line < 1 || at.line > len(s.lines) {
 		return ""
 	}
-	return s.raw[at.line-1]
+	return s.lines[at.line-1]
 }
 
 // maxExcerpt is how many characters of a line are shown.
@@ -90,10 +101,10 @@ const maxExcerpt = 120
 
 // excerpt cuts what is shown of a line so that the column is in it.
 func (s source) excerpt(at position) (text string, caret int) {
-	if at.line < 1 || at.line > len(s.masked) {
+	if at.line < 1 || at.line > len(s.lines) {
 		return "", 0
 	}
-	line := s.masked[at.line-1]
+	line := s.masked(at.line - 1)
 	before := max(at.column-1, 0)
 	// Drop whole characters from the front while the column is far to the right.
 	for skip := before - maxExcerpt*3/4; skip > 0 && line != ""; skip-- {

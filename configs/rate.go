@@ -13,7 +13,7 @@ type Rate float64
 // PerSecond is the rate in requests a second.
 func (r Rate) PerSecond() float64 { return float64(r) }
 
-const ratePattern = `^([0-9]{1,6}(?:\.[0-9]{1,6})?)/(s|m|h)$`
+const ratePattern = `^(\d{1,6}(?:\.\d{1,6})?)/([smh])$`
 
 var rateForm = regexp.MustCompile(ratePattern)
 

@@ -71,6 +71,9 @@ func allowText(s *reflector.Schema) {
 	set("role_arn", "^$|"+rolePattern)
 	set("external_id", "^$|"+externalIDPattern)
 	set("endpoint", endpointPattern)
+	if p, ok := whole.Properties.Get("external_id"); ok {
+		p.MaxLength = ptr(maxExternalID)
+	}
 	whole.DependentRequired = map[string][]string{"external_id": {"role_arn"}}
 	*s = reflector.Schema{Description: s.Description, OneOf: []*reflector.Schema{{Type: "string", Pattern: destinationPattern}, &whole}}
 }

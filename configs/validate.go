@@ -1,7 +1,6 @@
 package configs
 
 import (
-	"fmt"
 	"regexp"
 	"slices"
 	"strconv"
@@ -44,14 +43,14 @@ func validate(c *Config, folder string, d *decoder) {
 		v.problem("tokens", "tokens is empty: name at least one token")
 	}
 	for i := range c.Tokens {
-		v.token(fmt.Sprintf("tokens[%d]", i), &c.Tokens[i])
+		v.token(element("tokens", i), &c.Tokens[i])
 	}
 	v.modules()
 	for i := range c.Keys {
 		if len(d.problems) > maxProblems {
 			return
 		}
-		v.key(fmt.Sprintf("keys[%d]", i), &c.Keys[i])
+		v.key(element("keys", i), &c.Keys[i])
 	}
 	v.destinations()
 }
@@ -83,7 +82,7 @@ func (v validator) matches(path, value, pattern, form string) {
 func (v validator) wrapping() {
 	w := v.c.Wrapping
 	for i, a := range w.Algorithms {
-		path := fmt.Sprintf("wrapping.algorithms[%d]", i)
+		path := element("wrapping.algorithms", i)
 		switch {
 		case !v.ok(path):
 		case !slices.Contains(wrapping.Algorithms(), a):
@@ -100,13 +99,13 @@ func (v validator) wrapping() {
 func (v validator) unique(list string, n int, name func(int) string) {
 	first := make(map[string]int)
 	for i := range n {
-		path := fmt.Sprintf("%s[%d].name", list, i)
+		path := element(list, i) + ".name"
 		v.matches(path, name(i), namePattern, nameForm)
 		if !v.ok(path) {
 			continue
 		}
 		if j, twice := first[name(i)]; twice {
-			v.problem(path, "the name %q is taken by %s[%d] in line %d", name(i), list, j, v.at[fmt.Sprintf("%s[%d].name", list, j)].line)
+			v.problem(path, "the name %q is taken by %s[%d] in line %d", name(i), list, j, v.at[element(list, j)+".name"].line)
 			continue
 		}
 		first[name(i)] = i

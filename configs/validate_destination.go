@@ -7,7 +7,8 @@ import (
 
 const (
 	rolePattern       = `^arn:(aws(?:-[a-z]+)*):iam::([0-9]{12}):role/[\w+=,.@/-]{1,576}$`
-	externalIDPattern = `^[\w+=,.@:/-]{2,1224}$` // AWS STS API Reference, AssumeRole, ExternalId
+	externalIDPattern = `^[\w+=,.@:/-]{2,}$` // AWS STS API Reference, AssumeRole, ExternalId
+	maxExternalID     = 1224
 )
 
 var roleForm = regexp.MustCompile(rolePattern)
@@ -94,7 +95,10 @@ func (v validator) destination(path string, d Destination) {
 		}
 	}
 	if at := path + ".external_id"; v.ok(at) && d.ExternalID != "" {
-		v.matches(at, d.ExternalID, externalIDPattern, "an external ID: 2 to 1224 letters, digits and characters of _+=,.@:/-")
+		v.matches(at, d.ExternalID, externalIDPattern, "an external ID: at least two letters, digits and characters of _+=,.@:/-")
+		if n := len(d.ExternalID); n > maxExternalID {
+			v.problem(at, "an external ID has at most %d characters, and this one %d", maxExternalID, n)
+		}
 		if d.RoleARN == "" {
 			v.problem(at, "an external ID goes with a role: add role_arn, or leave external_id out")
 		}

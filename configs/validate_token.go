@@ -1,7 +1,6 @@
 package configs
 
 import (
-	"fmt"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -105,7 +104,7 @@ func (v validator) modules() {
 		return m[key]
 	}
 	for i := range v.c.Tokens {
-		t, path := &v.c.Tokens[i], fmt.Sprintf("tokens[%d]", i)
+		t, path := &v.c.Tokens[i], element("tokens", i)
 		if !v.ok(path) {
 			continue
 		}

@@ -106,7 +106,7 @@ func (w Window) Parse() (OpenWindow, error) {
 // weekdays is in the order of [time.Weekday].
 func weekdays() []string { return []string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"} }
 
-const clockPattern = `^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$`
+const clockPattern = `^(([01]\d|2[0-3]):[0-5]\d|24:00)$`
 
 var clockForm = regexp.MustCompile(clockPattern)
 

@@ -26,7 +26,7 @@ func table(w io.Writer, header []string, rows [][]string) {
 // printable shows control characters as what they are: labels come from tokens and messages from servers, and
 // neither may drive the terminal.
 func printable(s string) string {
-	if !strings.ContainsFunc(s, control) {
+	if !strings.ContainsFunc(s, isControl) {
 		return s
 	}
 	var b strings.Builder
@@ -40,7 +40,7 @@ func printable(s string) string {
 	return b.String()
 }
 
-// control tells characters that a terminal acts on; line breaks between words are laid out anew.
+// isControl tells characters that a terminal acts on; line breaks between words are laid out anew.
 func isControl(r rune) bool {
 	return r != '\n' && (unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || r >= '\u202a' && r <= '\u202e' || r >= '\u2066' && r <= '\u2069')
 }

@@ -32,6 +32,11 @@ build: ## build bin/hsmbridge and bin/kms-emulator
 .PHONY: deps
 deps: ## install the packages that are missing (apt-get): software tokens, OpenSC, AWS CLI
 	@scripts/deps
+	@scripts/deps tools nfpm promtool
+
+.PHONY: package
+package: deps build ## make the .deb and the .rpm in bin/
+	@VERSION='$(VERSION)' scripts/package bin
 
 .PHONY: demo
 demo: deps build ## import keys from software HSMs into a local KMS, and prove each

@@ -58,14 +58,13 @@ func run(t *testing.T, env []string, name string, args ...string) string {
 	return string(out)
 }
 
-// build makes both packages in a new directory.
-func build(t *testing.T) (deb, rpm string) {
+// build makes both packages in dir.
+func build(t *testing.T, dir string) (deb, rpm string) {
 	t.Helper()
 	content, err := program()
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "hsmbridge"), content, 0o755); err != nil { //nolint:gosec // a program
 		t.Fatal(err)
 	}
@@ -83,9 +82,41 @@ func build(t *testing.T) (deb, rpm string) {
 	return deb, rpm
 }
 
+// shared are the packages of [packages].
+var shared struct {
+	sync.Once
+	dir, deb, rpm string
+}
+
+// TestMain removes the shared packages at the end.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if shared.dir != "" {
+		_ = os.RemoveAll(shared.dir)
+	}
+	os.Exit(code)
+}
+
+// packages are built once for a test binary.
+func packages(t *testing.T) (deb, rpm string) {
+	t.Helper()
+	shared.Do(func() {
+		dir, err := os.MkdirTemp("", "hsmbridge-packages-") //nolint:usetesting // longer than a test
+		if err != nil {
+			t.Fatal(err)
+		}
+		shared.dir = dir
+		shared.deb, shared.rpm = build(t, dir)
+	})
+	if shared.rpm == "" {
+		t.Fatal("the packages were not built: see the first test")
+	}
+	return shared.deb, shared.rpm
+}
+
 // TestContents holds the mode and owner of every file, in both packages.
 func TestContents(t *testing.T) {
-	deb, rpm := build(t)
+	deb, rpm := packages(t)
 	line := regexp.MustCompile(`(?m)^(\S+) +(\S+)/(\S+) +\S+ +\S+ +\S+ \./(\S*)$`)
 	inDeb := map[string]string{}
 	for _, m := range line.FindAllStringSubmatch(run(t, nil, "dpkg-deb", "--contents", deb), -1) {
@@ -164,9 +195,9 @@ func TestReproducible(t *testing.T) {
 		}
 		return fmt.Sprintf("%x", sha256.Sum256(content))
 	}
-	deb, rpm := build(t)
+	deb, rpm := packages(t)
 	time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(1100 * time.Millisecond))) // the clock of tar and cpio ticks in seconds
-	deb2, rpm2 := build(t)
+	deb2, rpm2 := build(t, t.TempDir())
 	if sum(deb) != sum(deb2) {
 		t.Error("two .deb differ")
 	}
@@ -197,7 +228,7 @@ func TestVersions(t *testing.T) {
 // TestInstall installs, upgrades, removes and purges both packages in a copy of this machine's file system: see
 // testdata/install.sh. It also checks there what needs the files in their places: units, man pages, completions.
 func TestInstall(t *testing.T) {
-	deb, rpm := build(t)
+	deb, rpm := packages(t)
 	args := []string{"--mount", "--pid", "--fork", "--kill-child"}
 	if os.Geteuid() != 0 {
 		args = append(args, "--user", "--map-root-user", "--map-auto")

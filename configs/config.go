@@ -152,9 +152,9 @@ func (w Wrapping) Policy(partition string) wrapping.Policy {
 
 // Token finds a token by name.
 func (c *Config) Token(name string) (Token, bool) {
-	for _, t := range c.Tokens {
-		if t.Name == name {
-			return t, true
+	for i := range c.Tokens {
+		if c.Tokens[i].Name == name {
+			return c.Tokens[i], true
 		}
 	}
 	return Token{}, false
@@ -162,9 +162,9 @@ func (c *Config) Token(name string) (Token, bool) {
 
 // Key finds a managed key by name.
 func (c *Config) Key(name string) (Key, bool) {
-	for _, k := range c.Keys {
-		if k.Name == name {
-			return k, true
+	for i := range c.Keys {
+		if c.Keys[i].Name == name {
+			return c.Keys[i], true
 		}
 	}
 	return Key{}, false

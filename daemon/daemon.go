@@ -127,9 +127,11 @@ func (d *Daemon) wire(ctx context.Context) error {
 	for _, t := range d.config.Load().Tokens {
 		names = append(names, t.Name)
 	}
-	var err error
-	d.queue, err = jobs.New(ctx, jobs.Config{
-		DB: d.store.DB(), Postgres: d.store.Postgres(), Daemon: d.store.Daemon(), Tokens: names, Poll: d.o.Poll, Work: d.runner.Work, Log: d.log,
+	err := d.store.Exclusively(ctx, func() (err error) {
+		d.queue, err = jobs.New(ctx, jobs.Config{
+			DB: d.store.DB(), Postgres: d.store.Postgres(), Daemon: d.store.Daemon(), Tokens: names, Poll: d.o.Poll, Work: d.runner.Work, Log: d.log,
+		})
+		return err
 	})
 	if err != nil {
 		return err
@@ -271,7 +273,7 @@ func (d *Daemon) loop(ctx context.Context) {
 			next = time.Now().Add(tickEvery)
 			err = d.Tick(ctx)
 		} else {
-			_, err = d.store.Wake(ctx, d.queue.Enqueue)
+			err = d.wake(ctx)
 		}
 		if err != nil && ctx.Err() == nil {
 			d.log.Error("what is due could not be worked out; it is tried again", zap.Error(err))

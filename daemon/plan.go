@@ -117,20 +117,25 @@ const planner = "planner"
 
 // Tick does what is done every minute: waiting jobs whose time has come, jobs of daemons that are gone, a look at KMS, and the planner.
 func (d *Daemon) Tick(ctx context.Context) error {
-	if _, err := d.store.Wake(ctx, d.queue.Enqueue); err != nil {
+	if err := d.wake(ctx); err != nil {
 		return err
-	}
-	lost, err := d.store.Reclaim(ctx, false, d.queue.Enqueue)
-	if err != nil {
-		return err
-	}
-	for _, j := range lost {
-		d.log.Warn("a job of a daemon that is gone is done again", zap.Int64("job", j.ID), zap.String("key", j.Key), zap.String("daemon", j.Daemon))
 	}
 	if err := d.watch(ctx); err != nil {
 		return err
 	}
 	d.metrics.Watched(d.now())
-	_, err = d.plan(ctx)
+	_, err := d.plan(ctx)
+	return err
+}
+
+// wake queues waiting jobs whose time has come, and jobs of daemons that are gone.
+func (d *Daemon) wake(ctx context.Context) error {
+	if _, err := d.store.Wake(ctx, d.queue.Enqueue); err != nil {
+		return err
+	}
+	lost, err := d.store.Reclaim(ctx, false, d.queue.Enqueue)
+	for _, j := range lost {
+		d.log.Warn("a job of a daemon that is gone is done again", zap.Int64("job", j.ID), zap.String("key", j.Key), zap.String("daemon", j.Daemon))
+	}
 	return err
 }

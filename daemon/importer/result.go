@@ -25,6 +25,7 @@ const (
 	StepRotate     Step = "rotate"  // RotateKeyOnDemand is sent next
 	StepRotated    Step = "rotated" // KMS encrypts with the new material
 	StepDelete     Step = "delete"  // DeleteImportedKeyMaterial is sent next
+	StepDeleted    Step = "deleted" // KMS deleted one
 	StepOutcome    Step = "outcome"
 )
 

@@ -101,6 +101,9 @@ func (im *Importer) Revoke(ctx context.Context, r Request) (deleted int, err err
 			switch err := run.kms.DeleteImportedKeyMaterial(ctx, r.Destination, id); {
 			case err == nil:
 				deleted++
+				if err := run.record(context.WithoutCancel(ctx), StepDeleted, "KMS deleted the key material", "key_material_id", id); err != nil {
+					return deleted, err
+				}
 			case kmsclient.OutcomeUnknown(err):
 				unknown = true // the next look tells
 			default:

@@ -72,6 +72,7 @@ func rules() []rule {
 		{codes: "TLSFailure NotKMS", do: again, first: m, most: h, person: true},
 		{class: "kms", do: again, first: 10 * s, most: 15 * m},
 
+		{class: "database", do: again, first: 5 * s, most: m}, // the journal comes first: nothing is done that cannot be written down
 		{class: "caller", do: stop},
 		{do: again, first: m, most: h, person: true},
 	}

@@ -250,7 +250,7 @@ func (t *task) record(ctx context.Context, e importer.Event) error {
 		fields[f.Name] = f.Value
 	}
 	if err := t.Store.Step(ctx, t.lease, t.job, store.Event{Kind: string(e.Step), Time: e.Time, Destination: e.Destination, Message: e.Message, Fields: fields}); err != nil {
-		return err
+		return unwritten(err)
 	}
 	t.mu.Lock()
 	now := time.Now()
@@ -264,6 +264,14 @@ func (t *task) record(ctx context.Context, e importer.Event) error {
 		return errStopping
 	}
 	return nil
+}
+
+// unwritten gives what the database failed at its class.
+func unwritten(err error) error {
+	if err == nil || errors.Is(err, store.ErrLeaseLost) || errors.Is(err, store.ErrRevoked) || errors.Is(err, store.ErrCancelled) {
+		return err
+	}
+	return &Error{ErrCode: "Database", ErrClass: "database", Message: "the journal could not be written", Err: err}
 }
 
 // importer is an importer that writes its steps into the journal.
@@ -283,7 +291,7 @@ func (t *task) importer(token importer.Token, k configs.Key) *importer.Importer 
 				return nil
 			}
 			t.job.ValidTo = validTo
-			return t.Store.ChooseExpiry(ctx, t.lease, t.job.ID, validTo)
+			return unwritten(t.Store.ChooseExpiry(ctx, t.lease, t.job.ID, validTo))
 		},
 	}
 }

@@ -220,7 +220,7 @@ func (s *Store) Step(ctx context.Context, l *Lease, j Job, e Event) error {
 		if err := tx.event(ctx, e); err != nil {
 			return err
 		}
-		if e.Kind == "outcome" || e.Kind == "import" {
+		if e.Kind == "outcome" || e.Kind == "import" || e.Kind == "deleted" {
 			return nil // what was done is written down in any case
 		}
 		var state State

@@ -27,16 +27,31 @@ func migrationNames() []string {
 	return names
 }
 
+// migrationLock is the number of PostgreSQL's advisory lock for changes of the schema.
+const migrationLock = 7305804402566557796
+
+// Exclusively runs f while no other daemon changes the schema: two that start at once do it one after the other.
+func (s *Store) Exclusively(ctx context.Context, f func() error) error {
+	if !s.postgres {
+		return f() // there is one daemon
+	}
+	conn, err := s.write.Conn(ctx)
+	if err != nil {
+		return fmt.Errorf("database: %w", err)
+	}
+	if _, err := conn.ExecContext(ctx, "SELECT pg_advisory_lock($1)", int64(migrationLock)); err != nil {
+		return errors.Join(fmt.Errorf("database: %w", err), conn.Close())
+	}
+	err = f()
+	_, uerr := conn.ExecContext(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock($1)", int64(migrationLock))
+	return errors.Join(err, uerr, conn.Close())
+}
+
 // migrate brings the schema up to date, forwards only. A database of a later version is left alone.
 func (s *Store) migrate(ctx context.Context) error {
 	return s.Tx(ctx, func(tx *Tx) error {
 		if _, err := tx.exec(ctx, "CREATE TABLE IF NOT EXISTS hsmbridge_schema (version BIGINT NOT NULL)"); err != nil {
 			return err
-		}
-		if s.postgres { // two daemons that start at once
-			if _, err := tx.exec(ctx, "LOCK TABLE hsmbridge_schema IN EXCLUSIVE MODE"); err != nil {
-				return err
-			}
 		}
 		var version int64
 		if err := tx.QueryRowContext(ctx, "SELECT coalesce(max(version), 0) FROM hsmbridge_schema").Scan(&version); err != nil {

@@ -61,7 +61,7 @@ func Open(ctx context.Context, o Config) (*Store, error) {
 	if err := open(ctx, o); err != nil {
 		return nil, err
 	}
-	if err := s.migrate(ctx); err != nil {
+	if err := s.Exclusively(ctx, func() error { return s.migrate(ctx) }); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil

@@ -50,6 +50,8 @@ type Server struct {
 	port int                 // on 127.0.0.1, and the number of the socket
 	cred *syscall.Credential // of the unprivileged user, when this process is root's
 
+	remove  func() error // holds the pipe whose end is the sign to remove the files, as long as the server is known
+
 	mutex   sync.Mutex
 	process *os.Process   // nil when it is stopped
 	ended   chan struct{} // closed when process has ended
@@ -140,7 +142,7 @@ func create(ctx context.Context) (s *Server, remove func() error, err error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	s = &Server{bin: bin, dir: dir}
+	s = &Server{bin: bin, dir: dir, remove: remove}
 	if err := s.initialise(ctx); err != nil {
 		return nil, nil, errors.Join(err, remove())
 	}

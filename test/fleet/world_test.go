@@ -1,0 +1,445 @@
+package fleet
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon"
+	"hsmbridge/daemon/control"
+	"hsmbridge/daemon/store"
+	"hsmbridge/hsm"
+	"hsmbridge/hsm/wrapping"
+	"hsmbridge/kmsclient"
+	"hsmbridge/kmsclient/kmsemu"
+	"hsmbridge/test/softhsm"
+)
+
+// Environment variables that make this binary the daemon: a test kills that process, not itself.
+const (
+	envConfig = "FLEET_CONFIG" // its configuration
+	envKill   = "FLEET_KILL"   // "job kind/step/n": kill -9 when the n-th such step is written down
+	envLease  = "FLEET_LEASE"
+	envStop   = "FLEET_STOP" // like envKill, but SIGSTOP
+	envList   = "FLEET_LIST" // with envConfig: print the labels of the keys in the token
+)
+
+func TestMain(m *testing.M) {
+	switch {
+	case os.Getenv(envList) != "":
+		os.Exit(list())
+	case os.Getenv(envConfig) != "":
+		os.Exit(child())
+	}
+	for name, value := range map[string]string{
+		"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_CONFIG_FILE": os.DevNull, "AWS_SHARED_CREDENTIALS_FILE": os.DevNull, "AWS_EC2_METADATA_DISABLED": "true",
+	} {
+		if err := os.Setenv(name, value); err != nil { //nolint:usetesting // for all tests, which run at the same time
+			panic(err)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+// child is the daemon, as hsmbridge serve runs it.
+func child() int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	c, err := configs.Load(os.Getenv(envConfig))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 3
+	}
+	lease, _ := time.ParseDuration(os.Getenv(envLease))
+	log, err := zap.NewProduction()
+	if err != nil {
+		return 1
+	}
+	d, err := daemon.New(ctx, daemon.Options{
+		Config: c, OpenToken: openToken(), Log: log, Version: "test", Lease: lease, Poll: 20 * time.Millisecond, AfterStep: signalAt(),
+		Load: func() (*configs.Config, error) { return configs.Load(os.Getenv(envConfig)) },
+	})
+	if err == nil {
+		err = d.Run(ctx)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// signalAt ends or freezes this process at the step that the environment names.
+func signalAt() func(store.Job, string) {
+	var mu sync.Mutex
+	seen := map[string]int{}
+	return func(j store.Job, step string) {
+		mu.Lock()
+		defer mu.Unlock()
+		at := string(j.Kind) + "/" + step
+		seen[at]++
+		switch at = fmt.Sprintf("%s/%d", at, seen[at]); at {
+		case os.Getenv(envKill):
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {} // it is over before the next instruction of the job
+		case os.Getenv(envStop):
+			_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		}
+	}
+}
+
+// openToken opens tokens as the command does, with the PIN from its file.
+func openToken() daemon.OpenToken {
+	return func(ctx context.Context, t configs.Token, again bool) (daemon.Token, error) {
+		token, err := hsm.Open(ctx, hsm.Config{
+			Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, LoginAgain: again,
+		}, func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return os.ReadFile(t.PINFile) })
+		if err != nil {
+			return nil, err
+		}
+		return token, nil
+	}
+}
+
+// world is a token, a KMS and a configuration; daemons come and go.
+type world struct {
+	t      testing.TB
+	dir    string
+	token  softhsm.Token
+	emu    *kmsemu.Server
+	url    string
+	client *kmsclient.Client
+	extra  string // lines of the configuration
+	keys   []string
+	before func(op string) // called when a request has come, before KMS has it
+	after  func(op string) // called when KMS has done it, before it answers
+	mu     sync.Mutex
+}
+
+func newWorld(tb testing.TB, o kmsemu.Options) *world {
+	tb.Helper()
+	o.OneWrapper = true
+	emu, err := kmsemu.New(o)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	w := &world{t: tb, dir: tb.TempDir(), token: softhsm.New(tb, "hsm"), emu: emu}
+	srv := httptest.NewServer(http.HandlerFunc(w.serve))
+	tb.Cleanup(srv.Close)
+	w.url = srv.URL
+	if w.client, err = kmsclient.New(tb.Context(), kmsclient.Config{Region: "eu-central-1", Endpoint: w.url}); err != nil {
+		tb.Fatal(err)
+	}
+	return w
+}
+
+// serve is the emulator with somebody at the wire.
+func (w *world) serve(rw http.ResponseWriter, r *http.Request) {
+	op := strings.TrimPrefix(r.Header.Get("X-Amz-Target"), "TrentService.")
+	w.mu.Lock()
+	before, after := w.before, w.after
+	w.mu.Unlock()
+	if before != nil {
+		before(op)
+	}
+	rec := httptest.NewRecorder()
+	w.emu.ServeHTTP(rec, r)
+	if after != nil {
+		after(op)
+	}
+	for name, values := range rec.Header() {
+		rw.Header()[name] = values
+	}
+	rw.WriteHeader(rec.Code)
+	_, _ = rw.Write(rec.Body.Bytes())
+}
+
+// hook has f called when KMS has done an operation, before it answers.
+func (w *world) hook(before, after func(op string)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.before, w.after = before, after
+}
+
+// key makes a KMS key and a managed key that feeds it.
+func (w *world) key(name string, spec wrapping.KeySpec, lines ...string) string {
+	w.t.Helper()
+	info, err := w.client.CreateKey(w.t.Context(), kmsclient.CreateKeyRequest{KeySpec: string(spec)})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.manage(name, spec, []string{info.ARN}, lines...)
+	return info.ARN
+}
+
+// manage configures a managed key.
+func (w *world) manage(name string, spec wrapping.KeySpec, arns []string, lines ...string) {
+	class := "secret-key"
+	if spec.Kind() != wrapping.KindSymmetric && spec.Kind() != wrapping.KindHMAC {
+		class = "private"
+	}
+	y := fmt.Sprintf("  - name: %s\n    token: hsm\n    uri: \"pkcs11:object=%s;type=%s\"\n    key_spec: %s\n    generate: if-missing\n    destinations: [\"%s\"]\n", name, name, class, spec, strings.Join(arns, `", "`))
+	hasExpiry := false
+	for _, l := range lines {
+		y += "    " + l + "\n"
+		hasExpiry = hasExpiry || strings.HasPrefix(l, "expires")
+	}
+	if !hasExpiry {
+		y += "    expires: 90d\n"
+	}
+	w.keys = append(w.keys, y)
+}
+
+// config writes the configuration of a daemon. Each has its own socket; the database is shared where it is given.
+func (w *world) config(name, database string) string {
+	w.t.Helper()
+	if database == "" {
+		database = filepath.Join(w.dir, "hsmbridge.db")
+	}
+	y := fmt.Sprintf(`name: %s
+database: %q
+kms: {endpoint: %q}
+control: {socket: %q}
+metrics: {listen: none}
+quotas:
+  - {operation: GetParametersForImport, rate: 1000/s}
+  - {operation: ImportKeyMaterial, rate: 1000/s}
+  - {operation: ListKeyRotations, rate: 1000/s}
+  - {operation: RotateKeyOnDemand, rate: 1000/s}
+  - {operation: DeleteImportedKeyMaterial, rate: 1000/s}
+%s
+tokens:
+  - name: hsm
+    module: %q
+    uri: %q
+    pin_file: %q
+    environment: {SOFTHSM2_CONF: %q}
+keys:
+%s`, name, database, w.url, w.socket(name), w.extra, w.token.Module, w.token.URI(), w.token.PINFile(w.t), w.token.Environment["SOFTHSM2_CONF"], strings.Join(w.keys, ""))
+	path := filepath.Join(w.dir, name+".yaml")
+	if err := os.WriteFile(path, []byte(y), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := configs.Load(path); err != nil {
+		w.t.Fatal(err)
+	}
+	return path
+}
+
+func (w *world) socket(name string) string { return filepath.Join(w.dir, name+".sock") }
+
+// process is a daemon in a process of its own.
+type process struct {
+	*exec.Cmd
+	t      testing.TB
+	client *control.Client
+	log    string
+	done   chan struct{}
+	err    error // of Wait, when done is closed
+}
+
+// start starts a daemon; env are further variables.
+func (w *world) start(name, database string, env ...string) *process {
+	w.t.Helper()
+	path := w.config(name, database)
+	self, err := os.Executable()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	p := &process{Cmd: exec.Command(self), t: w.t, client: control.NewClient(w.socket(name)), log: filepath.Join(w.dir, name+".log"), done: make(chan struct{})} //nolint:noctx // the test ends it by signals
+	p.Env = append(append(os.Environ(), envConfig+"="+path), env...)
+	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	p.Stdout, p.Stderr = log, log
+	p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := p.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	_ = log.Close()
+	go func() { p.err = p.Wait(); close(p.done) }()
+	w.t.Cleanup(p.kill)
+	return p
+}
+
+func (p *process) kill() {
+	_ = p.Process.Kill()
+	select {
+	case <-p.done:
+	case <-time.After(5 * time.Second):
+	}
+	if p.t.Failed() || os.Getenv("FLEET_LOGS") != "" {
+		if b, err := os.ReadFile(p.log); err == nil {
+			p.t.Logf("log of %s:\n%s", filepath.Base(p.log), tail(string(b), 4000))
+		}
+	}
+}
+
+func tail(s string, n int) string { return s[max(0, len(s)-n):] }
+
+// died waits until the process was killed.
+func (p *process) died() {
+	p.t.Helper()
+	select {
+	case <-p.done:
+		var exit *exec.ExitError
+		if errors.As(p.err, &exit) {
+			if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() && ws.Signal() == syscall.SIGKILL {
+				return
+			}
+		}
+		p.t.Fatalf("the daemon ended with %v", p.err)
+	case <-time.After(30 * time.Second):
+		p.t.Fatal("the daemon did not get to where it was to be killed")
+	}
+}
+
+// settled waits until a daemon answers and has nothing left to do, and gives its jobs, oldest first.
+func (p *process) settled() []store.Job {
+	p.t.Helper()
+	var last string
+	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); time.Sleep(30 * time.Millisecond) {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		s, err := p.client.Status(ctx)
+		if err != nil || !s.Ready {
+			last = fmt.Sprint(err, s.NotReady)
+			cancel()
+			continue
+		}
+		jobs, err := p.client.Jobs(ctx, store.JobFilter{})
+		cancel()
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		open := 0
+		for _, j := range jobs {
+			if j.State.Open() {
+				open++
+				last = fmt.Sprintf("%+v", j)
+			}
+		}
+		if open == 0 && len(jobs) > 0 {
+			for i, j := 0, len(jobs)-1; i < j; i, j = i+1, j-1 {
+				jobs[i], jobs[j] = jobs[j], jobs[i]
+			}
+			return jobs
+		}
+	}
+	p.t.Fatalf("the daemon does not settle: %s", last)
+	return nil
+}
+
+// ask queues a job.
+func (p *process) ask(kind store.Kind, key string, renew bool) {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if _, err := p.client.Start(ctx, control.StartRequest{Keys: []string{key}, Kind: kind, Renew: renew}); err != nil && !strings.Contains(err.Error(), "did not answer") {
+		p.t.Fatal(err)
+	}
+}
+
+func (p *process) events(key string) []store.Event {
+	p.t.Helper()
+	var all []store.Event
+	if err := p.client.Events(context.Background(), store.EventFilter{Key: key}, false, func(e store.Event) error { all = append(all, e); return nil }); err != nil {
+		p.t.Fatal(err)
+	}
+	return all
+}
+
+// materials lists what KMS has.
+func (w *world) materials(arn string) []kmsclient.KeyMaterial {
+	w.t.Helper()
+	list, err := w.client.ListKeyMaterials(context.Background(), arn)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return list
+}
+
+// objects lists the key objects in the token by label. A process of its own looks: a module is loaded once, with one store.
+func (w *world) objects() map[string]int {
+	w.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	c := exec.CommandContext(context.Background(), self)
+	c.Env = append(os.Environ(), envConfig+"="+w.config("list", ""), envList+"=1")
+	c.Stderr = os.Stderr
+	b, err := c.Output()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	out := map[string]int{}
+	if err := json.Unmarshal(b, &out); err != nil {
+		w.t.Fatal(err)
+	}
+	return out
+}
+
+// list prints the labels of the keys in the configured token.
+func list() int {
+	c, err := configs.Load(os.Getenv(envConfig))
+	if err != nil {
+		return fail(err)
+	}
+	token, err := openToken()(context.Background(), c.Tokens[0], false)
+	if err != nil {
+		return fail(err)
+	}
+	keys, err := token.(*hsm.Token).Keys(context.Background())
+	if err != nil {
+		return fail(err)
+	}
+	out := map[string]int{}
+	for _, k := range keys {
+		out[k.Label]++
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(out); err != nil {
+		return fail(err)
+	}
+	return 0
+}
+
+func fail(err error) int {
+	fmt.Fprintln(os.Stderr, err)
+	return 1
+}
+
+func asJSON(v any) string {
+	b, err := json.MarshalIndent(v, "", " ")
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+func readFile(tb testing.TB, path string) string {
+	tb.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }

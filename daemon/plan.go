@@ -86,6 +86,10 @@ func (d *Daemon) history(ctx context.Context) (schedule.History, error) {
 // plan asks the planner what is due and queues it.
 func (d *Daemon) plan(ctx context.Context) (queued int, err error) {
 	began := time.Now()
+	since, err := d.store.LastEvent(ctx) // before everything else is read
+	if err != nil {
+		return 0, err
+	}
 	h, err := d.history(ctx)
 	if err != nil {
 		return 0, err
@@ -95,15 +99,16 @@ func (d *Daemon) plan(ctx context.Context) (queued int, err error) {
 	for list := range slices.Chunk(due, batch) {
 		jobs := make([]store.Job, len(list))
 		for i, j := range list {
-			jobs[i] = store.Job{Key: j.Key, Destination: j.Destination, Kind: store.KindImport, Reason: string(j.Reason), Token: j.Token, RequestedBy: planner}
+			jobs[i] = store.Job{Key: j.Key, Destination: j.Destination, Kind: store.KindImport, Reason: string(j.Reason), Token: j.Token, RequestedBy: planner, Since: max(1, since)}
 			if j.Reason == schedule.Rotate {
 				jobs[i].Kind = store.KindRotate
 			}
 		}
-		if _, err := d.store.AddJobs(ctx, jobs, d.queue.Enqueue); err != nil {
+		made, err := d.store.AddJobs(ctx, jobs, d.queue.Enqueue)
+		if err != nil {
 			return queued, err
 		}
-		queued += len(list)
+		queued += len(made)
 	}
 	d.metrics.Planned(time.Since(began), d.now())
 	if queued > 0 {

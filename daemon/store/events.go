@@ -22,10 +22,8 @@ type Event struct {
 
 // event adds an event to the transaction.
 func (tx *Tx) event(ctx context.Context, e Event) error {
-	if tx.s.postgres { // one after the other, so that nobody who reads up to an ID misses a smaller one that is committed later
-		if _, err := tx.exec(ctx, "SELECT pg_advisory_xact_lock(7305804402566557797)"); err != nil {
-			return err
-		}
+	if err := tx.eventsInOrder(ctx); err != nil {
+		return err
 	}
 	fields := []byte("{}")
 	if len(e.Fields) > 0 {
@@ -43,6 +41,24 @@ func (tx *Tx) event(ctx context.Context, e Event) error {
 	_, err := tx.exec(ctx, "INSERT INTO events (at, kind, actor, key_name, destination, job_id, message, fields) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
 		micros(e.Time), e.Kind, e.Actor, e.Key, e.Destination, e.Job, e.Message, string(fields))
 	return err
+}
+
+// eventsInOrder lets transactions that add events commit one after the other, so that nobody who has read up to an ID misses a smaller one
+// that is committed later. SQLite has one writer anyway.
+func (tx *Tx) eventsInOrder(ctx context.Context) error {
+	if !tx.s.postgres {
+		return nil
+	}
+	_, err := tx.exec(ctx, "SELECT pg_advisory_xact_lock(7305804402566557797)")
+	return err
+}
+
+// LastEvent is the ID of the last event.
+func (s *Store) LastEvent(ctx context.Context) (id int64, err error) {
+	if err := s.read.QueryRowContext(ctx, "SELECT coalesce(max(id), 0) FROM events").Scan(&id); err != nil {
+		return 0, fmt.Errorf("database: %w", err)
+	}
+	return id, nil
 }
 
 // AddEvent adds an event by itself.

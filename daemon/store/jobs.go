@@ -63,6 +63,10 @@ type Job struct {
 	Error       string    `json:"error,omitempty"`
 	ErrorClass  string    `json:"error_class,omitempty"`
 	ErrorCode   string    `json:"error_code,omitempty"`
+
+	// Since is the last event that whoever asks knew of (see [Store.LastEvent]): if a job of the key has ended since then, what was known
+	// is out of date, and the job is not made. 0: it is made in any case.
+	Since int64 `json:"-"`
 }
 
 // Enqueue puts jobs into the queue, inside the transaction that makes them.
@@ -77,6 +81,9 @@ func (s *Store) AddJobs(ctx context.Context, jobs []Job, enqueue Enqueue) (all [
 			id, isNew, err := tx.addJob(ctx, &j)
 			if err != nil {
 				return err
+			}
+			if id == 0 {
+				continue
 			}
 			j.ID = id
 			all = append(all, j)
@@ -96,6 +103,18 @@ func (tx *Tx) addJob(ctx context.Context, j *Job) (id int64, isNew bool, err err
 	options, err := json.Marshal(j.Options)
 	if err != nil {
 		return 0, false, fmt.Errorf("database: %w", err)
+	}
+	if j.Since > 0 {
+		if err := tx.eventsInOrder(ctx); err != nil { // nothing ends between the look and the insert
+			return 0, false, err
+		}
+		var ended int64
+		if err := tx.QueryRowContext(ctx, tx.s.rebind("SELECT count(*) FROM events WHERE key_name = ? AND kind = 'finished' AND id > ?"), j.Key, j.Since).Scan(&ended); err != nil {
+			return 0, false, fmt.Errorf("database: %w", err)
+		}
+		if ended > 0 {
+			return 0, false, nil
+		}
 	}
 	j.State, j.Created = Queued, tx.s.now()
 	err = tx.QueryRowContext(ctx, tx.s.rebind(`INSERT INTO jobs (key_name, destination, kind, reason, token, options, requested_by, state, created_at)

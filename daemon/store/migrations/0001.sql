@@ -125,6 +125,7 @@ CREATE TABLE events (
     fields      TEXT   NOT NULL DEFAULT '{}'
 );
 CREATE INDEX events_job ON events (job_id, id);
+CREATE INDEX events_key ON events (key_name, id);
 
 -- Tokens that are not to be used until a person says so (until = 0) or a time has come.
 CREATE TABLE parked (

@@ -145,6 +145,9 @@ func (im *Importer) Observe(ctx context.Context, r Request) (Observation, error)
 	case err == nil:
 		o.Rotations = 0
 		for _, m := range o.Materials {
+			if m.ImportState == "IMPORTED" && !waits(m) && !m.ValidTo.IsZero() && (o.ValidTo.IsZero() || m.ValidTo.Before(o.ValidTo)) {
+				o.ValidTo = m.ValidTo // KMS says so itself (KeyMetadata, ValidTo); older endpoints need not
+			}
 			if !m.RotationDate.IsZero() {
 				o.Rotations++
 			}

@@ -1,9 +1,12 @@
 package importer_test
 
 import (
+	"crypto/rand"
+	"crypto/rsa"
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -50,7 +53,7 @@ func (w *world) rotated(arn string) []importer.Request {
 }
 
 func TestRotate(t *testing.T) {
-	w := newWorld(t, kmsemu.Options{OneWrapper: true})
+	w := newWorld(t, kmsemu.Options{Wrappers: oneWrapper()})
 	arn := w.destination(wrapping.SymmetricDefault, "")
 	all := w.rotated(arn)
 	list := w.materials(arn)
@@ -73,7 +76,7 @@ func TestRotate(t *testing.T) {
 func TestNewMaterialIsAddedOnce(t *testing.T) {
 	for _, cut := range []string{"before", "after"} {
 		t.Run("connection cut "+cut, func(t *testing.T) {
-			w := newWorld(t, kmsemu.Options{OneWrapper: true})
+			w := newWorld(t, kmsemu.Options{Wrappers: oneWrapper()})
 			arn := w.destination(wrapping.SymmetricDefault, "")
 			w.rotated(arn)
 			w.token.add(t, "d", wrapping.SymmetricDefault)
@@ -93,7 +96,7 @@ func TestNewMaterialIsAddedOnce(t *testing.T) {
 		})
 	}
 	t.Run("somebody else's waits", func(t *testing.T) {
-		w := newWorld(t, kmsemu.Options{OneWrapper: true})
+		w := newWorld(t, kmsemu.Options{Wrappers: oneWrapper()})
 		arn := w.destination(wrapping.SymmetricDefault, "")
 		w.rotated(arn)
 		w.token.add(t, "d", wrapping.SymmetricDefault)
@@ -108,7 +111,7 @@ func TestNewMaterialIsAddedOnce(t *testing.T) {
 		}
 	})
 	t.Run("the answer of the rotation is lost", func(t *testing.T) {
-		w := newWorld(t, kmsemu.Options{OneWrapper: true})
+		w := newWorld(t, kmsemu.Options{Wrappers: oneWrapper()})
 		arn := w.destination(wrapping.SymmetricDefault, "")
 		w.rotated(arn)
 		w.token.add(t, "d", wrapping.SymmetricDefault)
@@ -124,7 +127,7 @@ func TestNewMaterialIsAddedOnce(t *testing.T) {
 
 // When one of several materials is gone the key is unusable until that one is back, and each is imported under its ID.
 func TestRestoreOfSeveralMaterials(t *testing.T) {
-	w := newWorld(t, kmsemu.Options{OneWrapper: true})
+	w := newWorld(t, kmsemu.Options{Wrappers: oneWrapper()})
 	arn := w.destination(wrapping.SymmetricDefault, "")
 	all := w.rotated(arn)
 	deleted, err := w.Revoke(t.Context(), all[0])
@@ -155,7 +158,7 @@ func TestRestoreOfSeveralMaterials(t *testing.T) {
 }
 
 func TestRevokeOtherKinds(t *testing.T) {
-	w := newWorld(t, kmsemu.Options{OneWrapper: true})
+	w := newWorld(t, kmsemu.Options{Wrappers: oneWrapper()})
 	arn := w.destination(wrapping.HMAC256, "")
 	w.token.add(t, "mac", wrapping.HMAC256)
 	r := w.request("mac", wrapping.HMAC256, arn)
@@ -170,7 +173,7 @@ func TestRevokeOtherKinds(t *testing.T) {
 }
 
 func TestReplicas(t *testing.T) {
-	w := newWorld(t, kmsemu.Options{OneWrapper: true})
+	w := newWorld(t, kmsemu.Options{Wrappers: oneWrapper()})
 	key, err := w.kms.CreateKey(t.Context(), kmsclient.CreateKeyRequest{KeySpec: "SYMMETRIC_DEFAULT", MultiRegion: true})
 	if err != nil {
 		t.Fatal(err)
@@ -213,7 +216,7 @@ func TestReplicas(t *testing.T) {
 
 // A job that is tried again asks for the expiry that its first attempt chose, and finds it.
 func TestRepeatedAttempt(t *testing.T) {
-	w := newWorld(t, kmsemu.Options{OneWrapper: true})
+	w := newWorld(t, kmsemu.Options{Wrappers: oneWrapper()})
 	arn := w.destination(wrapping.SymmetricDefault, "")
 	w.token.add(t, "a", wrapping.SymmetricDefault)
 	r := w.request("a", wrapping.SymmetricDefault, arn)
@@ -237,7 +240,7 @@ func TestRepeatedAttempt(t *testing.T) {
 }
 
 func TestOtherCheckValue(t *testing.T) {
-	w := newWorld(t, kmsemu.Options{OneWrapper: true})
+	w := newWorld(t, kmsemu.Options{Wrappers: oneWrapper()})
 	arn := w.destination(wrapping.SymmetricDefault, "")
 	w.token.add(t, "a", wrapping.SymmetricDefault)
 	r := w.request("a", wrapping.SymmetricDefault, arn)
@@ -250,3 +253,12 @@ func TestOtherCheckValue(t *testing.T) {
 		t.Error("something was imported")
 	}
 }
+
+// oneWrapper is one wrapping key for all these tests, which make many imports and do not look at it.
+var oneWrapper = sync.OnceValue(func() map[int]*rsa.PrivateKey {
+	key, err := rsa.GenerateKey(rand.Reader, 4096)
+	if err != nil {
+		panic(err)
+	}
+	return map[int]*rsa.PrivateKey{4096: key}
+})

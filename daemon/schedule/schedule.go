@@ -63,6 +63,7 @@ type State struct {
 	Present     bool // KMS was seen to hold the material
 	ValidTo     time.Time
 	Life        time.Duration // that was asked for at the last import
+	First       time.Time     // the first time that KMS took it; zero: never, or not known
 	Imported    time.Time     // the last time that KMS took the material; zero: never
 	Drilled     time.Time
 	Scheduled   time.Time // the last import by schedule
@@ -107,8 +108,8 @@ func Due(now time.Time, keys []Key, h History) []Job {
 			if !s.Present || s.Imported.IsZero() {
 				all = false
 			}
-			if first.IsZero() || s.Imported.Before(first) {
-				first = s.Imported
+			if first.IsZero() || s.First.Before(first) {
+				first = s.First
 			}
 			if s.Open || s.NeedsPerson {
 				continue
@@ -174,7 +175,7 @@ func (k *Key) cannotWait(now time.Time, s State) bool {
 	return next.IsZero() || next.After(last)
 }
 
-// rotation is when the key is to be rotated; zero: never. first is the oldest of its targets' imports.
+// rotation is when the key is to be rotated; zero: never. first is the oldest of its targets' first imports.
 func (k *Key) rotation(whole KeyState, first time.Time) time.Time {
 	if k.RotateEvery == 0 || first.IsZero() {
 		return time.Time{}

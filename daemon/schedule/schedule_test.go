@@ -52,7 +52,7 @@ func (monthly) Next(t time.Time) time.Time {
 
 func TestDue(t *testing.T) {
 	now := at("2027-03-10 12:00")
-	held := State{Present: true, ValidTo: now.Add(80 * day), Life: 90 * day, Imported: now.Add(-10 * day), Drilled: now.Add(-10 * day)}
+	held := State{Present: true, ValidTo: now.Add(80 * day), Life: 90 * day, First: now.Add(-10 * day), Imported: now.Add(-10 * day), Drilled: now.Add(-10 * day)}
 	with := func(change func(*State)) *State { s := held; change(&s); return &s }
 	for _, tc := range []struct {
 		name  string
@@ -87,6 +87,7 @@ func TestDue(t *testing.T) {
 		{name: "rotation not yet", key: Key{RotateEvery: 30 * day}, state: &held},
 		{name: "rotation", key: Key{RotateEvery: 10 * day}, state: &held, want: []Reason{Rotate}},
 		{name: "rotated lately", key: Key{RotateEvery: 10 * day}, whole: KeyState{Rotated: now.Add(-day)}, state: &held},
+		{name: "rotation, renewed lately", key: Key{RotateEvery: 10 * day}, state: with(func(s *State) { s.Imported = now.Add(-time.Hour) }), want: []Reason{Rotate}},
 		{name: "rotation, a person is needed", key: Key{RotateEvery: 10 * day}, whole: KeyState{NeedsPerson: true}, state: &held},
 		{name: "a rotation that needs a person stops no renewal", key: Key{RotateEvery: 10 * day}, whole: KeyState{NeedsPerson: true}, state: with(func(s *State) { s.ValidTo = now.Add(29 * day) }), want: []Reason{Renew}},
 		{name: "rotation waits for material", key: Key{RotateEvery: 10 * day}, state: with(func(s *State) { s.Present = false }), want: []Reason{Restore}},
@@ -167,7 +168,7 @@ func fleet(n int, now time.Time) ([]Key, History) {
 		name := fmt.Sprintf("key-%06d", i)
 		keys[i] = Key{Name: name, Token: "hsm", Destinations: []string{"arn:" + name}, Expires: 90 * day, RenewBefore: 30 * day, RotateEvery: 365 * day, DrillEvery: 180 * day, Window: nights{}, Cron: monthly{}}
 		h.Targets[Target{name, "arn:" + name}] = State{
-			Present: true, Life: 90 * day, ValidTo: now.Add(time.Duration(i%90) * day), Imported: now.Add(time.Duration(i%90-90) * day),
+			Present: true, Life: 90 * day, ValidTo: now.Add(time.Duration(i%90) * day), First: now.Add(-400 * day), Imported: now.Add(time.Duration(i%90-90) * day),
 		}
 	}
 	return keys, h

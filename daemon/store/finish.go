@@ -158,7 +158,7 @@ func (tx *Tx) imported(ctx context.Context, key string, d Success) error {
 		return err
 	}
 	now := micros(tx.s.now())
-	set, args := noError+", error_at = 0, life = ?", []any{d.Life.Microseconds()}
+	set, args := noError+", error_at = 0, life = ?, first_at = CASE WHEN first_at = 0 THEN ? ELSE first_at END", []any{d.Life.Microseconds(), now}
 	if d.Sent {
 		set, args = set+", imported_at = ?, drilled_at = ?", append(args, now, now)
 	} else {

@@ -26,7 +26,8 @@ type Destination struct {
 	ValidTo     time.Time     `json:"valid_to,omitzero"`
 	MaterialID  string        `json:"key_material_id,omitempty"`
 	Rotations   int64         `json:"rotations"`
-	ImportedAt  time.Time     `json:"imported_at,omitzero"`
+	FirstAt     time.Time     `json:"first_at,omitzero"`    // the first import, as far as is known
+	ImportedAt  time.Time     `json:"imported_at,omitzero"` // the last one
 	Life        time.Duration `json:"-"` // that was asked for at the last import
 	DrilledAt   time.Time     `json:"drilled_at,omitzero"`
 	ScheduledAt time.Time     `json:"scheduled_at,omitzero"`
@@ -77,16 +78,16 @@ func (s *Store) See(ctx context.Context, seen []Seen) error {
 
 // Destinations lists what is known of all destinations.
 func (s *Store) Destinations(ctx context.Context) ([]Destination, error) {
-	return query(ctx, s, s.read, scanDestination, `SELECT key_name, destination, seen_at, kms_state, present, valid_to, material_id, rotations, imported_at, life,
+	return query(ctx, s, s.read, scanDestination, `SELECT key_name, destination, seen_at, kms_state, present, valid_to, material_id, rotations, first_at, imported_at, life,
 		drilled_at, scheduled_at, proved_at, proof, needs_person, error, error_class, error_code, error_at FROM destinations ORDER BY key_name, destination`)
 }
 
 func scanDestination(scan func(...any) error) (Destination, error) {
 	var d Destination
-	var seen, present, validTo, imported, life, drilled, scheduled, proved, person, errorAt int64
-	err := scan(&d.Key, &d.Destination, &seen, &d.State, &present, &validTo, &d.MaterialID, &d.Rotations, &imported, &life,
+	var seen, present, validTo, first, imported, life, drilled, scheduled, proved, person, errorAt int64
+	err := scan(&d.Key, &d.Destination, &seen, &d.State, &present, &validTo, &d.MaterialID, &d.Rotations, &first, &imported, &life,
 		&drilled, &scheduled, &proved, &d.Proof, &person, &d.Error, &d.ErrorClass, &d.ErrorCode, &errorAt)
-	d.SeenAt, d.ValidTo, d.ImportedAt, d.DrilledAt, d.ScheduledAt, d.ProvedAt, d.ErrorAt = stamp(seen), stamp(validTo), stamp(imported), stamp(drilled), stamp(scheduled), stamp(proved), stamp(errorAt)
+	d.SeenAt, d.ValidTo, d.FirstAt, d.ImportedAt, d.DrilledAt, d.ScheduledAt, d.ProvedAt, d.ErrorAt = stamp(seen), stamp(validTo), stamp(first), stamp(imported), stamp(drilled), stamp(scheduled), stamp(proved), stamp(errorAt)
 	d.Present, d.NeedsPerson, d.Life = present != 0, person != 0, time.Duration(life)*time.Microsecond
 	return d, err
 }

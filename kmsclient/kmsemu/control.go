@@ -235,3 +235,15 @@ func (s *Server) control(w http.ResponseWriter, r *http.Request) {
 	}
 	w.WriteHeader(http.StatusNoContent)
 }
+
+// State is the state of a key as DescribeKey shows it, empty for a key that is not there.
+func (s *Server) State(arn string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expire()
+	k := s.keys[arn]
+	if k == nil {
+		return ""
+	}
+	return k.state()
+}

@@ -87,6 +87,18 @@ func (k *key) currentMaterial() *material {
 	return nil
 }
 
+// earliestEnd is when the first of the permanently associated materials expires; zero: none does.
+// Source: AWS KMS API Reference, KeyMetadata, ValidTo.
+func (k *key) earliestEnd() time.Time {
+	var end time.Time
+	for _, m := range k.Materials {
+		if m.permanent() && !m.ValidTo.IsZero() && (end.IsZero() || m.ValidTo.Before(end)) {
+			end = m.ValidTo
+		}
+	}
+	return end
+}
+
 func (k *key) symmetric() bool { return k.Spec == "SYMMETRIC_DEFAULT" }
 
 // uuid is a random key ID.
@@ -233,8 +245,8 @@ func (s *Server) metadata(k *key) map[string]any {
 	}
 	if cur := k.currentMaterial(); cur != nil && k.Origin == "EXTERNAL" && state != "PendingImport" {
 		m["ExpirationModel"] = "KEY_MATERIAL_DOES_NOT_EXPIRE"
-		if !cur.ValidTo.IsZero() {
-			m["ExpirationModel"], m["ValidTo"] = "KEY_MATERIAL_EXPIRES", stamp(cur.ValidTo)
+		if end := k.earliestEnd(); !end.IsZero() {
+			m["ExpirationModel"], m["ValidTo"] = "KEY_MATERIAL_EXPIRES", stamp(end)
 		}
 	}
 	if cur := k.currentMaterial(); cur != nil && k.symmetric() && !s.noIDs {

@@ -15,6 +15,7 @@
 package kmsemu
 
 import (
+	"crypto/rsa"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -26,14 +27,14 @@ import (
 
 // Options says which KMS is emulated.
 type Options struct {
-	Account    string            // 12 digits; default 111122223333
-	Region     string            // of requests that do not say; default eu-central-1
-	Era        string            // "2018": RSAES_PKCS1_V1_5 is still taken; empty: today
-	Quotas     bool              // enforce AWS's default request quotas
-	LenientDER bool              // take bytes that follow a PKCS#8
-	OneWrapper bool              // give out one wrapping key for each wrapping key spec, again and again: for tests with thousands of imports
-	Roles      map[string]string // roles that can be assumed, with the external ID that each wants; nil: every role
-	StateFile  string            // keep keys across restarts; holds key material of tests in the clear
+	Account    string                  // 12 digits; default 111122223333
+	Region     string                  // of requests that do not say; default eu-central-1
+	Era        string                  // "2018": RSAES_PKCS1_V1_5 is still taken; empty: today
+	Quotas     bool                    // enforce AWS's default request quotas
+	LenientDER bool                    // take bytes that follow a PKCS#8
+	Wrappers   map[int]*rsa.PrivateKey // by bits: wrapping keys that are given out again and again, for tests with thousands of imports
+	Roles      map[string]string       // roles that can be assumed, with the external ID that each wants; nil: every role
+	StateFile  string                  // keep keys across restarts; holds key material of tests in the clear
 	Now        func() time.Time
 }
 
@@ -72,7 +73,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		opt: o, keys: map[string]*key{}, aliases: map[string]string{}, params: map[string]*parameters{},
-		buckets: map[string]*bucket{}, without: map[string]bool{}, refused: map[string]string{}, wrappers: newWrapperPool(o.OneWrapper),
+		buckets: map[string]*bucket{}, without: map[string]bool{}, refused: map[string]string{}, wrappers: newWrapperPool(o.Wrappers),
 		assumed: map[string]string{},
 	}
 	if err := s.load(); err != nil {

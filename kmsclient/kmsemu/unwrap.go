@@ -50,12 +50,11 @@ func unwrap(private *rsa.PrivateKey, algorithm string, ct []byte) ([]byte, error
 type wrapperPool struct {
 	mu    sync.Mutex
 	ready map[int]chan *rsa.PrivateKey
-	one   bool // the same key again and again
-	only  map[int]*rsa.PrivateKey
+	fixed map[int]*rsa.PrivateKey
 }
 
-func newWrapperPool(one bool) *wrapperPool {
-	return &wrapperPool{ready: map[int]chan *rsa.PrivateKey{}, one: one, only: map[int]*rsa.PrivateKey{}}
+func newWrapperPool(fixed map[int]*rsa.PrivateKey) *wrapperPool {
+	return &wrapperPool{ready: map[int]chan *rsa.PrivateKey{}, fixed: fixed}
 }
 
 // primes keeps generation of a key of this size well below a second.
@@ -68,16 +67,9 @@ func newWrapper(bits int) (*rsa.PrivateKey, error) {
 // get takes a key that is ready, or makes one, and has the next made in the background.
 func (p *wrapperPool) get(bits int) (*rsa.PrivateKey, error) {
 	p.mu.Lock()
-	if p.one {
-		defer p.mu.Unlock()
-		if p.only[bits] == nil {
-			k, err := newWrapper(bits)
-			if err != nil {
-				return nil, err
-			}
-			p.only[bits] = k
-		}
-		return p.only[bits], nil
+	if k := p.fixed[bits]; k != nil {
+		p.mu.Unlock()
+		return k, nil
 	}
 	ch, ok := p.ready[bits]
 	if !ok {

@@ -2,6 +2,8 @@ package fleet
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -117,6 +119,15 @@ func openToken() daemon.OpenToken {
 	}
 }
 
+// wrappers is one wrapping key for all tests: they make thousands of imports and do not look at it.
+var wrappers = sync.OnceValue(func() map[int]*rsa.PrivateKey {
+	key, err := rsa.GenerateKey(rand.Reader, 4096)
+	if err != nil {
+		panic(err)
+	}
+	return map[int]*rsa.PrivateKey{4096: key}
+})
+
 // world is a token, a KMS and a configuration; daemons come and go.
 type world struct {
 	t      testing.TB
@@ -126,6 +137,7 @@ type world struct {
 	url    string
 	client *kmsclient.Client
 	extra  string // lines of the configuration
+	kms    string // more of its kms
 	keys   []string
 	before func(op string) // called when a request has come, before KMS has it
 	after  func(op string) // called when KMS has done it, before it answers
@@ -134,7 +146,7 @@ type world struct {
 
 func newWorld(tb testing.TB, o kmsemu.Options) *world {
 	tb.Helper()
-	o.OneWrapper = true
+	o.Wrappers = wrappers()
 	emu, err := kmsemu.New(o)
 	if err != nil {
 		tb.Fatal(err)
@@ -214,7 +226,7 @@ func (w *world) config(name, database string) string {
 	}
 	y := fmt.Sprintf(`name: %s
 database: %q
-kms: {endpoint: %q}
+kms: {endpoint: %q%s}
 control: {socket: %q}
 metrics: {listen: none}
 quotas:
@@ -231,7 +243,7 @@ tokens:
     pin_file: %q
     environment: {SOFTHSM2_CONF: %q}
 keys:
-%s`, name, database, w.url, w.socket(name), w.extra, w.token.Module, w.token.URI(), w.token.PINFile(w.t), w.token.Environment["SOFTHSM2_CONF"], strings.Join(w.keys, ""))
+%s`, name, database, w.url, w.kms, w.socket(name), w.extra, w.token.Module, w.token.URI(), w.token.PINFile(w.t), w.token.Environment["SOFTHSM2_CONF"], strings.Join(w.keys, ""))
 	path := filepath.Join(w.dir, name+".yaml")
 	if err := os.WriteFile(path, []byte(y), 0o600); err != nil {
 		w.t.Fatal(err)

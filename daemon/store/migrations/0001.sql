@@ -28,7 +28,8 @@ CREATE TABLE destinations (
     valid_to     BIGINT NOT NULL DEFAULT 0,
     material_id  TEXT   NOT NULL DEFAULT '',
     rotations    BIGINT NOT NULL DEFAULT 0,
-    imported_at  BIGINT NOT NULL DEFAULT 0,
+    first_at     BIGINT NOT NULL DEFAULT 0, -- the first import
+    imported_at  BIGINT NOT NULL DEFAULT 0, -- the last one
     life         BIGINT NOT NULL DEFAULT 0,
     drilled_at   BIGINT NOT NULL DEFAULT 0,
     scheduled_at BIGINT NOT NULL DEFAULT 0,

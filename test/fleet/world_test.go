@@ -125,7 +125,11 @@ var wrappers = sync.OnceValue(func() map[int]*rsa.PrivateKey {
 	if err != nil {
 		panic(err)
 	}
-	return map[int]*rsa.PrivateKey{4096: key}
+	short, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		panic(err)
+	}
+	return map[int]*rsa.PrivateKey{4096: key, 2048: short}
 })
 
 // world is a token, a KMS and a configuration; daemons come and go.
@@ -139,6 +143,8 @@ type world struct {
 	extra  string // lines of the configuration
 	kms    string // more of its kms
 	keys   []string
+	tokens string          // more tokens of the configuration
+	quotas bool            // AWS's default quotas
 	before func(op string) // called when a request has come, before KMS has it
 	after  func(op string) // called when KMS has done it, before it answers
 	mu     sync.Mutex
@@ -224,17 +230,18 @@ func (w *world) config(name, database string) string {
 	if database == "" {
 		database = filepath.Join(w.dir, "hsmbridge.db")
 	}
+	extra := w.extra
+	if !w.quotas {
+		extra += "quotas:\n"
+		for _, op := range []string{"GetParametersForImport", "ImportKeyMaterial", "ListKeyRotations", "RotateKeyOnDemand", "DeleteImportedKeyMaterial"} {
+			extra += "  - {operation: " + op + ", rate: 1000/s}\n"
+		}
+	}
 	y := fmt.Sprintf(`name: %s
 database: %q
 kms: {endpoint: %q%s}
 control: {socket: %q}
 metrics: {listen: none}
-quotas:
-  - {operation: GetParametersForImport, rate: 1000/s}
-  - {operation: ImportKeyMaterial, rate: 1000/s}
-  - {operation: ListKeyRotations, rate: 1000/s}
-  - {operation: RotateKeyOnDemand, rate: 1000/s}
-  - {operation: DeleteImportedKeyMaterial, rate: 1000/s}
 %s
 tokens:
   - name: hsm
@@ -242,8 +249,8 @@ tokens:
     uri: %q
     pin_file: %q
     environment: {SOFTHSM2_CONF: %q}
-keys:
-%s`, name, database, w.url, w.kms, w.socket(name), w.extra, w.token.Module, w.token.URI(), w.token.PINFile(w.t), w.token.Environment["SOFTHSM2_CONF"], strings.Join(w.keys, ""))
+%skeys:
+%s`, name, database, w.url, w.kms, w.socket(name), extra, w.token.Module, w.token.URI(), w.token.PINFile(w.t), w.token.Environment["SOFTHSM2_CONF"], w.tokens, strings.Join(w.keys, ""))
 	path := filepath.Join(w.dir, name+".yaml")
 	if err := os.WriteFile(path, []byte(y), 0o600); err != nil {
 		w.t.Fatal(err)

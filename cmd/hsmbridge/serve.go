@@ -40,7 +40,7 @@ old one if the new one is wrong. SIGTERM finishes the steps under way and hands 
 }
 
 func (a *app) serve(ctx context.Context) error {
-	c, err := a.load()
+	c, err := daemon.LoadQuickly(a.load)
 	if err != nil {
 		return err
 	}

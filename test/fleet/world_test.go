@@ -39,6 +39,7 @@ const (
 	envKill   = "FLEET_KILL"   // "job kind/step/n": kill -9 when the n-th such step is written down
 	envLease  = "FLEET_LEASE"
 	envStop   = "FLEET_STOP" // like envKill, but SIGSTOP
+	envPoll   = "FLEET_POLL" // how often the queue is looked at; default 20 ms, so that tests do not wait
 	envList   = "FLEET_LIST" // with envConfig: print the labels of the keys in the token
 )
 
@@ -63,18 +64,22 @@ func TestMain(m *testing.M) {
 func child() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	c, err := configs.Load(os.Getenv(envConfig))
+	c, err := daemon.LoadQuickly(func() (*configs.Config, error) { return configs.Load(os.Getenv(envConfig)) })
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 3
 	}
 	lease, _ := time.ParseDuration(os.Getenv(envLease))
+	poll, err := time.ParseDuration(os.Getenv(envPoll))
+	if err != nil {
+		poll = 20 * time.Millisecond
+	}
 	log, err := zap.NewProduction()
 	if err != nil {
 		return 1
 	}
 	d, err := daemon.New(ctx, daemon.Options{
-		Config: c, OpenToken: openToken(), Log: log, Version: "test", Lease: lease, Poll: 20 * time.Millisecond, AfterStep: signalAt(),
+		Config: c, OpenToken: openToken(), Log: log, Version: "test", Lease: lease, Poll: poll, AfterStep: signalAt(),
 		Load: func() (*configs.Config, error) { return configs.Load(os.Getenv(envConfig)) },
 	})
 	if err == nil {
@@ -276,7 +281,12 @@ type process struct {
 // start starts a daemon; env are further variables.
 func (w *world) start(name, database string, env ...string) *process {
 	w.t.Helper()
-	path := w.config(name, database)
+	return w.launch(name, w.config(name, database), env...)
+}
+
+// launch starts a daemon with a configuration that is there.
+func (w *world) launch(name, path string, env ...string) *process {
+	w.t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		w.t.Fatal(err)

@@ -19,6 +19,9 @@ import (
 // defaultConfig is where the packages put the configuration.
 const defaultConfig = "/etc/hsmbridge/hsmbridge.yaml"
 
+// defaultSocket is where a daemon listens whose configuration does not say so.
+const defaultSocket = "/run/hsmbridge/control.sock"
+
 // daemon is the client of the running daemon: on --socket, else where the configuration says, else in the default place.
 func (a *app) daemon() (*control.Client, error) {
 	if a.socket != "" {
@@ -30,7 +33,12 @@ func (a *app) daemon() (*control.Client, error) {
 	case err == nil:
 		return control.NewClient(c.ControlSocket()), nil
 	case errors.Is(err, os.ErrPermission), a.configFile == "" && errors.As(err, &exit) && exit.code == exitUsage:
-		return control.NewClient("/run/hsmbridge/control.sock"), nil // who may ask need not read the configuration
+		return control.NewClient(defaultSocket), nil // who may ask need not read the configuration
+	case a.configFile == defaultConfig:
+		fmt.Fprintf(a.err, "hsmbridge: %s is wrong (hsmbridge config check says where); the daemon on %s is asked all the same\n", defaultConfig, defaultSocket)
+		return control.NewClient(defaultSocket), nil
+	case errors.As(err, &exit) && exit.code == exitConfig:
+		return nil, severalErrors{err, errors.New("so the daemon's control socket is not known; name it by --socket to ask the daemon all the same")}
 	}
 	return nil, err
 }
@@ -59,15 +67,27 @@ func (a *app) each(names []string, done string, f func(c *control.Client, name s
 	if err != nil {
 		return err
 	}
+	bad, code := 0, exitDone
 	for _, n := range names {
-		if err := f(c, n); err != nil {
-			return err
-		}
-		if !a.json {
+		err := f(c, n)
+		var down *control.NoDaemonError
+		switch {
+		case err == nil:
 			fmt.Fprintf(a.out, "%s: %s\n", n, done)
+		case len(names) == 1, errors.As(err, &down):
+			return err
+		default: // the others are done all the same
+			a.complain(err)
+			bad, code = bad+1, codeOf(err)
 		}
 	}
-	return nil
+	switch {
+	case bad == 0:
+		return nil
+	case bad < len(names):
+		code = exitPartly
+	}
+	return &exitError{code, errShown}
 }
 
 func (a *app) pauseCommand() *cobra.Command {
@@ -91,7 +111,7 @@ tried for each. A wrong PIN counts against the token, which locks after few.`,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if token {
-				return a.each(args, "used again; one login is tried", func(c *control.Client, n string) error { return c.ResumeToken(cmd.Context(), n) })
+				return a.each(args, "used again; one login is tried as soon as there is something to do with it; hsmbridge status shows how it went", func(c *control.Client, n string) error { return c.ResumeToken(cmd.Context(), n) })
 			}
 			return a.each(args, "resumed", func(c *control.Client, n string) error { return c.Do(cmd.Context(), "resume", n) })
 		},
@@ -209,6 +229,10 @@ func (a *app) reloadCommand() *cobra.Command {
 				return err
 			}
 			if err := c.Reload(cmd.Context()); err != nil {
+				var refused *control.Error
+				if errors.As(err, &refused) {
+					return &exitError{exitConfig, fmt.Errorf("the daemon goes on with the configuration that it has: %w", err)}
+				}
 				return err
 			}
 			fmt.Fprintln(a.out, "the configuration was read again")
@@ -262,7 +286,7 @@ func (a *app) startCommand(kind store.Kind, drill bool, use, short string) *cobr
 			if noWait {
 				return a.printJobs(list)
 			}
-			return a.await(cmd.Context(), c, list)
+			return a.awaitNow(cmd.Context(), c, list)
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "every managed key")
@@ -270,11 +294,26 @@ func (a *app) startCommand(kind store.Kind, drill bool, use, short string) *cobr
 	return a.jsonFlag(c, "print one JSON object per job, each on a line")
 }
 
-// served is the daemon, if the configuration names one that answers.
-func (a *app) served(ctx context.Context) *control.Client {
-	c, err := a.daemon()
-	if err != nil || !c.Serves(ctx) {
-		return nil
+// served is the daemon that looks after the keys; nil: there is none. One that does not answer is an error: only it knows what was
+// paused, revoked and rotated.
+func (a *app) served(ctx context.Context) (*control.Client, error) {
+	config, err := a.load()
+	if err != nil {
+		return nil, err
 	}
-	return c
+	c := control.NewClient(config.ControlSocket())
+	if a.socket != "" {
+		c = control.NewClient(a.socket)
+	}
+	if c.Serves(ctx) {
+		return c, nil
+	}
+	kind, database := config.DatabaseLocation()
+	if kind == "postgres" {
+		database = "in PostgreSQL"
+	} else if _, err := os.Stat(database); errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	_, err = c.Status(ctx)
+	return nil, &exitError{exitRefused, fmt.Errorf("the keys are looked after by a daemon, its database %s shows that, and only it knows what was paused, revoked and rotated; nothing was imported: %w; --direct imports all the same", database, err)}
 }

@@ -35,7 +35,7 @@ func exitTable() []struct {
 		meaning string
 	}{
 		{exitDone, "done; what was asked for holds, also when nothing had to be changed"},
-		{exitUnexpected, "an error that fits none of the others, or several that do not fit the same one"},
+		{exitUnexpected, "an error that fits none of the others, or several that do not fit the same one; no daemon answers"},
 		{exitUsage, "the command line is wrong; nothing was done"},
 		{exitConfig, "the configuration is wrong or cannot be read; nothing was done"},
 		{exitRefused, "refused: this key, destination or permission has to be changed first"},
@@ -77,6 +77,9 @@ func usageError(err error) error { return &exitError{exitUsage, err} }
 // errShown ends a command whose output says already what went wrong.
 var errShown = errors.New("shown")
 
+// shownInterrupt ends a command that was interrupted and has said so, or need not.
+func shownInterrupt() error { return fmt.Errorf("%w: %w", errShown, context.Canceled) }
+
 // exit prints what went wrong, if anything, and gives the exit code.
 func (a *app) exit(ctx context.Context, err error) int {
 	if k, ok := a.out.(*keeper); ok && k.err != nil && err == nil {
@@ -88,6 +91,9 @@ func (a *app) exit(ctx context.Context, err error) int {
 	interrupted := ctx.Err() != nil && errors.Is(err, context.Canceled)
 	if !errors.Is(err, errShown) && !interrupted {
 		a.complain(err)
+	}
+	if interrupted && errors.Is(err, errShown) {
+		return exitInterrupted
 	}
 	if interrupted {
 		fmt.Fprintln(a.err, "hsmbridge: interrupted; run it again: what KMS holds is looked at before anything is imported")

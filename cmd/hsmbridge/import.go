@@ -24,7 +24,9 @@ func (a *app) importCommand() *cobra.Command {
 Run again, it finds what KMS holds, proves it again and imports only what has to be imported: material that is
 missing, or whose life differs from what is asked for by more than a tenth. --renew imports in any case.
 
-Where the daemon runs, it does the import, and this command waits for it; --direct imports in this process all the same.
+Where the daemon runs, it does the import, and this command waits for it. Where there is a daemon's database and no daemon answers, nothing
+is imported. --direct imports in this process all the same: it does not know of pauses, revocations, backups and rotations, and takes the
+object that the configuration names.
 
 A destination that fails does not stop the others. See "hsmbridge help exit-codes".`,
 		Example: "  hsmbridge import payments\n  hsmbridge import --all --json",
@@ -33,8 +35,14 @@ A destination that fails does not stop the others. See "hsmbridge help exit-code
 			if err != nil {
 				return err
 			}
-			if d := a.served(c.Context()); d != nil && !direct {
-				return a.importByDaemon(c.Context(), d, args, all, o)
+			if !direct {
+				d, err := a.served(c.Context())
+				if err != nil {
+					return err
+				}
+				if d != nil {
+					return a.importByDaemon(c.Context(), d, args, all, o)
+				}
 			}
 			return a.importKeys(c.Context(), args, all, o)
 		},

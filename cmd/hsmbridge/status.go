@@ -51,20 +51,19 @@ func (a *app) printStatus(s control.Status) {
 	}
 	fmt.Fprintf(a.out, "%s %s, %s, up %s, %s\n", s.Daemon, s.Version, state, span(s.Now.Sub(s.Started)), s.Database)
 	n := s.Counts
-	fmt.Fprintf(a.out, "%d keys, %d destinations: %d hold their material, %d do not", n.Keys, n.Destinations, n.Ready, n.Missing)
-	if n.Revoked > 0 {
-		fmt.Fprintf(a.out, ", %d keys revoked", n.Revoked)
-	}
-	if n.Paused > 0 {
-		fmt.Fprintf(a.out, ", %d keys paused", n.Paused)
-	}
-	fmt.Fprintf(a.out, "; jobs: %d running, %d queued, %d waiting\n", s.Jobs["running"], s.Jobs["queued"], s.Jobs["waiting"])
+	fmt.Fprintf(a.out, "keys: %d, revoked: %d, paused: %d; destinations: %d, material there: %d, missing: %d; jobs running: %d, queued: %d, waiting: %d\n",
+		n.Keys, n.Revoked, n.Paused, n.Destinations, n.Ready, n.Missing, s.Jobs["running"], s.Jobs["queued"], s.Jobs["waiting"])
 	if s.Reload != "" {
 		wrapped(a.out, "! ", "  ", "the last reload was refused, the configuration before it is in use: "+firstLine(s.Reload))
 	}
 	if len(s.People) > 0 {
+		const most = 10
 		fmt.Fprintln(a.out, "\nWAITS FOR A PERSON")
-		for _, p := range s.People {
+		for i, p := range s.People {
+			if i == most {
+				fmt.Fprintf(a.out, "  and %d more: hsmbridge status --json\n", len(s.People)-most)
+				break
+			}
 			what := p.Key
 			if p.Token != "" {
 				what = "token " + p.Token
@@ -84,8 +83,10 @@ func (a *app) printStatus(s control.Status) {
 		switch {
 		case t.State == "resting":
 			note = "until " + t.Until.UTC().Format(time.RFC3339) + ": " + firstLine(t.Reason)
+		case t.State == "closed":
+			note = "nothing had to be done with it yet"
 		case t.PINTriesLow:
-			note = "few PIN tries were left at its login"
+			note = "few PIN tries were left when it was opened"
 		}
 		rows = append(rows, []string{t.Name, t.State, dash(t.Model), dash(t.Serial), note})
 	}
@@ -134,9 +135,15 @@ func (a *app) keyStatus(ctx context.Context, c *control.Client, name string) err
 		return writeJSON(a.out, k)
 	}
 	fmt.Fprintf(a.out, "%s, %s in token %s, expires %s\n", k.Name, k.KeySpec, k.Token, k.Expires)
-	for _, line := range [][2]string{{"paused by", k.State.PausedBy}, {"revoked by", k.State.RevokedBy}, {"backup waived by", k.State.WaivedBy}, {"error", k.State.Error}} {
+	for _, line := range [][2]string{
+		{"paused", since(k.State.PausedAt, k.State.PausedBy, "")},
+		{"revoked", since(k.State.RevokedAt, k.State.RevokedBy, "")},
+		{"waived", prefixed("backup, ", since(k.State.WaivedAt, k.State.WaivedBy, k.State.WaivedReason))},
+		{"rotated", moment(k.State.RotatedAt, false)},
+		{"error", k.State.Error},
+	} {
 		if line[1] != "" {
-			wrapped(a.out, "  "+line[0]+": ", "    ", line[1])
+			wrapped(a.out, fmt.Sprintf("  %-12s ", line[0]), "               ", line[1])
 		}
 	}
 	for i, d := range k.Destinations {
@@ -168,6 +175,18 @@ func (a *app) keyStatus(ctx context.Context, c *control.Client, name string) err
 	return nil
 }
 
+// since tells of an act of a person; empty: there was none.
+func since(at time.Time, by, reason string) string {
+	if at.IsZero() {
+		return ""
+	}
+	s := moment(at, false) + " by " + by
+	if reason != "" {
+		s += ": " + reason
+	}
+	return s
+}
+
 func moment(t time.Time, never bool) string {
 	switch {
 	case !t.IsZero():
@@ -195,7 +214,10 @@ func (a *app) jobsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.printJobs(list)
+			if len(list) > 0 || a.json {
+				return a.printJobs(list)
+			}
+			return a.none(cmd.Context(), c, f.Key, "no jobs")
 		},
 	}
 	c.Flags().BoolVar(&f.Open, "open", false, "only those that are queued, running or waiting")
@@ -215,6 +237,17 @@ func (a *app) jobsCommand() *cobra.Command {
 	cancel.Flags().StringVar(&a.socket, "socket", "", "the daemon's control `socket`, in place of the configuration's")
 	c.AddCommand(cancel)
 	return a.jsonFlag(c, "print one JSON object per job, each on a line")
+}
+
+// none says that there is nothing to show; a key that the daemon does not know is an error.
+func (a *app) none(ctx context.Context, c *control.Client, key, what string) error {
+	if key != "" {
+		if _, err := c.Keys(ctx, key); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintln(a.out, what)
+	return nil
 }
 
 func (a *app) printJobs(list []store.Job) error {
@@ -239,10 +272,11 @@ func (a *app) printJobs(list []store.Job) error {
 		if j.Error == "" || j.State == store.Cancelled {
 			continue
 		}
-		first := fmt.Sprintf("\n%d ", j.ID)
-		if !j.NotBefore.IsZero() {
+		first := fmt.Sprintf("%d: ", j.ID)
+		if j.State == store.Waiting {
 			first += "next try " + j.NotBefore.UTC().Format(time.RFC3339) + ": "
 		}
+		fmt.Fprintln(a.out)
 		wrapped(a.out, first, "  ", j.Error)
 	}
 	return nil
@@ -260,13 +294,22 @@ func (a *app) eventsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.Events(cmd.Context(), f, follow, func(e store.Event) error {
+			found := false
+			err = c.Events(cmd.Context(), f, follow, func(e store.Event) error {
+				found = true
 				if a.json {
 					return writeJSON(a.out, e)
 				}
 				a.printEvent(e)
 				return nil
 			})
+			switch {
+			case follow && cmd.Context().Err() != nil:
+				return shownInterrupt() // that is how it ends
+			case err == nil && !found && !a.json:
+				return a.none(cmd.Context(), c, f.Key, "no events")
+			}
+			return err
 		},
 	}
 	fl := c.Flags()
@@ -292,38 +335,61 @@ func (a *app) printEvent(e store.Event) {
 
 // await shows what jobs do until each is over or has to wait, and prints how they ended.
 func (a *app) await(ctx context.Context, c *control.Client, list []store.Job) error {
+	ended := make([]store.Job, 0, len(list))
+	for _, j := range list {
+		j, err := a.follow(ctx, c, j.ID)
+		if err != nil {
+			return a.left(ctx, j.ID, err)
+		}
+		ended = append(ended, j)
+	}
+	return a.ended(ctx, c, ended)
+}
+
+// follow shows what a job does until it is over or has to wait.
+func (a *app) follow(ctx context.Context, c *control.Client, id int64) (store.Job, error) {
 	const poll = 200 * time.Millisecond
-	after := map[int64]int64{}
-	for i := range list {
-		for {
-			if err := a.progress(ctx, c, list[i].ID, after); err != nil {
-				return err
-			}
-			now, err := c.Jobs(ctx, store.JobFilter{ID: list[i].ID})
-			if err != nil {
-				return err
-			}
-			if list[i] = now[0]; !list[i].State.Open() || list[i].State == store.Waiting {
-				break
-			}
-			select {
-			case <-ctx.Done():
-				fmt.Fprintf(a.err, "hsmbridge: the daemon goes on with job %d; hsmbridge jobs shows it\n", list[i].ID)
-				return context.Canceled
-			case <-time.After(poll):
-			}
+	after := int64(0)
+	for {
+		j := store.Job{ID: id}
+		if err := a.progress(ctx, c, id, &after); err != nil {
+			return j, err
+		}
+		now, err := c.Jobs(ctx, store.JobFilter{ID: id})
+		if err != nil {
+			return j, err
+		}
+		if j = now[0]; !j.State.Open() || j.State == store.Waiting {
+			return j, nil
+		}
+		select {
+		case <-ctx.Done():
+			return j, ctx.Err()
+		case <-time.After(poll):
 		}
 	}
-	return a.ended(ctx, c, list)
+}
+
+// left says what becomes of a job that nobody waits for any more.
+func (a *app) left(ctx context.Context, job int64, err error) error {
+	if ctx.Err() != nil {
+		fmt.Fprintf(a.err, "hsmbridge: the daemon goes on with job %d; hsmbridge jobs shows it\n", job)
+		return shownInterrupt()
+	}
+	var refused *control.Error
+	if errors.As(err, &refused) {
+		return err
+	}
+	return fmt.Errorf("the daemon ended before job %d was done; its next start goes on with it, hsmbridge jobs shows it: %w", job, err)
 }
 
 // progress shows a job's new events to a person.
-func (a *app) progress(ctx context.Context, c *control.Client, job int64, after map[int64]int64) error {
+func (a *app) progress(ctx context.Context, c *control.Client, job int64, after *int64) error {
 	if a.json || !isTerminal(a.err) {
 		return nil
 	}
-	return c.Events(ctx, store.EventFilter{Job: job, After: after[job]}, false, func(e store.Event) error {
-		after[job] = e.ID
+	return c.Events(ctx, store.EventFilter{Job: job, After: *after}, false, func(e store.Event) error {
+		*after = e.ID
 		a.say(e.Key, e.Kind, printable(firstLine(e.Message)))
 		return nil
 	})
@@ -338,18 +404,22 @@ func (a *app) ended(ctx context.Context, c *control.Client, list []store.Job) er
 		if err != nil {
 			return err
 		}
-		found := false
-		for _, i := range slices.Backward(got) {
-			r, err := resultOf(i)
-			if err != nil {
-				return err
-			}
-			if j.Attempts > 1 && r.Error != "" && j.Error == "" {
-				continue // of an earlier attempt
-			}
-			results, found = append(results, r), true
+		last, err := lastResults(got)
+		if err != nil {
+			return err
 		}
-		if !found || j.Kind != store.KindImport {
+		told := j.State == store.Done && len(last) > 0
+		for _, r := range last {
+			switch {
+			case r.Error == "", r.Error == j.Error:
+				told = true
+				results = append(results, r)
+			case j.Error == "" && j.State != store.Done: // of an earlier attempt
+			case j.Kind != store.KindImport:
+				results = append(results, r)
+			}
+		}
+		if !told || j.Kind != store.KindImport {
 			others = append(others, j)
 		}
 	}
@@ -368,6 +438,24 @@ func (a *app) ended(ctx context.Context, c *control.Client, list []store.Job) er
 		}
 	}
 	return a.jobsCode(list)
+}
+
+// lastResults are the results of a job's last attempts, one for each destination; got begins with the latest.
+func lastResults(got []store.Import) (last []importer.Result, err error) {
+	seen := map[string]bool{}
+	for _, i := range got {
+		if seen[i.Destination] {
+			continue
+		}
+		seen[i.Destination] = true
+		r, err := resultOf(i)
+		if err != nil {
+			return nil, err
+		}
+		last = append(last, r)
+	}
+	slices.Reverse(last)
+	return last, nil
 }
 
 // resultOf is the importer's result as it was kept.
@@ -419,6 +507,20 @@ func (a *app) importByDaemon(ctx context.Context, c *control.Client, names []str
 	list, err := c.Start(ctx, control.StartRequest{Keys: names, All: all, Kind: store.KindImport, Renew: o.renew})
 	if err != nil {
 		return err
+	}
+	return a.awaitNow(ctx, c, list)
+}
+
+// awaitNow begins jobs at once that wait after a failure, and waits for all.
+func (a *app) awaitNow(ctx context.Context, c *control.Client, list []store.Job) error {
+	for _, j := range list {
+		if j.State != store.Waiting {
+			continue
+		}
+		var refused *control.Error
+		if err := c.Job(ctx, "retry", j.ID); err != nil && !errors.As(err, &refused) { // refused: it has begun meanwhile
+			return err
+		}
 	}
 	return a.await(ctx, c, list)
 }

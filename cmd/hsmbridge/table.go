@@ -12,7 +12,8 @@ import (
 
 // table prints rows under a header in columns.
 func table(w io.Writer, header []string, rows [][]string) {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	var b strings.Builder
+	tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, strings.Join(header, "\t"))
 	for _, r := range rows {
 		for i := range r {
@@ -20,7 +21,10 @@ func table(w io.Writer, header []string, rows [][]string) {
 		}
 		fmt.Fprintln(tw, strings.Join(r, "\t"))
 	}
-	_ = tw.Flush() // an error of w shows in what is printed after
+	_ = tw.Flush() // a Builder takes everything
+	for line := range strings.Lines(b.String()) {
+		fmt.Fprintln(w, strings.TrimRight(line, " \n"))
+	}
 }
 
 // printable shows control characters as what they are: labels come from tokens and messages from servers, and

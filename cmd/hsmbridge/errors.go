@@ -38,16 +38,16 @@ func (s severalErrors) Unwrap() []error { return s }
 
 // complain says on standard error what happened and, on a line of its own, what to do next.
 func (a *app) complain(err error) {
-	var bad *configs.Error
-	if errors.As(err, &bad) {
-		fmt.Fprintln(a.err, bad.Error())
-		return
-	}
 	var all severalErrors
 	if errors.As(err, &all) {
 		for _, one := range all {
 			a.complain(one)
 		}
+		return
+	}
+	var bad *configs.Error
+	if errors.As(err, &bad) {
+		fmt.Fprintln(a.err, bad.Error())
 		return
 	}
 	what, next := told(err)

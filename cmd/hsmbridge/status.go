@@ -84,7 +84,7 @@ func (a *app) printStatus(s control.Status) {
 		case t.State == "resting":
 			note = "until " + t.Until.UTC().Format(time.RFC3339) + ": " + firstLine(t.Reason)
 		case t.State == "closed":
-			note = "nothing had to be done with it yet"
+			note = "opened when there is something to do with it"
 		case t.PINTriesLow:
 			note = "few PIN tries were left when it was opened"
 		}

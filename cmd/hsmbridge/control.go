@@ -297,16 +297,16 @@ func (a *app) startCommand(kind store.Kind, drill bool, use, short string) *cobr
 // served is the daemon that looks after the keys; nil: there is none. One that does not answer is an error: only it knows what was
 // paused, revoked and rotated.
 func (a *app) served(ctx context.Context) (*control.Client, error) {
-	config, err := a.load()
+	c, err := a.daemon()
 	if err != nil {
 		return nil, err
 	}
-	c := control.NewClient(config.ControlSocket())
-	if a.socket != "" {
-		c = control.NewClient(a.socket)
-	}
 	if c.Serves(ctx) {
 		return c, nil
+	}
+	config, err := a.load()
+	if err != nil {
+		return nil, err
 	}
 	kind, database := config.DatabaseLocation()
 	if kind == "postgres" {

@@ -297,16 +297,20 @@ func (a *app) startCommand(kind store.Kind, drill bool, use, short string) *cobr
 // served is the daemon that looks after the keys; nil: there is none. One that does not answer is an error: only it knows what was
 // paused, revoked and rotated.
 func (a *app) served(ctx context.Context) (*control.Client, error) {
-	c, err := a.daemon()
+	config, cerr := a.load()
+	var exit *exitError
+	if errors.As(cerr, &exit) && exit.code == exitConfig && !errors.Is(cerr, os.ErrPermission) {
+		return nil, cerr
+	}
+	c, err := a.daemon() // who may ask need not read the configuration
 	if err != nil {
 		return nil, err
 	}
 	if c.Serves(ctx) {
 		return c, nil
 	}
-	config, err := a.load()
-	if err != nil {
-		return nil, err
+	if cerr != nil {
+		return nil, cerr
 	}
 	kind, database := config.DatabaseLocation()
 	if kind == "postgres" {

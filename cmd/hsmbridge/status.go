@@ -82,7 +82,7 @@ func (a *app) printStatus(s control.Status) {
 		note := ""
 		switch {
 		case t.State == "resting":
-			note = "until " + t.Until.UTC().Format(time.RFC3339) + ": " + firstLine(t.Reason)
+			note = "left alone until " + t.Until.UTC().Format(time.RFC3339)
 		case t.State == "closed":
 			note = "opened when there is something to do with it"
 		case t.PINTriesLow:
@@ -91,6 +91,11 @@ func (a *app) printStatus(s control.Status) {
 		rows = append(rows, []string{t.Name, t.State, dash(t.Model), dash(t.Serial), note})
 	}
 	table(a.out, []string{"TOKEN", "STATE", "MODEL", "SERIAL", ""}, rows)
+	for _, t := range s.Tokens {
+		if t.State == "resting" {
+			wrapped(a.out, "  "+t.Name+": ", "    ", t.Reason)
+		}
+	}
 	if len(s.Running) > 0 {
 		fmt.Fprintln(a.out)
 		rows = rows[:0]

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -338,8 +339,8 @@ func (d *Daemon) Reload(ctx context.Context, actor string) error {
 	d.metrics.Reloaded(err == nil, d.now())
 	message := ""
 	if err != nil {
-		message = err.Error()
-		d.log.Error("the configuration was not taken, the old one stays", zap.Error(err))
+		message = strings.TrimSuffix(err.Error(), ": "+control.ErrRefused.Error())
+		d.log.Error("the configuration was not taken, the old one stays", zap.String("error", message))
 		if aerr := d.store.AddEvent(ctx, store.Event{Kind: "reload", Actor: actor, Message: "the configuration was refused: " + message}); aerr != nil {
 			d.log.Warn("database", zap.Error(aerr))
 		}

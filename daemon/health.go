@@ -128,7 +128,7 @@ func (d *Daemon) snapshot(ctx context.Context) (metrics.Snapshot, error) {
 		}
 	}
 	for _, t := range d.tokenStates() {
-		s.Tokens = append(s.Tokens, metrics.Token{Name: t.Name, Up: t.State == "open", Parked: t.State == "parked", TriesLow: t.PINTriesLow, Sessions: t.Busy})
+		s.Tokens = append(s.Tokens, metrics.Token{Name: t.Name, Up: t.State != "resting" && t.State != "parked", Parked: t.State == "parked", TriesLow: t.PINTriesLow, Sessions: t.Busy})
 	}
 	return s, nil
 }

@@ -12,6 +12,7 @@ import (
 	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/schedule"
 	"hsmbridge/daemon/store"
+	"hsmbridge/hsm/wrapping"
 )
 
 var _ control.Service = (*Daemon)(nil)
@@ -136,7 +137,7 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
 			} else if !whole.Revoked() {
 				s.Counts.Missing++
 			}
-			if x.NeedsPerson {
+			if x.NeedsPerson && !whole.Revoked() {
 				s.People = append(s.People, control.NeedsPerson{Key: k.Name, Destination: dest.ARN, Code: x.ErrorCode, Message: x.Error, Retry: "hsmbridge retry " + k.Name})
 			}
 			if x.Present && !x.ValidTo.IsZero() {
@@ -248,6 +249,12 @@ func (d *Daemon) Queue(ctx context.Context, actor string, r control.StartRequest
 		}
 		switch r.Kind {
 		case store.KindRotate, store.KindReconcile:
+			if r.Kind == store.KindRotate && k.KeySpec.Kind() != wrapping.KindSymmetric {
+				if r.All {
+					continue
+				}
+				return nil, fmt.Errorf("%s cannot be rotated: a KMS key of spec %s holds one key material for ever; create a new KMS key; nothing was queued: %w", name, k.KeySpec, control.ErrRefused)
+			}
 			list = append(list, j)
 		case store.KindImport:
 			for _, dest := range k.Destinations {

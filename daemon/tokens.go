@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"hsmbridge/configs"
+	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/importer"
 	"hsmbridge/daemon/runner"
 	"hsmbridge/daemon/store"
@@ -73,7 +74,7 @@ func (ts *tokens) slot(name string) *slot {
 	return s
 }
 
-// load reads which tokens an earlier life of the daemon parked.
+// load reads which tokens are parked, by an earlier life of this daemon or by another one.
 func (ts *tokens) load(ctx context.Context) error {
 	parked, err := ts.store.ParkedTokens(ctx)
 	for name, p := range parked {
@@ -82,20 +83,38 @@ func (ts *tokens) load(ctx context.Context) error {
 	return err
 }
 
+// look reads again whether a token is parked: another daemon may have parked it, or a person may have told another daemon to use it again.
+func (ts *tokens) look(ctx context.Context, name string, s *slot) error {
+	parked, err := ts.store.ParkedTokens(ctx)
+	if err != nil {
+		return err
+	}
+	p, ok := parked[name]
+	switch {
+	case ok:
+		s.parked = &p
+	case s.parked != nil:
+		s.parked, s.again = nil, true
+	}
+	return nil
+}
+
 // Get gives an open token.
 func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) {
 	s := ts.slot(name)
 	s.Lock()
 	defer s.Unlock()
 	c, ok := ts.config().Token(name)
+	if ok && (s.parked != nil || s.token == nil) {
+		if err := ts.look(ctx, name, s); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case !ok:
 		return nil, &runner.Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: "the configuration has no token " + name}
 	case s.parked != nil:
-		return nil, &runner.Error{
-			ErrCode: runner.CodeParked, ErrClass: "token",
-			Message: fmt.Sprintf("token %s is parked since %s (%s); mend the cause, then run hsmbridge resume --token %s", name, s.parked.At.Format(time.RFC3339), s.parked.Reason, name),
-		}
+		return nil, ts.parkedError(name, s)
 	case s.resting.After(ts.now()):
 		return nil, &runner.Error{ErrCode: runner.CodeResting, ErrClass: "token", Message: fmt.Sprintf("token %s is left alone until %s (%s)", name, s.resting.Format(time.RFC3339), s.cause)}
 	case s.token != nil && reflect.DeepEqual(s.config, c):
@@ -105,6 +124,11 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 	}
 	ts.opening.Lock()
 	defer ts.opening.Unlock()
+	release, err := ts.alone(ctx, name, s)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	octx, cancel := context.WithTimeout(ctx, openTime)
 	defer cancel()
 	done := ts.calls.begin("open " + name)
@@ -121,6 +145,59 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 		ts.log.Warn(w, zap.String("token", name))
 	}
 	return s.token, nil
+}
+
+// alone waits until no other daemon logs in to the token: a wrong PIN costs one try, not one for each daemon.
+func (ts *tokens) alone(ctx context.Context, name string, s *slot) (release func(), err error) {
+	const step, tries = 100 * time.Millisecond, 300
+	for i := 1; ; i++ {
+		l, err := ts.store.Lock(ctx, "login/"+name)
+		switch {
+		case errors.Is(err, store.ErrLocked) && i < tries:
+		case err != nil:
+			return nil, err
+		default:
+			if err := ts.look(ctx, name, s); err != nil {
+				return nil, errors.Join(err, l.Release(ctx))
+			}
+			if s.parked != nil {
+				return nil, errors.Join(ts.parkedError(name, s), l.Release(ctx))
+			}
+			return ts.holding(ctx, l), nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(step):
+		}
+	}
+}
+
+// holding renews a lease until release is called.
+func (ts *tokens) holding(ctx context.Context, l *store.Lease) (release func()) {
+	ctx = context.WithoutCancel(ctx)
+	end := make(chan struct{})
+	go func() {
+		tick := time.NewTicker(ts.store.LeaseTime() / 3)
+		defer tick.Stop()
+		for {
+			select {
+			case <-end:
+				_ = l.Release(ctx) // what a failure leaves ends by itself
+				return
+			case <-tick.C:
+				_ = l.Renew(ctx)
+			}
+		}
+	}()
+	return func() { close(end) }
+}
+
+func (ts *tokens) parkedError(name string, s *slot) error {
+	return &runner.Error{
+		ErrCode: runner.CodeParked, ErrClass: "token",
+		Message: fmt.Sprintf("token %s is parked since %s (%s); mend the cause, then run hsmbridge resume --token %s", name, s.parked.At.Format(time.RFC3339), s.parked.Reason, name),
+	}
 }
 
 // failed parks a token that could not be opened, or lets it rest, as the table of retries says.
@@ -176,10 +253,14 @@ func (ts *tokens) unpark(ctx context.Context, name, actor string) error {
 	s := ts.slot(name)
 	s.Lock()
 	defer s.Unlock()
-	if err := ts.store.Unpark(ctx, name, actor, "asked to use the token again"); err != nil {
+	found, err := ts.store.Unpark(ctx, name, actor, "asked to use the token again")
+	switch {
+	case err != nil:
 		return err
+	case !found && !s.resting.After(ts.now()):
+		return fmt.Errorf("token %s is not parked: %w", name, control.ErrRefused)
 	}
-	s.parked, s.resting, s.cause, s.again = nil, time.Time{}, "", true
+	s.parked, s.resting, s.cause, s.again = nil, time.Time{}, "", found
 	return nil
 }
 
@@ -236,6 +317,8 @@ type tracked struct {
 	name  string
 	busy  atomic.Int32
 
+	generating sync.Mutex
+
 	mu     sync.Mutex
 	probed map[wrapping.KeySpec]wrapping.Capabilities
 }
@@ -253,8 +336,10 @@ func (t *tracked) Find(ctx context.Context, u pkcs11uri.URI) (wrapping.Key, erro
 	return t.Token.Find(ctx, u)
 }
 
-// Generate makes a key.
+// Generate makes a key, one at a time: SoftHSM answers CKR_GENERAL_ERROR now and then when several are made at once.
 func (t *tracked) Generate(ctx context.Context, spec wrapping.KeySpec, label string, id []byte) (wrapping.Key, error) {
+	t.generating.Lock()
+	defer t.generating.Unlock()
 	defer t.call("generate")()
 	return t.Token.Generate(ctx, spec, label, id)
 }

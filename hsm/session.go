@@ -59,7 +59,7 @@ func (t *Token) begin(ctx context.Context) error {
 	defer t.mu.Unlock()
 	if t.closed {
 		<-t.sessions
-		return fmt.Errorf("%s: %w", t.name, errClosed)
+		return &Error{Op: "use " + t.name, ErrClass: ClassSession, Cause: errClosed.Error(), Fix: "run this again: the token is opened anew", Err: errClosed}
 	}
 	t.running.Add(1)
 	return nil

@@ -225,7 +225,7 @@ func (t *Token) login(ctx context.Context, pin PINSource, again bool) error {
 	}
 	if err := t.module.refused[key]; err != nil {
 		return parked("the login to this token was refused before; it is not tried again, because tokens lock",
-			"correct the PIN, then start hsmbridge anew", err)
+			"correct the PIN, then start hsmbridge anew; a daemon goes on with hsmbridge resume --token", err)
 	}
 	info, err := t.module.ctx.GetTokenInfo(t.slot)
 	if err != nil {

@@ -136,7 +136,7 @@ func gauges() map[string]*prometheus.Desc {
 		{"rotations_left", "How often the KMS key can still be rotated on demand.", []string{"key", "destination"}},
 		{"last_drill_seconds", "Seconds since the token's copy of the key was last proved by an import.", []string{"key", "destination"}},
 		{"kms_clock_skew_seconds", "How far the clock of AWS KMS is ahead of this machine's.", []string{"region"}},
-		{"token_up", "1 while the token is open.", []string{"token"}},
+		{"token_up", "0 while the token cannot be opened, or is left alone.", []string{"token"}},
 		{"token_parked", "1 while the token waits for a person.", []string{"token"}},
 		{"token_pin_tries_low", "1 when the token showed at its login that a wrong PIN was given to it.", []string{"token"}},
 		{"token_sessions", "Calls to the token that run now, each in a session of its own.", []string{"token"}},

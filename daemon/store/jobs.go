@@ -136,6 +136,12 @@ func (tx *Tx) addJob(ctx context.Context, j *Job) (id int64, isNew bool, err err
 	if len(list) == 0 {
 		return 0, false, errors.New("database: a job could neither be made nor found")
 	}
+	if found := list[0]; j.Options.Renew && !found.Options.Renew { // what is asked for now goes further
+		if _, err := tx.exec(ctx, "UPDATE jobs SET options = ? WHERE id = ?", string(options), found.ID); err != nil {
+			return 0, false, err
+		}
+		list[0].Options = j.Options
+	}
 	*j = list[0]
 	return j.ID, false, nil
 }

@@ -77,6 +77,9 @@ func (s *Store) Revoke(ctx context.Context, key, actor, reason string, enqueue E
 		if err := tx.event(ctx, Event{Kind: "revoke", Actor: actor, Key: key, Message: "revoked: " + reason}); err != nil {
 			return err
 		}
+		if err := tx.clearErrors(ctx, key); err != nil { // of imports that are not wanted any more
+			return err
+		}
 		open, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE key_name = ? AND kind <> 'revoke' AND state IN ('queued', 'waiting')", key)
 		if err != nil {
 			return err
@@ -119,51 +122,48 @@ func (s *Store) Waive(ctx context.Context, key, actor, reason string) error {
 	})
 }
 
-// Parked is a token that is not to be used.
+// Parked is a token that is not to be used until a person says so.
 type Parked struct {
 	Token  string    `json:"token"`
+	Daemon string    `json:"daemon"` // which found out
 	At     time.Time `json:"at"`
-	Until  time.Time `json:"until,omitzero"` // zero: until a person says so
 	Code   string    `json:"code,omitempty"`
 	Reason string    `json:"reason"`
 }
 
-// Park notes that a token is not to be used. A restart does not forget it: a wrong PIN is not tried again.
+// Park notes that a token is not to be used, by this daemon or another. A restart does not forget it: a wrong PIN is not tried again.
 func (s *Store) Park(ctx context.Context, p Parked) error {
 	return s.Tx(ctx, func(tx *Tx) error {
-		if _, err := tx.exec(ctx, `INSERT INTO parked (token, daemon, parked_at, until, code, reason) VALUES (?, ?, ?, ?, ?, ?)
-			ON CONFLICT (token, daemon) DO UPDATE SET parked_at = excluded.parked_at, until = excluded.until, code = excluded.code, reason = excluded.reason`,
-			p.Token, s.daemon, micros(s.now()), micros(p.Until), p.Code, p.Reason); err != nil {
+		if _, err := tx.exec(ctx, `INSERT INTO parked (token, daemon, parked_at, code, reason) VALUES (?, ?, ?, ?, ?)
+			ON CONFLICT (token) DO UPDATE SET daemon = excluded.daemon, parked_at = excluded.parked_at, code = excluded.code, reason = excluded.reason`,
+			p.Token, s.daemon, micros(s.now()), p.Code, p.Reason); err != nil {
 			return err
 		}
-		fields := map[string]string{"token": p.Token}
-		if !p.Until.IsZero() {
-			fields["until"] = p.Until.UTC().Format(time.RFC3339)
-		}
-		return tx.event(ctx, Event{Kind: "parked", Message: p.Reason, Fields: fields})
+		return tx.event(ctx, Event{Kind: "parked", Message: p.Reason, Fields: map[string]string{"token": p.Token}})
 	})
 }
 
-// Unpark lets a token be used again.
-func (s *Store) Unpark(ctx context.Context, token, actor, why string) error {
-	return s.Tx(ctx, func(tx *Tx) error {
-		n, err := tx.exec(ctx, "DELETE FROM parked WHERE token = ? AND daemon = ?", token, s.daemon)
-		if err != nil || n == 0 {
+// Unpark lets a token be used again, and gives false if it was not parked.
+func (s *Store) Unpark(ctx context.Context, token, actor, why string) (found bool, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		n, err := tx.exec(ctx, "DELETE FROM parked WHERE token = ?", token)
+		if found = n > 0; err != nil || !found {
 			return err
 		}
 		return tx.event(ctx, Event{Kind: "unparked", Actor: actor, Message: why, Fields: map[string]string{"token": token}})
 	})
+	return found, err
 }
 
-// ParkedTokens lists this daemon's parked tokens by name.
+// ParkedTokens lists the parked tokens by name.
 func (s *Store) ParkedTokens(ctx context.Context) (map[string]Parked, error) {
 	list, err := query(ctx, s, s.read, func(scan func(...any) error) (Parked, error) {
 		var p Parked
-		var at, until int64
-		err := scan(&p.Token, &at, &until, &p.Code, &p.Reason)
-		p.At, p.Until = stamp(at), stamp(until)
+		var at int64
+		err := scan(&p.Token, &p.Daemon, &at, &p.Code, &p.Reason)
+		p.At = stamp(at)
 		return p, err
-	}, "SELECT token, parked_at, until, code, reason FROM parked WHERE daemon = ?", s.daemon)
+	}, "SELECT token, daemon, parked_at, code, reason FROM parked")
 	out := make(map[string]Parked, len(list))
 	for _, p := range list {
 		out[p.Token] = p

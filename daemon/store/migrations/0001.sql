@@ -128,15 +128,13 @@ CREATE TABLE events (
 CREATE INDEX events_job ON events (job_id, id);
 CREATE INDEX events_key ON events (key_name, id);
 
--- Tokens that are not to be used until a person says so (until = 0) or a time has come.
+-- Tokens that are not to be used until a person says so, by any daemon: a wrong PIN is wrong for all of them.
 CREATE TABLE parked (
-    token     TEXT   NOT NULL,
-    daemon    TEXT   NOT NULL,
+    token     TEXT   NOT NULL PRIMARY KEY,
+    daemon    TEXT   NOT NULL, -- which found out; it holds for all
     parked_at BIGINT NOT NULL,
-    until     BIGINT NOT NULL,
     code      TEXT   NOT NULL,
-    reason    TEXT   NOT NULL,
-    PRIMARY KEY (token, daemon)
+    reason    TEXT   NOT NULL
 );
 
 -- Who works on a key. A lock ends with its lease; the fence tells a later holder from an earlier one. until is the database's own time.

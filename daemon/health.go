@@ -160,10 +160,9 @@ func (o observer) Finished(j store.Job, out store.Outcome, took time.Duration) {
 	if !out.NotBefore.IsZero() {
 		fields = append(fields, zap.Time("not_before", out.NotBefore))
 	}
-	switch {
-	case out.Error == "":
+	if out.Error == "" {
 		o.d.log.Info("job: "+out.Message, fields...)
-	default:
+	} else {
 		o.d.log.Error("job: "+out.Message, append(fields, zap.String("error_class", out.ErrorClass), zap.String("error_code", out.ErrorCode), zap.Bool("needs_person", out.NeedsPerson))...)
 	}
 	o.d.nudge()

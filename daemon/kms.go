@@ -116,7 +116,7 @@ const worthLimiting = 200
 func (cs *clients) limit(ctx context.Context, operation, key string) error {
 	arn, err := kmsclient.ParseARN(key)
 	if err != nil {
-		return nil //nolint:nilerr // not about a key: nothing is counted
+		return nil // not about a key: nothing is counted
 	}
 	rate := cs.rate(operation, arn)
 	if rate == 0 || rate > worthLimiting {

@@ -84,16 +84,17 @@ func (d *Daemon) history(ctx context.Context) (schedule.History, error) {
 }
 
 // plan asks the planner what is due and queues it.
-func (d *Daemon) plan(ctx context.Context) (queued int, err error) {
+func (d *Daemon) plan(ctx context.Context) error {
 	began := time.Now()
 	since, err := d.store.LastEvent(ctx) // before everything else is read
 	if err != nil {
-		return 0, err
+		return err
 	}
 	h, err := d.history(ctx)
 	if err != nil {
-		return 0, err
+		return err
 	}
+	queued := 0
 	due := schedule.Due(d.now(), *d.keys.Load(), h)
 	const batch = 500
 	for list := range slices.Chunk(due, batch) {
@@ -106,7 +107,7 @@ func (d *Daemon) plan(ctx context.Context) (queued int, err error) {
 		}
 		made, err := d.store.AddJobs(ctx, jobs, d.queue.Enqueue)
 		if err != nil {
-			return queued, err
+			return err
 		}
 		queued += len(made)
 	}
@@ -114,7 +115,7 @@ func (d *Daemon) plan(ctx context.Context) (queued int, err error) {
 	if queued > 0 {
 		d.log.Info("jobs are due", zap.Int("jobs", queued), zap.Duration("took", time.Since(began)))
 	}
-	return queued, nil
+	return nil
 }
 
 // planner is who asks for the jobs of the planner.
@@ -129,8 +130,7 @@ func (d *Daemon) Tick(ctx context.Context) error {
 		return err
 	}
 	d.metrics.Watched(d.now())
-	_, err := d.plan(ctx)
-	return err
+	return d.plan(ctx)
 }
 
 // wake queues waiting jobs whose time has come, and jobs of daemons that are gone.

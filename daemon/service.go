@@ -307,7 +307,7 @@ func (d *Daemon) Retry(ctx context.Context, actor, key string) ([]store.Job, err
 			return nil, err
 		}
 	}
-	if _, err := d.plan(ctx); err != nil {
+	if err := d.plan(ctx); err != nil {
 		return nil, err
 	}
 	return d.store.Jobs(ctx, store.JobFilter{Key: key, Open: true})

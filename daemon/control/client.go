@@ -122,7 +122,8 @@ func (c *Client) send(ctx context.Context, method, path string, query url.Values
 
 // Status asks for the daemon at a glance.
 func (c *Client) Status(ctx context.Context) (s Status, err error) {
-	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, nil, &s)
+	err = c.call(ctx, http.MethodGet, "/v1/status", nil, nil, &s)
+	return s, err
 }
 
 // Keys asks for all keys, or for one.

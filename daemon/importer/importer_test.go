@@ -69,7 +69,7 @@ func (w *world) clientFor(_ context.Context, destination string) (importer.KMS, 
 	if err != nil || arn.Region == w.kms.Region() {
 		return w.kms, nil //nolint:nilerr // the client refuses what is no ARN
 	}
-	return w.client(arn.Region), nil
+	return w.client(arn.Region), nil //nolint:contextcheck // a client is made with the test's
 }
 
 // replicate makes a replica of a multi-Region key. The importer never makes one, so the request is sent as the AWS CLI sends it.

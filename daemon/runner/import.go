@@ -93,7 +93,7 @@ func (t *task) mayGenerate(ctx context.Context, im *importer.Importer, token imp
 		return false, nil
 	}
 	if _, err := token.Find(ctx, k.URI); err == nil || !errors.Is(err, wrapping.ErrKeyNotFound) {
-		return false, nil //nolint:nilerr // the import says what it finds
+		return false, nil // the import says what it finds
 	}
 	done, err := t.Store.Imports(ctx, k.Name, 0, 100)
 	if err != nil {

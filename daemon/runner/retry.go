@@ -46,7 +46,7 @@ func rules() []rule {
 		{codes: codePINSource, do: rest, first: 5 * m, most: 5 * m, person: true},                              // no login was tried
 		{codes: "CKR_CRYPTOKI_NOT_INITIALIZED CKR_MUTEX_BAD CKR_MUTEX_NOT_LOCKED", do: replace},                // the module's state in this process is broken
 		{codes: "CKR_HOST_MEMORY CKR_DEVICE_MEMORY CKR_SESSION_COUNT", do: again, first: 30 * s, most: 10 * m}, // too much at a time
-		{codes: "CKR_GENERAL_ERROR CKR_FUNCTION_FAILED", do: again, first: 5 * s, most: 5 * m}, // says nothing about what is wrong
+		{codes: "CKR_GENERAL_ERROR CKR_FUNCTION_FAILED", do: again, first: 5 * s, most: 5 * m},                 // says nothing about what is wrong
 		{class: "library", do: replace},
 		{class: "token", do: rest, first: 30 * s, most: 5 * m}, // removed, restarting, unreachable
 		{class: "session", do: again, first: 5 * s, most: 5 * m},

@@ -57,7 +57,7 @@ type Runner struct {
 const attemptTime = 15 * time.Minute
 
 // errStopping stops a job between two steps, because the daemon ends.
-var errStopping = errors.New("the daemon ends") //nolint:gochecknoglobals // a sentinel
+var errStopping = errors.New("the daemon ends")
 
 // Stop lets running jobs stop before their next step and hands them back.
 func (r *Runner) Stop() {

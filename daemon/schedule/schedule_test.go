@@ -96,11 +96,10 @@ func TestDue(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			k := tc.key
 			k.Name, k.Token, k.Destinations = "payments", "hsm", []string{"arn"}
-			switch k.Expires {
-			case 0:
+			if k.Expires == 0 {
 				k.Expires, k.RenewBefore = 90*day, 30*day
-			case -1:
-				k.Expires = 0
+			} else {
+				k.Expires = max(0, k.Expires) // -1: never
 			}
 			h := History{Keys: map[string]KeyState{"payments": tc.whole}, Targets: map[Target]State{}}
 			if tc.state != nil {

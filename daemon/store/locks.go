@@ -55,7 +55,7 @@ func (s *Store) lockName(ctx context.Context) (release func(), err error) {
 	}, nil
 }
 
-var errReleased = errors.New("released") //nolint:gochecknoglobals // a sentinel
+var errReleased = errors.New("released")
 
 // Errors of locks.
 var (

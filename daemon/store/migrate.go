@@ -13,7 +13,7 @@ import (
 )
 
 //go:embed migrations/*.sql
-var migrations embed.FS //nolint:gochecknoglobals // embedded files need a variable
+var migrations embed.FS
 
 // SchemaVersion is the version of the schema that this program needs.
 func SchemaVersion() int64 { return int64(len(migrationNames())) }

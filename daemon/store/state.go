@@ -28,7 +28,7 @@ type Destination struct {
 	Rotations   int64         `json:"rotations"`
 	FirstAt     time.Time     `json:"first_at,omitzero"`    // the first import, as far as is known
 	ImportedAt  time.Time     `json:"imported_at,omitzero"` // the last one
-	Life        time.Duration `json:"-"` // that was asked for at the last import
+	Life        time.Duration `json:"-"`                    // that was asked for at the last import
 	DrilledAt   time.Time     `json:"drilled_at,omitzero"`
 	ScheduledAt time.Time     `json:"scheduled_at,omitzero"`
 	ProvedAt    time.Time     `json:"proved_at,omitzero"`

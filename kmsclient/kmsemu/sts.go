@@ -41,7 +41,7 @@ func (s *Server) sts(w http.ResponseWriter, r *http.Request) {
 	}
 	key := fmt.Sprintf("ASIAEMULATOR%08d", s.serial)
 	s.assumed[key] = role
-	_ = xml.NewEncoder(w).Encode(assumeRole{
+	_ = xml.NewEncoder(w).Encode(assumeRole{ //nolint:gosec // nothing in it is a secret
 		Namespace: "https://sts.amazonaws.com/doc/2011-06-15/", RequestID: id, AssumedRole: role, AccessKeyID: key,
 		Secret: "emulated", SessionToken: "emulated", Expiration: s.now().Add(time.Hour).UTC().Format(time.RFC3339),
 	})

@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 	for name, value := range map[string]string{
 		"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_CONFIG_FILE": os.DevNull, "AWS_SHARED_CREDENTIALS_FILE": os.DevNull, "AWS_EC2_METADATA_DISABLED": "true",
 	} {
-		if err := os.Setenv(name, value); err != nil { //nolint:usetesting // for all tests, which run at the same time
+		if err := os.Setenv(name, value); err != nil {
 			panic(err)
 		}
 	}
@@ -116,7 +116,7 @@ func openToken() daemon.OpenToken {
 	return func(ctx context.Context, t configs.Token, again bool) (daemon.Token, error) {
 		token, err := hsm.Open(ctx, hsm.Config{
 			Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, LoginAgain: again,
-		}, func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return os.ReadFile(t.PINFile) })
+		}, func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return os.ReadFile(t.PINFile) }) //nolint:gosec // the configuration of this test names it
 		if err != nil {
 			return nil, err
 		}
@@ -217,7 +217,8 @@ func (w *world) manage(name string, spec wrapping.KeySpec, arns []string, lines 
 	if spec.Kind() != wrapping.KindSymmetric && spec.Kind() != wrapping.KindHMAC {
 		class = "private"
 	}
-	y := fmt.Sprintf("  - name: %s\n    token: hsm\n    uri: \"pkcs11:object=%s;type=%s\"\n    key_spec: %s\n    generate: if-missing\n    destinations: [\"%s\"]\n", name, name, class, spec, strings.Join(arns, `", "`))
+	uri := "pkcs11:object=" + name + ";type=" + class
+	y := fmt.Sprintf("  - name: %s\n    token: hsm\n    uri: %q\n    key_spec: %s\n    generate: if-missing\n    destinations: [%s]\n", name, uri, spec, `"`+strings.Join(arns, `", "`)+`"`)
 	hasExpiry := false
 	for _, l := range lines {
 		y += "    " + l + "\n"
@@ -435,7 +436,11 @@ func list() int {
 	if err != nil {
 		return fail(err)
 	}
-	keys, err := token.(*hsm.Token).Keys(context.Background())
+	lister, ok := token.(*hsm.Token)
+	if !ok {
+		return fail(fmt.Errorf("the token is a %T", token))
+	}
+	keys, err := lister.Keys(context.Background())
 	if err != nil {
 		return fail(err)
 	}

@@ -166,7 +166,8 @@ func TestTwoYears(t *testing.T) {
 		} else {
 			c.advance(step)
 		}
-		if calm++; away["kms"] || away["hsm"] || away["daemon"] {
+		calm++
+		if away["kms"] || away["hsm"] || away["daemon"] {
 			calm = 0
 		}
 		if calm > 3 {

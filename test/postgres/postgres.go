@@ -50,7 +50,7 @@ type Server struct {
 	port int                 // on 127.0.0.1, and the number of the socket
 	cred *syscall.Credential // of the unprivileged user, when this process is root's
 
-	remove  func() error // holds the pipe whose end is the sign to remove the files, as long as the server is known
+	remove func() error // holds the pipe whose end is the sign to remove the files, as long as the server is known
 
 	mutex   sync.Mutex
 	process *os.Process   // nil when it is stopped

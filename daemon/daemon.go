@@ -45,7 +45,8 @@ type Options struct {
 	Lease     time.Duration
 	NoSync    bool
 	Poll      time.Duration
-	Manual    bool // nobody calls Tick but the test
+	Hung      time.Duration // a call to a token that takes longer hangs; 0: two minutes
+	Manual    bool          // nobody calls Tick but the test
 }
 
 // Daemon is the service.

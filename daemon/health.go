@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -24,7 +25,7 @@ const (
 
 // alive says what is wrong with the process itself: only a new one helps.
 func (d *Daemon) alive() error {
-	if what, since := d.calls.hung(hungAfter); what != "" {
+	if what, since := d.calls.hung(cmp.Or(d.o.Hung, hungAfter)); what != "" {
 		return fmt.Errorf("a call to a token has not come back since %s: %s", since.UTC().Format(time.RFC3339), what)
 	}
 	return nil

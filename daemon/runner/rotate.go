@@ -30,6 +30,10 @@ func (t *task) rotate(ctx context.Context, c *configs.Config, k configs.Key) (o 
 		return o, err
 	}
 	im := t.importer(token, k)
+	if known, err = t.allKnown(ctx, im, k, known); err != nil {
+		return o, err
+	}
+	o.Materials = known
 	g, err := t.nextGeneration(ctx, k, token, known)
 	if err != nil {
 		return o, err
@@ -46,6 +50,26 @@ func (t *task) rotate(ctx context.Context, c *configs.Config, k configs.Key) (o 
 	o.Materials = append(o.Materials, g.Material)
 	o.State, o.Rotated, o.Message = store.Done, true, "rotated to "+g.uri.Object
 	return o, nil
+}
+
+// allKnown adds the generations that KMS knows and a database from an older backup does not.
+func (t *task) allKnown(ctx context.Context, im *importer.Importer, k configs.Key, known []store.Material) ([]store.Material, error) {
+	d := k.Destinations[0]
+	seen, err := im.Observe(ctx, importer.Request{Name: k.Name, KeySpec: k.KeySpec, Destination: d.ARN})
+	if err != nil {
+		return nil, err
+	}
+	var out []store.Material
+	for _, g := range t.adopt(k, d, known, seen) {
+		if g.IDs == nil {
+			g.IDs = map[string]string{}
+		}
+		if g.IDs[d.ARN] == "" && g.id != "" {
+			g.IDs[d.ARN] = g.id
+		}
+		out = append(out, g.Material)
+	}
+	return out, nil
 }
 
 // nextGeneration finds or makes the key object of the next generation. It is written down before it is made.

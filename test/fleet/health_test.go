@@ -119,9 +119,10 @@ func TestHungToken(t *testing.T) {
 			t.Errorf("%s answers %d %q", path, status, body)
 		}
 	}
-	if _, body := get("/metrics"); !strings.Contains(body, `hsmbridge_imports_total{action="import",result="imported"} 1`) || !strings.Contains(body, `hsmbridge_destination_ready{destination="`+arn+`",key="k"} 1`) {
-		t.Errorf("the metrics do not tell of the import:\n%s", body)
-	}
+	until(t, "what the metrics tell of the import", func() bool {
+		_, body := get("/metrics")
+		return strings.Contains(body, `hsmbridge_imports_total{action="import",result="imported"} 1`) && strings.Contains(body, `hsmbridge_destination_ready{destination="`+arn+`",key="k"} 1`)
+	})
 	if err := stop(); err != nil {
 		t.Error(err)
 	}

@@ -1,0 +1,657 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"hsmbridge/test/postgres"
+)
+
+// clock is the daemon's; the database has its own.
+type clock struct{ now atomic.Int64 }
+
+func (c *clock) Now() time.Time          { return time.UnixMicro(c.now.Load()).UTC() }
+func (c *clock) Advance(d time.Duration) { c.now.Add(d.Microseconds()) }
+
+func newClock() *clock {
+	c := &clock{}
+	c.now.Store(time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro())
+	return c
+}
+
+// both runs a test on both databases. open opens the same one under a daemon's name.
+func both(t *testing.T, f func(t *testing.T, open func(daemon string, lease time.Duration) *Store, c *clock)) {
+	t.Helper()
+	for _, kind := range []string{"sqlite", "postgres"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			c := newClock()
+			config := Config{Path: filepath.Join(t.TempDir(), "data", "x.db"), NoSync: true, Now: c.Now}
+			if kind == "postgres" {
+				config = Config{Postgres: postgres.Shared(t), Now: c.Now}
+			}
+			f(t, func(daemon string, lease time.Duration) *Store {
+				t.Helper()
+				config.Daemon, config.Lease = daemon, lease
+				s, err := Open(t.Context(), config)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = s.Close() })
+				return s
+			}, c)
+		})
+	}
+}
+
+func one(open func(string, time.Duration) *Store) *Store { return open("one", 0) }
+
+// queue collects what was queued by committed transactions, as far as these tests roll none back.
+type queue struct {
+	mu   sync.Mutex
+	ids  []int64
+	fail error
+}
+
+func (q *queue) enqueue(_ context.Context, tx *sql.Tx, jobs []Job) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if tx == nil {
+		return errors.New("no transaction")
+	}
+	for _, j := range jobs {
+		q.ids = append(q.ids, j.ID)
+	}
+	return q.fail
+}
+
+func must[T any](t *testing.T) func(v T, err error) T {
+	return func(v T, err error) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+func add(t *testing.T, s *Store, q *queue, j Job) Job {
+	t.Helper()
+	return must[[]Job](t)(s.AddJobs(t.Context(), []Job{j}, q.enqueue))[0]
+}
+
+func begin(t *testing.T, s *Store, j Job) (*Lease, Job) {
+	t.Helper()
+	l := must[*Lease](t)(s.Lock(t.Context(), j.Key))
+	return l, must[Job](t)(s.StartJob(t.Context(), l, j.ID))
+}
+
+func job(t *testing.T, s *Store, id int64) Job {
+	t.Helper()
+	return must[[]Job](t)(s.Jobs(t.Context(), JobFilter{ID: id}))[0]
+}
+
+func TestJobLife(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, c *clock) {
+		s, q := one(open), &queue{}
+		want := Job{Key: "k", Destination: "arn", Kind: KindImport, Reason: "first", Token: "hsm", RequestedBy: "planner"}
+		j := add(t, s, q, want)
+		again := add(t, s, q, Job{Key: "k", Destination: "arn", Kind: KindImport, Reason: "asked for", Token: "hsm", RequestedBy: "alice", Options: Options{Renew: true}})
+		if again.ID != j.ID || again.Reason != "first" || !again.Options.Renew || len(q.ids) != 1 {
+			t.Errorf("a second job for the same: %+v, queued %v", again, q.ids)
+		}
+		if other := add(t, s, q, Job{Key: "k", Kind: KindRotate, RequestedBy: "alice"}); other.ID == j.ID {
+			t.Error("another kind of job is the same job")
+		}
+		l, j := begin(t, s, j)
+		if j.State != Running || j.Attempts != 1 || j.Daemon != "one" || !j.Options.Renew {
+			t.Errorf("started: %+v", j)
+		}
+		if err := s.Step(t.Context(), l, j, Event{Kind: "wrap", Destination: "arn", Message: "wrapped", Fields: map[string]string{"mechanism": "CKM_RSA_PKCS_OAEP"}}); err != nil {
+			t.Fatal(err)
+		}
+		validTo := c.Now().Add(90 * 24 * time.Hour)
+		if err := s.ChooseExpiry(t.Context(), l, j.ID, validTo); err != nil {
+			t.Fatal(err)
+		}
+		next := c.Now().Add(time.Minute)
+		if err := s.FinishJob(t.Context(), l, j, Outcome{State: Waiting, NotBefore: next, Error: "KMS is away", ErrorClass: "kms", ErrorCode: "Timeout", Message: "KMS is away"}, q.enqueue); err != nil {
+			t.Fatal(err)
+		}
+		if got := job(t, s, j.ID); got.State != Waiting || !got.NotBefore.Equal(next) || !got.ValidTo.Equal(validTo) || got.ErrorCode != "Timeout" {
+			t.Errorf("waits: %+v", got)
+		}
+		if n := must[int](t)(s.Wake(t.Context(), q.enqueue)); n != 0 {
+			t.Errorf("%d jobs woke too early", n)
+		}
+		c.Advance(time.Minute)
+		if n := must[int](t)(s.Wake(t.Context(), q.enqueue)); n != 1 || q.ids[len(q.ids)-1] != j.ID {
+			t.Errorf("%d jobs woke, queued %v", n, q.ids)
+		}
+		l, j = begin(t, s, j)
+		o := Outcome{
+			State: Done, Message: "imported", Imported: []Success{{Destination: "arn", Life: 90 * 24 * time.Hour, Proof: "mac-match", Sent: true, Scheduled: true}},
+			Seen:      []Seen{{Key: "k", Destination: "arn", State: "Enabled", Present: true, ValidTo: validTo, MaterialID: "id", Rotations: 2}},
+			Materials: []Material{{Generation: 1, Object: "pkcs11:object=k", CheckValue: "abcdef", IDs: map[string]string{"arn": "id"}}},
+			Imports: []Import{{
+				Destination: "arn", Generation: 1, Result: "imported", Algorithm: "RSAES_OAEP_SHA_256", WrappingKeySpec: "RSA_4096", Mechanism: "CKM_RSA_PKCS_OAEP",
+				WrappingKeySHA256: "ff", KeyMaterialID: "id", CheckValue: "abcdef", ValidTo: validTo, Proof: "mac-match", RequestIDs: []string{"r1", "r2"}, Details: map[string]int{"a": 1},
+			}},
+		}
+		if err := s.FinishJob(t.Context(), l, j, o, q.enqueue); err != nil {
+			t.Fatal(err)
+		}
+		destinations := must[[]Destination](t)(s.Destinations(t.Context()))
+		wantDestination := Destination{
+			Key: "k", Destination: "arn", SeenAt: c.Now(), State: "Enabled", Present: true, ValidTo: validTo, MaterialID: "id", Rotations: 2, FirstAt: c.Now(), ImportedAt: c.Now(),
+			Life: 90 * 24 * time.Hour, DrilledAt: c.Now(), ScheduledAt: c.Now(), ProvedAt: c.Now(), Proof: "mac-match",
+		}
+		if diff := cmp.Diff([]Destination{wantDestination}, destinations); diff != "" {
+			t.Errorf("the destination (-want +got):\n%s", diff)
+		}
+		materials := must[[]Material](t)(s.Materials(t.Context(), "k"))
+		if diff := cmp.Diff([]Material{{Generation: 1, Object: "pkcs11:object=k", CheckValue: "abcdef", Created: c.Now(), IDs: map[string]string{"arn": "id"}}}, materials); diff != "" {
+			t.Errorf("the materials (-want +got):\n%s", diff)
+		}
+		imports := must[[]Import](t)(s.Imports(t.Context(), "k", j.ID, 10))
+		wantImport := o.Imports[0]
+		wantImport.ID, wantImport.Job, wantImport.Key, wantImport.Finished = imports[0].ID, j.ID, "k", c.Now()
+		wantImport.Details, imports[0].Details = nil, nil
+		if diff := cmp.Diff(wantImport, imports[0]); diff != "" {
+			t.Errorf("the import (-want +got):\n%s", diff)
+		}
+		var kinds []string
+		for _, e := range must[[]Event](t)(s.Events(t.Context(), EventFilter{Job: j.ID})) {
+			kinds = append(kinds, e.Kind)
+		}
+		if want := []string{"queued", "wrap", "finished", "finished"}; !cmp.Equal(want, kinds) {
+			t.Errorf("the journal is %v", kinds)
+		}
+		if _, err := s.Lock(t.Context(), "k"); err != nil {
+			t.Errorf("the lock was not given back: %v", err)
+		}
+		if fresh := add(t, s, q, want); fresh.ID == j.ID {
+			t.Error("a job that is over is open")
+		}
+	})
+}
+
+// What a transaction cannot queue is not there either.
+func TestQueueAndJobTogether(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s, q := one(open), &queue{fail: errors.New("the queue is full")}
+		if _, err := s.AddJobs(t.Context(), []Job{{Key: "k", Kind: KindImport}}, q.enqueue); !errors.Is(err, q.fail) {
+			t.Errorf("adding: %v", err)
+		}
+		if list := must[[]Job](t)(s.Jobs(t.Context(), JobFilter{})); len(list) != 0 {
+			t.Errorf("there are jobs %+v", list)
+		}
+		if events := must[[]Event](t)(s.Events(t.Context(), EventFilter{})); len(events) != 0 {
+			t.Errorf("there are events %+v", events)
+		}
+		q.fail = nil
+		j := add(t, s, q, Job{Key: "k", Kind: KindImport})
+		l, j := begin(t, s, j)
+		q.fail = errors.New("the queue is full")
+		if err := s.FinishJob(t.Context(), l, j, Outcome{State: Queued}, q.enqueue); !errors.Is(err, q.fail) {
+			t.Errorf("handing back: %v", err)
+		}
+		if got := job(t, s, j.ID); got.State != Running {
+			t.Errorf("the job is %s", got.State)
+		}
+	})
+}
+
+// What was planned from an older look is not made when a job has ended since.
+func TestOutOfDate(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s, q := one(open), &queue{}
+		j := add(t, s, q, Job{Key: "k", Destination: "arn", Kind: KindImport})
+		since := must[int64](t)(s.LastEvent(t.Context()))
+		l, j := begin(t, s, j)
+		if err := s.FinishJob(t.Context(), l, j, Outcome{State: Done}, q.enqueue); err != nil {
+			t.Fatal(err)
+		}
+		late := Job{Key: "k", Destination: "arn", Kind: KindImport, Since: since}
+		if list := must[[]Job](t)(s.AddJobs(t.Context(), []Job{late, {Key: "other", Destination: "x", Kind: KindImport, Since: since}}, q.enqueue)); len(list) != 1 || list[0].Key != "other" {
+			t.Errorf("made %+v", list)
+		}
+	})
+}
+
+// Whoever lost the lock changes nothing any more.
+func TestFence(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s, q := open("one", 50*time.Millisecond), &queue{}
+		j := add(t, s, q, Job{Key: "k", Destination: "arn", Kind: KindImport})
+		old, j := begin(t, s, j)
+		if _, err := s.Lock(t.Context(), "k"); !errors.Is(err, ErrLocked) {
+			t.Errorf("a second holder: %v", err)
+		}
+		time.Sleep(100 * time.Millisecond)
+		if lost := must[[]Job](t)(s.Reclaim(t.Context(), false, q.enqueue)); len(lost) != 1 || lost[0].ID != j.ID {
+			t.Errorf("reclaimed %+v", lost)
+		}
+		young, j2 := begin(t, s, j)
+		if j2.Attempts != 2 {
+			t.Errorf("attempt %d", j2.Attempts)
+		}
+		events := len(must[[]Event](t)(s.Events(t.Context(), EventFilter{})))
+		for name, err := range map[string]error{
+			"Renew":        old.Renew(t.Context()),
+			"Release":      old.Release(t.Context()),
+			"Step":         s.Step(t.Context(), old, j, Event{Kind: "import"}),
+			"ChooseExpiry": s.ChooseExpiry(t.Context(), old, j.ID, time.Now()),
+			"AddMaterial":  s.AddMaterial(t.Context(), old, "k", Material{Generation: 2, Object: "x"}),
+			"FinishJob":    s.FinishJob(t.Context(), old, j, Outcome{State: Done, Materials: []Material{{Generation: 2, Object: "x"}}}, q.enqueue),
+		} {
+			if !errors.Is(err, ErrLeaseLost) {
+				t.Errorf("%s by whoever lost the lock: %v", name, err)
+			}
+		}
+		if got := job(t, s, j.ID); got.State != Running || !got.ValidTo.IsZero() {
+			t.Errorf("the job is %+v", got)
+		}
+		if list := must[[]Material](t)(s.Materials(t.Context(), "k")); len(list) != 0 {
+			t.Errorf("materials %+v", list)
+		}
+		if now := len(must[[]Event](t)(s.Events(t.Context(), EventFilter{}))); now != events {
+			t.Errorf("%d events were written", now-events)
+		}
+		if err := s.FinishJob(t.Context(), young, j2, Outcome{State: Done}, q.enqueue); err != nil {
+			t.Errorf("the holder: %v", err)
+		}
+	})
+}
+
+func TestOneHolder(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s := one(open)
+		var holders, held atomic.Int32
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for range 25 {
+					l, err := s.Lock(t.Context(), "k")
+					if errors.Is(err, ErrLocked) {
+						continue
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if holders.Add(1) != 1 {
+						t.Error("two hold the lock")
+					}
+					held.Add(1)
+					holders.Add(-1)
+					if err := l.Release(t.Context()); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if held.Load() == 0 {
+			t.Error("nobody got the lock")
+		}
+	})
+}
+
+// The kill switch stops what runs before its next step, and what is queued at once.
+func TestRevoke(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s, q := one(open), &queue{}
+		running, queued, other := add(t, s, q, Job{Key: "k", Destination: "a", Kind: KindImport}), add(t, s, q, Job{Key: "k", Destination: "b", Kind: KindImport}), add(t, s, q, Job{Key: "other", Destination: "c", Kind: KindImport})
+		l, running := begin(t, s, running)
+		r := must[Job](t)(s.Revoke(t.Context(), "k", "alice", "incident", q.enqueue))
+		if r.Kind != KindRevoke || q.ids[len(q.ids)-1] != r.ID {
+			t.Errorf("the job is %+v, queued %v", r, q.ids)
+		}
+		if err := s.Step(t.Context(), l, running, Event{Kind: "parameters"}); !errors.Is(err, ErrRevoked) {
+			t.Errorf("the next step of a running import: %v", err)
+		}
+		if err := s.Step(t.Context(), l, running, Event{Kind: "import", Message: "KMS took it"}); err != nil {
+			t.Errorf("what KMS did was not written down: %v", err)
+		}
+		if got := job(t, s, queued.ID); got.State != Cancelled {
+			t.Errorf("the queued job is %s", got.State)
+		}
+		if got := job(t, s, other.ID); got.State != Queued {
+			t.Errorf("another key's job is %s", got.State)
+		}
+		if _, err := s.Lock(t.Context(), "k"); !errors.Is(err, ErrLocked) {
+			t.Errorf("the revocation may begin while the import is under way: %v", err)
+		}
+		if err := s.FinishJob(t.Context(), l, running, Outcome{State: Cancelled}, q.enqueue); err != nil {
+			t.Fatal(err)
+		}
+		if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; !k.Revoked() || k.RevokedBy != "alice" {
+			t.Errorf("the key is %+v", k)
+		}
+		if err := s.Restore(t.Context(), "k", "bob"); err != nil {
+			t.Fatal(err)
+		}
+		if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; k.Revoked() {
+			t.Errorf("the key is %+v", k)
+		}
+	})
+}
+
+func TestCancelAndHurry(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, c *clock) {
+		s, q := one(open), &queue{}
+		j := add(t, s, q, Job{Key: "k", Destination: "a", Kind: KindImport, Token: "hsm"})
+		l, j := begin(t, s, j)
+		if found := must[bool](t)(s.Cancel(t.Context(), j.ID, "alice")); !found {
+			t.Error("a running job cannot be cancelled")
+		}
+		if err := s.Step(t.Context(), l, j, Event{Kind: "wrap"}); !errors.Is(err, ErrCancelled) {
+			t.Errorf("the next step: %v", err)
+		}
+		if err := s.FinishJob(t.Context(), l, j, Outcome{State: Done}, q.enqueue); err != nil {
+			t.Fatal(err)
+		}
+		if got := job(t, s, j.ID); got.State != Cancelled {
+			t.Errorf("the job is %s", got.State)
+		}
+		w := add(t, s, q, Job{Key: "k", Destination: "a", Kind: KindImport, Token: "hsm"})
+		l, w = begin(t, s, w)
+		far := c.Now().Add(6 * time.Hour)
+		if err := s.FinishJob(t.Context(), l, w, Outcome{State: Waiting, NotBefore: far, Error: "parked", ErrorClass: "token"}, q.enqueue); err != nil {
+			t.Fatal(err)
+		}
+		if n := must[int](t)(s.HurryToken(t.Context(), "other", q.enqueue)); n != 0 {
+			t.Errorf("%d jobs of another token", n)
+		}
+		if n := must[int](t)(s.HurryToken(t.Context(), "hsm", q.enqueue)); n != 1 || job(t, s, w.ID).State != Queued {
+			t.Errorf("%d jobs were hurried", n)
+		}
+		if found := must[bool](t)(s.Hurry(t.Context(), w.ID, "alice", q.enqueue)); found {
+			t.Error("a queued job waits")
+		}
+		l, w = begin(t, s, w)
+		if err := s.FinishJob(t.Context(), l, w, Outcome{State: Waiting, NotBefore: c.Now().Add(400 * 24 * time.Hour), Error: "x"}, q.enqueue); err != nil {
+			t.Fatal(err)
+		}
+		if n := must[int](t)(s.Wake(t.Context(), q.enqueue)); n != 1 {
+			t.Error("a time that was written down under a wrong clock holds a job for a year")
+		}
+	})
+}
+
+// A follower misses no event, though many commit at once.
+func TestEventsInOrder(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s := one(open)
+		const writers, each = 6, 30
+		var wg sync.WaitGroup
+		for w := range writers {
+			wg.Go(func() {
+				for i := range each {
+					if err := s.AddEvent(t.Context(), Event{Kind: "test", Key: fmt.Sprint(w), Message: fmt.Sprint(i)}); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		done := make(chan struct{})
+		go func() { wg.Wait(); close(done) }()
+		changed, stop := s.Watch()
+		defer stop()
+		after, seen := int64(0), 0
+		for over := false; ; {
+			list := must[[]Event](t)(s.Events(t.Context(), EventFilter{After: after}))
+			for _, e := range list {
+				if e.ID <= after {
+					t.Fatalf("event %d after %d", e.ID, after)
+				}
+				after = e.ID
+				seen++
+			}
+			if over && len(list) == 0 {
+				break
+			}
+			select {
+			case <-changed:
+			case <-done:
+				over = true
+			}
+		}
+		if seen != writers*each {
+			t.Errorf("the follower saw %d of %d events", seen, writers*each)
+		}
+		last := must[[]Event](t)(s.Events(t.Context(), EventFilter{Last: 3, Key: "2"}))
+		if len(last) != 3 || last[2].Message != fmt.Sprint(each-1) || last[0].Message != fmt.Sprint(each-3) {
+			t.Errorf("the last three are %+v", last)
+		}
+	})
+}
+
+func TestPersonAndState(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s, q := one(open), &queue{}
+		seen := func(state string) {
+			t.Helper()
+			if err := s.See(t.Context(), []Seen{{Key: "k", Destination: "a", State: state, Rotations: -1}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		needs := func() bool { return must[[]Destination](t)(s.Destinations(t.Context()))[0].NeedsPerson }
+		seen("PendingDeletion")
+		j := add(t, s, q, Job{Key: "k", Destination: "a", Kind: KindImport})
+		l, j := begin(t, s, j)
+		if err := s.FinishJob(t.Context(), l, j, Outcome{State: Failed, NeedsPerson: true, Error: "refused", ErrorClass: "caller"}, q.enqueue); err != nil {
+			t.Fatal(err)
+		}
+		seen("PendingDeletion")
+		if !needs() {
+			t.Error("a look that shows nothing new ends the need for a person")
+		}
+		seen("PendingImport")
+		if needs() {
+			t.Error("a KMS key in another state is worth another try")
+		}
+		// An error of the key as a whole says nothing about its destinations.
+		r := add(t, s, q, Job{Key: "k", Kind: KindRotate})
+		l, r = begin(t, s, r)
+		if err := s.FinishJob(t.Context(), l, r, Outcome{State: Failed, NeedsPerson: true, Error: "refused"}, q.enqueue); err != nil {
+			t.Fatal(err)
+		}
+		if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; !k.NeedsPerson || needs() {
+			t.Errorf("the key is %+v, its destination needs a person: %t", k, needs())
+		}
+		if err := s.ClearErrors(t.Context(), "k", "alice", "mended"); err != nil {
+			t.Fatal(err)
+		}
+		if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; k.NeedsPerson || k.Error != "" {
+			t.Errorf("the key is %+v", k)
+		}
+	})
+}
+
+func TestPauseWaiveAndPark(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, c *clock) {
+		s := one(open)
+		for _, err := range []error{
+			s.Pause(t.Context(), "k", "alice", false), s.Waive(t.Context(), "k", "bob", "soon"),
+			s.Park(t.Context(), Parked{Token: "hsm", Code: "CKR_PIN_INCORRECT", Reason: "wrong"}), s.Park(t.Context(), Parked{Token: "hsm", Code: "CKR_PIN_LOCKED", Reason: "locked"}),
+		} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := Key{Name: "k", PausedAt: c.Now(), PausedBy: "alice", WaivedAt: c.Now(), WaivedBy: "bob", WaivedReason: "soon"}
+		if diff := cmp.Diff(want, must[map[string]Key](t)(s.Keys(t.Context()))["k"]); diff != "" {
+			t.Errorf("the key (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff(map[string]Parked{"hsm": {Token: "hsm", Daemon: "one", At: c.Now(), Code: "CKR_PIN_LOCKED", Reason: "locked"}}, must[map[string]Parked](t)(s.ParkedTokens(t.Context()))); diff != "" {
+			t.Errorf("parked (-want +got):\n%s", diff)
+		}
+		if !must[bool](t)(s.Unpark(t.Context(), "hsm", "alice", "mended")) || must[bool](t)(s.Unpark(t.Context(), "hsm", "alice", "mended")) {
+			t.Error("a token is unparked once")
+		}
+		if err := s.Pause(t.Context(), "k", "alice", true); err != nil || must[map[string]Key](t)(s.Keys(t.Context()))["k"].Paused() {
+			t.Errorf("resumed: %v", err)
+		}
+	})
+}
+
+// Requests leave at the rate that is asked for, however many ask.
+func TestReserve(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s := one(open)
+		for _, rate := range []float64{0.5, 1, 15} {
+			var mu sync.Mutex
+			var waits []time.Duration
+			var wg sync.WaitGroup
+			const n = 12
+			for range 4 {
+				wg.Go(func() {
+					for range n / 4 {
+						began := time.Now()
+						w, err := s.Reserve(t.Context(), fmt.Sprint(rate), rate)
+						if err != nil {
+							t.Error(err)
+						}
+						mu.Lock()
+						waits = append(waits, w-time.Since(began)) // a little earlier than it will be
+						mu.Unlock()
+					}
+				})
+			}
+			wg.Wait()
+			late := 0
+			for _, w := range waits {
+				if w > 0 {
+					late++
+				}
+			}
+			burst := max(1, int(rate))
+			longest := time.Duration(float64(n-burst) / rate * float64(time.Second))
+			for _, w := range waits {
+				if w > longest+time.Second {
+					t.Errorf("rate %g: a wait of %s where %s is the longest", rate, w, longest)
+				}
+			}
+			if want := max(0, n-burst); late < want-1 {
+				t.Errorf("rate %g: %d of %d requests wait, where %d are to", rate, late, n, want)
+			}
+		}
+		// A time far ahead was written under another clock.
+		if err := s.Tx(t.Context(), func(tx *Tx) error {
+			_, err := tx.exec(t.Context(), "UPDATE limits SET tat = {{clock}} + ?", (24 * time.Hour).Microseconds())
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if w := must[time.Duration](t)(s.Reserve(t.Context(), "1", 1)); w > time.Second {
+			t.Errorf("a wait of %s after the clock was set back", w)
+		}
+	})
+}
+
+func TestSecondDaemonIsRefused(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s := one(open)
+		config := Config{Path: filepath.Join(t.TempDir(), "x.db"), Daemon: "one"}
+		if s.Postgres() {
+			var url string
+			url = pgURL(t, s)
+			config = Config{Postgres: url, Daemon: "one"}
+		} else {
+			first, err := Open(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer first.Close() //nolint:errcheck // the end of the test
+		}
+		_, err := Open(t.Context(), config)
+		var running *AlreadyRunningError
+		if !errors.As(err, &running) || !s.Postgres() && !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
+			t.Errorf("a second daemon: %v", err)
+		}
+		if s.Postgres() {
+			config.Daemon = "two"
+			other, err := Open(t.Context(), config)
+			if err != nil {
+				t.Fatalf("a second daemon of another name: %v", err)
+			}
+			if err := other.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// pgURL is the URL of the database that a store uses.
+func pgURL(t *testing.T, s *Store) string {
+	t.Helper()
+	var name, dir, port string
+	if err := s.read.QueryRowContext(t.Context(), "SELECT current_database(), current_setting('unix_socket_directories'), current_setting('port')").Scan(&name, &dir, &port); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("postgres://postgres@/%s?host=%s&port=%s", name, dir, port)
+}
+
+const holdEnv = "HSMBRIDGE_TEST_HOLD"
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(holdEnv); path != "" {
+		s, err := Open(context.Background(), Config{Path: path, Daemon: "one"})
+		fmt.Println(s != nil, err)
+		time.Sleep(time.Minute)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// The lock of a killed process is gone with it.
+func TestKilledHolder(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.db")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.CommandContext(t.Context(), self)
+	c.Env = append(os.Environ(), holdEnv+"="+path)
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 4)
+	if _, err := out.Read(b); err != nil || string(b) != "true" {
+		t.Fatalf("%s, %v", b, err)
+	}
+	var running *AlreadyRunningError
+	if _, err := Open(t.Context(), Config{Path: path, Daemon: "one"}); !errors.As(err, &running) {
+		t.Errorf("while it lives: %v", err)
+	}
+	_ = c.Process.Kill()
+	_ = c.Wait()
+	s, err := Open(t.Context(), Config{Path: path, Daemon: "one"})
+	if err != nil {
+		t.Fatalf("after its end: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -317,7 +317,9 @@ type tracked struct {
 	name  string
 	busy  atomic.Int32
 
-	generating sync.Mutex
+	// Keys are made while nothing else is done: SoftHSM 2.6.1 then and now answers CKR_GENERAL_ERROR or CKR_TEMPLATE_INCONSISTENT to
+	// C_GenerateKey when another session looks for objects at the same moment.
+	alone sync.RWMutex
 
 	mu     sync.Mutex
 	probed map[wrapping.KeySpec]wrapping.Capabilities
@@ -325,6 +327,19 @@ type tracked struct {
 
 // call notes a call while it runs.
 func (t *tracked) call(op string) (done func()) {
+	t.alone.RLock()
+	end := t.count(op)
+	return func() { end(); t.alone.RUnlock() }
+}
+
+// exclusive notes a call that runs while no other does.
+func (t *tracked) exclusive(op string) (done func()) {
+	t.alone.Lock()
+	end := t.count(op)
+	return func() { end(); t.alone.Unlock() }
+}
+
+func (t *tracked) count(op string) (done func()) {
 	end := t.calls.begin(op + " on " + t.name)
 	t.busy.Add(1)
 	return func() { t.busy.Add(-1); end() }
@@ -336,11 +351,9 @@ func (t *tracked) Find(ctx context.Context, u pkcs11uri.URI) (wrapping.Key, erro
 	return t.Token.Find(ctx, u)
 }
 
-// Generate makes a key, one at a time: SoftHSM answers CKR_GENERAL_ERROR now and then when several are made at once.
+// Generate makes a key.
 func (t *tracked) Generate(ctx context.Context, spec wrapping.KeySpec, label string, id []byte) (wrapping.Key, error) {
-	t.generating.Lock()
-	defer t.generating.Unlock()
-	defer t.call("generate")()
+	defer t.exclusive("generate")()
 	return t.Token.Generate(ctx, spec, label, id)
 }
 
@@ -353,7 +366,7 @@ func (t *tracked) Probe(ctx context.Context, specs ...wrapping.KeySpec) (wrappin
 			return c, nil
 		}
 	}
-	defer t.call("probe")()
+	defer t.exclusive("probe")()
 	c, err := t.Token.Probe(ctx, specs...)
 	if err == nil && len(specs) == 1 {
 		if t.probed == nil {

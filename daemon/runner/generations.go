@@ -119,13 +119,12 @@ func (t *task) adopt(k configs.Key, d configs.Destination, known []store.Materia
 		}
 		if byNumber[n] == nil {
 			byNumber[n] = &generation{Material: store.Material{Generation: n}, uri: objectOf(k, n)}
+			if !strings.HasPrefix(m.State, "PENDING") {
+				byNumber[n].Current = t.Now() // one that the database knows keeps what is written there: a rotation to it may be under way
+			}
 		}
-		g := byNumber[n]
-		if g.id == "" {
+		if g := byNumber[n]; g.id == "" {
 			g.id = m.ID
-		}
-		if g.Current.IsZero() && !strings.HasPrefix(m.State, "PENDING") {
-			g.Current = t.Now()
 		}
 	}
 	out := make([]generation, 0, len(byNumber))

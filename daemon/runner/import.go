@@ -29,6 +29,9 @@ func (t *task) importTo(ctx context.Context, c *configs.Config, k configs.Key, d
 	if err != nil {
 		return o, err
 	}
+	if i := seen.Info; i.MultiRegion && !i.Primary && i.CurrentKeyMaterialID == "" && len(seen.Materials) == 0 {
+		return o, &Error{ErrCode: codePrimaryFirst, ErrClass: "kms", Message: fmt.Sprintf("%s is a replica, and its primary (%s) has no key material yet, which comes first", d.ARN, i.PrimaryARN)}
+	}
 	wanted, unknown := t.generations(k, d, known, seen)
 	if len(wanted) == 0 {
 		return o, unknown

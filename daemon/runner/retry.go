@@ -57,6 +57,7 @@ func rules() []rule {
 		{codes: "IncorrectKeyMaterialException InvalidCiphertextException " + codeMismatch, do: stop},              // never sent twice: the key or its wrapping is wrong
 		{codes: codeNoBackup, do: again, first: 10 * m, most: 6 * h, person: true},                                 // the copy may come
 		{codes: CodeClock, do: again, first: m, most: 10 * m, person: true},                                        // the clock may be set right
+		{codes: codePrimaryFirst, do: again, first: 5 * s, most: 10 * m},                                           // the job for the primary is under way
 		{codes: codeRotating, do: again, first: 30 * s, most: 10 * m},                                              // asked for, and not yet shown
 		{codes: "LimitExceededException UnsupportedOperationException ValidationException", do: stop},              // KMS says no
 		{codes: "NotFoundException", class: "caller", do: again, first: m, most: 6 * h, person: true},              // eventually consistent, or deleted
@@ -89,6 +90,8 @@ const (
 	codeNoBackup  = "NoBackup"
 	CodeClock     = "ClockSkew"
 	codeRotating  = "RotationPending"
+
+	codePrimaryFirst = "PrimaryFirst"
 )
 
 // Parks says that after this error the token is left alone until a person says so.

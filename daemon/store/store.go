@@ -18,8 +18,9 @@ import (
 	"sync"
 	"time"
 
-	_ "github.com/jackc/pgx/v5/stdlib" // the driver "pgx"
-	_ "modernc.org/sqlite"             // the driver "sqlite"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	_ "modernc.org/sqlite" // the driver "sqlite"
 )
 
 // Config says where the database is and who uses it.
@@ -108,10 +109,17 @@ func (s *Store) openSQLite(ctx context.Context, o Config) error {
 }
 
 func (s *Store) openPostgres(ctx context.Context, o Config) error {
-	db, err := sql.Open("pgx", o.Postgres)
+	config, err := pgx.ParseConfig(o.Postgres)
 	if err != nil {
 		return errors.New("database: the postgres URL cannot be read") // the error would show a password
 	}
+	// A daemon that is frozen in the middle of a transaction must not hold up the others: the server ends it.
+	for name, value := range map[string]string{"idle_in_transaction_session_timeout": "10s", "lock_timeout": "30s", "application_name": "hsmbridge " + o.Daemon} {
+		if _, given := config.RuntimeParams[name]; !given {
+			config.RuntimeParams[name] = value
+		}
+	}
+	db := stdlib.OpenDB(*config)
 	db.SetMaxOpenConns(16)
 	s.write, s.read = db, db
 	if s.release, err = s.lockName(ctx); err != nil {

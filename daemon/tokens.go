@@ -2,13 +2,11 @@ package daemon
 
 import (
 	"context"
-	"crypto/rsa"
 	"errors"
 	"fmt"
 	"maps"
 	"reflect"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -18,8 +16,6 @@ import (
 	"hsmbridge/daemon/importer"
 	"hsmbridge/daemon/runner"
 	"hsmbridge/daemon/store"
-	"hsmbridge/hsm/pkcs11uri"
-	"hsmbridge/hsm/wrapping"
 )
 
 // Token is an open token. [hsmbridge/hsm.Token] has these methods.
@@ -308,95 +304,4 @@ func (ts *tokens) drop() {
 		ts.shut(s, name)
 		s.Unlock()
 	}
-}
-
-// tracked is a token whose calls are counted and timed, and whose capabilities are probed once.
-type tracked struct {
-	Token
-	calls *calls
-	name  string
-	busy  atomic.Int32
-
-	// Keys are made while nothing else is done: SoftHSM 2.6.1 then and now answers CKR_GENERAL_ERROR or CKR_TEMPLATE_INCONSISTENT to
-	// C_GenerateKey when another session looks for objects at the same moment.
-	alone sync.RWMutex
-
-	mu     sync.Mutex
-	probed map[wrapping.KeySpec]wrapping.Capabilities
-}
-
-// call notes a call while it runs.
-func (t *tracked) call(op string) (done func()) {
-	t.alone.RLock()
-	end := t.count(op)
-	return func() { end(); t.alone.RUnlock() }
-}
-
-// exclusive notes a call that runs while no other does.
-func (t *tracked) exclusive(op string) (done func()) {
-	t.alone.Lock()
-	end := t.count(op)
-	return func() { end(); t.alone.Unlock() }
-}
-
-func (t *tracked) count(op string) (done func()) {
-	end := t.calls.begin(op + " on " + t.name)
-	t.busy.Add(1)
-	return func() { t.busy.Add(-1); end() }
-}
-
-// Find finds a key.
-func (t *tracked) Find(ctx context.Context, u pkcs11uri.URI) (wrapping.Key, error) {
-	defer t.call("find")()
-	return t.Token.Find(ctx, u)
-}
-
-// Generate makes a key.
-func (t *tracked) Generate(ctx context.Context, spec wrapping.KeySpec, label string, id []byte) (wrapping.Key, error) {
-	defer t.exclusive("generate")()
-	return t.Token.Generate(ctx, spec, label, id)
-}
-
-// Probe tries what the token can do, once for each key spec as long as it is open.
-func (t *tracked) Probe(ctx context.Context, specs ...wrapping.KeySpec) (wrapping.Capabilities, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(specs) == 1 {
-		if c, ok := t.probed[specs[0]]; ok {
-			return c, nil
-		}
-	}
-	defer t.exclusive("probe")()
-	c, err := t.Token.Probe(ctx, specs...)
-	if err == nil && len(specs) == 1 {
-		if t.probed == nil {
-			t.probed = map[wrapping.KeySpec]wrapping.Capabilities{}
-		}
-		t.probed[specs[0]] = c
-	}
-	return c, err
-}
-
-// Wrap wraps a key.
-func (t *tracked) Wrap(ctx context.Context, key wrapping.Key, pub *rsa.PublicKey, plan wrapping.Plan) ([]byte, error) {
-	defer t.call("wrap")()
-	return t.Token.Wrap(ctx, key, pub, plan)
-}
-
-// PublicKey reads a public key.
-func (t *tracked) PublicKey(ctx context.Context, key wrapping.Key) ([]byte, error) {
-	defer t.call("public key")()
-	return t.Token.PublicKey(ctx, key)
-}
-
-// MAC computes a MAC.
-func (t *tracked) MAC(ctx context.Context, key wrapping.Key, message []byte) ([]byte, error) {
-	defer t.call("MAC")()
-	return t.Token.MAC(ctx, key, message)
-}
-
-// CheckValue reads a check value.
-func (t *tracked) CheckValue(ctx context.Context, key wrapping.Key) (string, error) {
-	defer t.call("check value")()
-	return t.Token.CheckValue(ctx, key)
 }

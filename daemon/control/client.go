@@ -101,7 +101,7 @@ func (c *Client) send(ctx context.Context, method, path string, query url.Values
 	if err != nil {
 		return nil, fmt.Errorf("control: %w", err)
 	}
-	resp, err := c.http.Do(req)
+	resp, err := c.http.Do(req) //nolint:gosec // the host is the socket, whatever the URL says
 	if err != nil {
 		var op *net.OpError
 		if errors.As(err, &op) && op.Op == "dial" {
@@ -127,7 +127,7 @@ func (c *Client) Status(ctx context.Context) (s Status, err error) {
 }
 
 // Keys asks for all keys, or for one.
-func (c *Client) Keys(ctx context.Context, name string) ([]Key, error) {
+func (c *Client) Keys(ctx context.Context, name string) ([]ManagedKey, error) {
 	path := "/v1/keys"
 	if name != "" {
 		path += "/" + name

@@ -74,15 +74,17 @@ func routes() []route {
 	const key = "only of this key"
 	return []route{
 		{method: http.MethodGet, path: "/v1/status", permission: mayLook, summary: "The daemon at a glance", out: Status{}, do: func(ctx context.Context, s Service, _ *request) (any, error) {
-			return s.Status(ctx)
+			st, err := s.Status(ctx)
+			st.Tokens, st.Next, st.Running, st.People = all(st.Tokens), all(st.Next), all(st.Running), all(st.People)
+			return st, err
 		}},
 		{method: http.MethodGet, path: "/v1/keys", permission: mayLook, summary: "All managed keys and what is known of their destinations", out: KeyList{}, do: func(ctx context.Context, s Service, _ *request) (any, error) {
 			list, err := s.Keys(ctx, "")
-			return KeyList{list}, err
+			return KeyList{all(list)}, err
 		}},
 		{method: http.MethodGet, path: "/v1/keys/{name}", permission: mayLook, summary: "One managed key, also its key materials", out: KeyList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
 			list, err := s.Keys(ctx, r.path("name"))
-			return KeyList{list}, err
+			return KeyList{all(list)}, err
 		}},
 		{method: http.MethodGet, path: "/v1/jobs", permission: mayLook, summary: "Jobs, the latest first", query: map[string]string{"key": key, "open": "true: only open ones", "limit": "at most so many"}, out: JobList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
 			limit, err := r.number("limit")
@@ -90,7 +92,7 @@ func routes() []route {
 				return nil, err
 			}
 			list, err := s.Jobs(ctx, store.JobFilter{Key: r.query.Get("key"), Open: r.query.Get("open") == "true", Limit: int(limit)})
-			return JobList{list}, err
+			return JobList{all(list)}, err
 		}},
 		{method: http.MethodGet, path: "/v1/jobs/{id}", permission: mayLook, summary: "One job", out: JobList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
 			id, err := r.id()
@@ -101,7 +103,7 @@ func routes() []route {
 			if err == nil && len(list) == 0 {
 				err = fmt.Errorf("there is no job %d: %w", id, ErrNotFound)
 			}
-			return JobList{list}, err
+			return JobList{all(list)}, err
 		}},
 		{method: http.MethodGet, path: "/v1/imports", permission: mayLook, summary: "What happened to the destinations, the latest first", query: map[string]string{"key": key, "job": "only of this job", "limit": "at most so many"}, out: ImportList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
 			job, err := r.number("job")
@@ -116,7 +118,7 @@ func routes() []route {
 				limit = 100
 			}
 			list, err := s.Imports(ctx, r.query.Get("key"), job, int(limit))
-			return ImportList{list}, err
+			return ImportList{all(list)}, err
 		}},
 		{method: http.MethodGet, path: "/v1/events", permission: mayLook, summary: "The journal: every step of every job and every act of a person, oldest first. With follow the answer is one JSON object a line and does not end.", query: map[string]string{"after": "only those with a greater ID", "key": key, "job": "only of this job", "last": "only so many, the latest", "follow": "true: go on with those that come"}, out: EventList{}, do: events},
 		{method: http.MethodPost, path: "/v1/start", permission: mayOperate, summary: "Queue jobs for keys", in: StartRequest{}, out: JobList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
@@ -125,7 +127,7 @@ func routes() []route {
 				return nil, err
 			}
 			list, err := s.Queue(ctx, r.actor, in)
-			return JobList{list}, err
+			return JobList{all(list)}, err
 		}},
 		{method: http.MethodPost, path: "/v1/keys/{name}/pause", permission: mayOperate, summary: "Begin nothing more for the key", out: OK{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
 			return OK{}, s.Pause(ctx, r.actor, r.path("name"), false)
@@ -135,7 +137,7 @@ func routes() []route {
 		}},
 		{method: http.MethodPost, path: "/v1/keys/{name}/retry", permission: mayOperate, summary: "The cause of the key's errors is mended: try again now", out: JobList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
 			list, err := s.Retry(ctx, r.actor, r.path("name"))
-			return JobList{list}, err
+			return JobList{all(list)}, err
 		}},
 		{method: http.MethodPost, path: "/v1/keys/{name}/revoke", permission: mayOperate, summary: "Delete the key's material from every destination, and import it no more", in: ReasonRequest{}, out: JobList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
 			var in ReasonRequest
@@ -191,6 +193,14 @@ func routes() []route {
 	}
 }
 
+// all is a list that is [] in JSON when it is empty, not null.
+func all[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
+
 func eventFilter(r *request) (f store.EventFilter, err error) {
 	f.Key = r.query.Get("key")
 	if f.After, err = r.number("after"); err != nil {
@@ -210,7 +220,7 @@ func events(ctx context.Context, s Service, r *request) (any, error) {
 		return nil, err
 	}
 	list, err := s.Events(ctx, f)
-	return EventList{list}, err
+	return EventList{all(list)}, err
 }
 
 // follow sends the events that are there, and then those that come, until the caller is gone.

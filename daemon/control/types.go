@@ -12,7 +12,7 @@ import (
 // Service is the daemon as the API sees it. actor is the user who asks.
 type Service interface {
 	Status(ctx context.Context) (Status, error)
-	Keys(ctx context.Context, name string) ([]Key, error) // name empty: all; an unknown one is [ErrNotFound]
+	Keys(ctx context.Context, name string) ([]ManagedKey, error) // name empty: all; an unknown one is [ErrNotFound]
 	Jobs(ctx context.Context, f store.JobFilter) ([]store.Job, error)
 	Imports(ctx context.Context, key string, job int64, limit int) ([]store.Import, error)
 	Events(ctx context.Context, f store.EventFilter) ([]store.Event, error)
@@ -91,8 +91,8 @@ type NeedsPerson struct {
 	Retry       string `json:"retry"` // the command that goes on when the cause is mended
 }
 
-// Key is a managed key with what is known of it.
-type Key struct {
+// ManagedKey is a managed key with what is known of it.
+type ManagedKey struct {
 	Name         string              `json:"name"`
 	Token        string              `json:"token"`
 	KeySpec      string              `json:"key_spec"`
@@ -141,7 +141,7 @@ type ImportList struct {
 
 // KeyList is an answer.
 type KeyList struct {
-	Keys []Key `json:"keys"`
+	Keys []ManagedKey `json:"keys"`
 }
 
 // EventList is an answer.

@@ -82,7 +82,7 @@ func TestHungToken(t *testing.T) {
 		return told["WATCHDOG=1"]
 	}
 	get := func(path string) (int, string) {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+path, nil)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+path, http.NoBody)
 		if err != nil {
 			t.Fatal(err)
 		}

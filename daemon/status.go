@@ -1,0 +1,166 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon/control"
+	"hsmbridge/daemon/schedule"
+	"hsmbridge/daemon/store"
+)
+
+// tokenStates tells of all tokens of the configuration, without waiting for any.
+func (d *Daemon) tokenStates() []control.Token {
+	var out []control.Token
+	for _, c := range d.config.Load().Tokens {
+		t := control.Token{Name: c.Name, State: "closed"}
+		s := d.tokens.slot(c.Name)
+		if !s.TryLock() {
+			t.State = "opening"
+			out = append(out, t)
+			continue
+		}
+		switch {
+		case s.parked != nil:
+			t.State, t.Reason = "parked", s.parked.Reason
+		case s.resting.After(d.now()):
+			t.State, t.Reason, t.Until = "resting", s.cause, s.resting
+		case s.token != nil:
+			id := s.token.Identity()
+			t.State, t.Serial, t.Model, t.Firmware, t.Busy = "open", id.Serial, id.Model, id.Firmware, int(s.token.busy.Load())
+		}
+		t.PINTriesLow = s.low
+		s.Unlock()
+		out = append(out, t)
+	}
+	return out
+}
+
+// Status tells of the daemon at a glance.
+func (d *Daemon) Status(ctx context.Context) (control.Status, error) {
+	c := d.config.Load()
+	kind, _ := c.DatabaseLocation()
+	s := control.Status{
+		Daemon: d.store.Daemon(), Version: d.o.Version, PID: pid(), Database: kind, Started: d.started, Now: d.now(), Jobs: map[string]int{}, Tokens: d.tokenStates(),
+	}
+	if r := d.lastReload.Load(); r != nil {
+		s.Reload = *r
+	}
+	if err := d.readiness(ctx); err != nil {
+		s.NotReady = err.Error()
+	} else {
+		s.Ready = true
+	}
+	known, err := d.known(ctx)
+	if err != nil {
+		return s, err
+	}
+	counts, err := d.store.CountJobs(ctx)
+	if err != nil {
+		return s, err
+	}
+	for state, n := range counts {
+		s.Jobs[string(state)] = n
+	}
+	open, err := d.store.Jobs(ctx, store.JobFilter{Open: true, Limit: 500})
+	if err != nil {
+		return s, err
+	}
+	for _, j := range open {
+		if j.State == store.Running && len(s.Running) < 20 {
+			s.Running = append(s.Running, j)
+		}
+	}
+	d.count(&s, c, known)
+	return s, nil
+}
+
+// count fills in what is known of keys and destinations.
+func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
+	compiled := *d.keys.Load()
+	for _, t := range s.Tokens {
+		if t.State == "parked" {
+			s.People = append(s.People, control.NeedsPerson{Token: t.Name, Message: t.Reason, Retry: "hsmbridge resume --token " + t.Name})
+		}
+	}
+	s.Counts.Keys = len(c.Keys)
+	for i, k := range c.Keys {
+		whole := known.keys[k.Name]
+		if whole.Paused() {
+			s.Counts.Paused++
+		}
+		if whole.Revoked() {
+			s.Counts.Revoked++
+		}
+		if whole.NeedsPerson {
+			s.People = append(s.People, control.NeedsPerson{Key: k.Name, Code: whole.ErrorCode, Message: whole.Error, Retry: "hsmbridge retry " + k.Name})
+		}
+		for _, dest := range k.Destinations {
+			x := known.destination(k.Name, dest.ARN)
+			s.Counts.Destinations++
+			if x.Present {
+				s.Counts.Ready++
+			} else if !whole.Revoked() {
+				s.Counts.Missing++
+			}
+			if x.NeedsPerson && !whole.Revoked() {
+				s.People = append(s.People, control.NeedsPerson{Key: k.Name, Destination: dest.ARN, Code: x.ErrorCode, Message: x.Error, Retry: "hsmbridge retry " + k.Name})
+			}
+			if x.Present && !x.ValidTo.IsZero() {
+				at := compiled[i].Renewal(schedule.Target{Key: k.Name, Destination: dest.ARN}, schedule.State{ValidTo: x.ValidTo, Life: x.Life})
+				s.Next = append(s.Next, control.Expiry{Key: k.Name, Destination: dest.ARN, ValidTo: x.ValidTo, Renewal: at})
+			}
+		}
+	}
+	const most = 20
+	slices.SortFunc(s.Next, func(a, b control.Expiry) int { return a.ValidTo.Compare(b.ValidTo) })
+	s.Next = s.Next[:min(len(s.Next), most)]
+	s.People = s.People[:min(len(s.People), 100)]
+}
+
+// Keys tells of one key or all.
+func (d *Daemon) Keys(ctx context.Context, name string) ([]control.ManagedKey, error) {
+	c := d.config.Load()
+	known, err := d.known(ctx)
+	if err != nil {
+		return nil, err
+	}
+	compiled := *d.keys.Load()
+	var out []control.ManagedKey
+	for i, k := range c.Keys {
+		if name != "" && k.Name != name {
+			continue
+		}
+		x := control.ManagedKey{Name: k.Name, Token: k.Token, KeySpec: string(k.KeySpec), Expires: k.Expires.String(), State: known.keys[k.Name]}
+		for _, dest := range k.Destinations {
+			s := known.destination(k.Name, dest.ARN)
+			x.Destinations = append(x.Destinations, s)
+			x.Renewals = append(x.Renewals, compiled[i].Renewal(schedule.Target{Key: k.Name, Destination: dest.ARN}, schedule.State{ValidTo: s.ValidTo, Life: s.Life}))
+		}
+		if name != "" {
+			if x.Materials, err = d.store.Materials(ctx, name); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, x)
+	}
+	if name != "" && len(out) == 0 {
+		return nil, d.noKey(name)
+	}
+	return out, nil
+}
+
+func (d *Daemon) noKey(name string) error {
+	return fmt.Errorf("the daemon's configuration has no key %q; after a change of the file run hsmbridge reload: %w", name, control.ErrNotFound)
+}
+
+// key finds a managed key.
+func (d *Daemon) key(name string) (configs.Key, error) {
+	k, ok := d.config.Load().Key(name)
+	if !ok {
+		return k, d.noKey(name)
+	}
+	return k, nil
+}

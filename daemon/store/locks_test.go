@@ -1,0 +1,170 @@
+package store
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// Whoever lost the lock changes nothing any more.
+func TestFence(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s, q := open("one", 50*time.Millisecond), &queue{}
+		j := add(t, s, q, Job{Key: "k", Destination: "arn", Kind: KindImport})
+		old, j := begin(t, s, j)
+		if _, err := s.Lock(t.Context(), "k"); !errors.Is(err, ErrLocked) {
+			t.Errorf("a second holder: %v", err)
+		}
+		time.Sleep(100 * time.Millisecond)
+		if lost := must[[]Job](t)(s.Reclaim(t.Context(), false, q.enqueue)); len(lost) != 1 || lost[0].ID != j.ID {
+			t.Errorf("reclaimed %+v", lost)
+		}
+		young, j2 := begin(t, s, j)
+		if j2.Attempts != 2 {
+			t.Errorf("attempt %d", j2.Attempts)
+		}
+		events := len(must[[]Event](t)(s.Events(t.Context(), EventFilter{})))
+		for name, err := range map[string]error{
+			"Renew":        old.Renew(t.Context()),
+			"Release":      old.Release(t.Context()),
+			"Step":         s.Step(t.Context(), old, j, Event{Kind: "import"}),
+			"ChooseExpiry": s.ChooseExpiry(t.Context(), old, j.ID, time.Now()),
+			"AddMaterial":  s.AddMaterial(t.Context(), old, "k", Material{Generation: 2, Object: "x"}),
+			"FinishJob":    s.FinishJob(t.Context(), old, j, Outcome{State: Done, Materials: []Material{{Generation: 2, Object: "x"}}}, q.enqueue),
+		} {
+			if !errors.Is(err, ErrLeaseLost) {
+				t.Errorf("%s by whoever lost the lock: %v", name, err)
+			}
+		}
+		if got := job(t, s, j.ID); got.State != Running || !got.ValidTo.IsZero() {
+			t.Errorf("the job is %+v", got)
+		}
+		if list := must[[]Material](t)(s.Materials(t.Context(), "k")); len(list) != 0 {
+			t.Errorf("materials %+v", list)
+		}
+		if now := len(must[[]Event](t)(s.Events(t.Context(), EventFilter{}))); now != events {
+			t.Errorf("%d events were written", now-events)
+		}
+		if err := s.FinishJob(t.Context(), young, j2, Outcome{State: Done}, q.enqueue); err != nil {
+			t.Errorf("the holder: %v", err)
+		}
+	})
+}
+
+func TestOneHolder(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s := one(open)
+		var holders, held atomic.Int32
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for range 25 {
+					l, err := s.Lock(t.Context(), "k")
+					if errors.Is(err, ErrLocked) {
+						continue
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if holders.Add(1) != 1 {
+						t.Error("two hold the lock")
+					}
+					held.Add(1)
+					holders.Add(-1)
+					if err := l.Release(t.Context()); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if held.Load() == 0 {
+			t.Error("nobody got the lock")
+		}
+	})
+}
+
+// The kill switch stops what runs before its next step, and what is queued at once.
+func TestRevoke(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s, q := one(open), &queue{}
+		running, queued, other := add(t, s, q, Job{Key: "k", Destination: "a", Kind: KindImport}), add(t, s, q, Job{Key: "k", Destination: "b", Kind: KindImport}), add(t, s, q, Job{Key: "other", Destination: "c", Kind: KindImport})
+		l, running := begin(t, s, running)
+		r := must[Job](t)(s.Revoke(t.Context(), "k", "alice", "incident", q.enqueue))
+		if r.Kind != KindRevoke || q.ids[len(q.ids)-1] != r.ID {
+			t.Errorf("the job is %+v, queued %v", r, q.ids)
+		}
+		if err := s.Step(t.Context(), l, running, Event{Kind: "parameters"}); !errors.Is(err, ErrRevoked) {
+			t.Errorf("the next step of a running import: %v", err)
+		}
+		if err := s.Step(t.Context(), l, running, Event{Kind: "import", Message: "KMS took it"}); err != nil {
+			t.Errorf("what KMS did was not written down: %v", err)
+		}
+		if got := job(t, s, queued.ID); got.State != Cancelled {
+			t.Errorf("the queued job is %s", got.State)
+		}
+		if got := job(t, s, other.ID); got.State != Queued {
+			t.Errorf("another key's job is %s", got.State)
+		}
+		if _, err := s.Lock(t.Context(), "k"); !errors.Is(err, ErrLocked) {
+			t.Errorf("the revocation may begin while the import is under way: %v", err)
+		}
+		if err := s.FinishJob(t.Context(), l, running, Outcome{State: Cancelled}, q.enqueue); err != nil {
+			t.Fatal(err)
+		}
+		if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; !k.Revoked() || k.RevokedBy != "alice" {
+			t.Errorf("the key is %+v", k)
+		}
+		if err := s.Restore(t.Context(), "k", "bob"); err != nil {
+			t.Fatal(err)
+		}
+		if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; k.Revoked() {
+			t.Errorf("the key is %+v", k)
+		}
+	})
+}
+
+func TestCancelAndHurry(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, c *clock) {
+		s, q := one(open), &queue{}
+		j := add(t, s, q, Job{Key: "k", Destination: "a", Kind: KindImport, Token: "hsm"})
+		l, j := begin(t, s, j)
+		if found := must[bool](t)(s.Cancel(t.Context(), j.ID, "alice")); !found {
+			t.Error("a running job cannot be cancelled")
+		}
+		if err := s.Step(t.Context(), l, j, Event{Kind: "wrap"}); !errors.Is(err, ErrCancelled) {
+			t.Errorf("the next step: %v", err)
+		}
+		if err := s.FinishJob(t.Context(), l, j, Outcome{State: Done}, q.enqueue); err != nil {
+			t.Fatal(err)
+		}
+		if got := job(t, s, j.ID); got.State != Cancelled {
+			t.Errorf("the job is %s", got.State)
+		}
+		w := add(t, s, q, Job{Key: "k", Destination: "a", Kind: KindImport, Token: "hsm"})
+		l, w = begin(t, s, w)
+		far := c.Now().Add(6 * time.Hour)
+		if err := s.FinishJob(t.Context(), l, w, Outcome{State: Waiting, NotBefore: far, Error: "parked", ErrorClass: "token"}, q.enqueue); err != nil {
+			t.Fatal(err)
+		}
+		if n := must[int](t)(s.HurryToken(t.Context(), "other", q.enqueue)); n != 0 {
+			t.Errorf("%d jobs of another token", n)
+		}
+		if n := must[int](t)(s.HurryToken(t.Context(), "hsm", q.enqueue)); n != 1 || job(t, s, w.ID).State != Queued {
+			t.Errorf("%d jobs were hurried", n)
+		}
+		if found := must[bool](t)(s.Hurry(t.Context(), w.ID, "alice", q.enqueue)); found {
+			t.Error("a queued job waits")
+		}
+		l, w = begin(t, s, w)
+		if err := s.FinishJob(t.Context(), l, w, Outcome{State: Waiting, NotBefore: c.Now().Add(400 * 24 * time.Hour), Error: "x"}, q.enqueue); err != nil {
+			t.Fatal(err)
+		}
+		if n := must[int](t)(s.Wake(t.Context(), q.enqueue)); n != 1 {
+			t.Error("a time that was written down under a wrong clock holds a job for a year")
+		}
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -25,21 +27,23 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-const requestEnv = "HSMBRIDGE_TEST_REQUEST" // "METHOD PATH": make this request to the socket of the second variable, as whoever this is
+const requestEnv = "HSMBRIDGE_TEST_REQUEST" // lines of "METHOD PATH": make these requests to the socket of the second variable, as whoever this is
 
 func TestMain(m *testing.M) {
-	if r := os.Getenv(requestEnv); r != "" {
-		method, path, _ := strings.Cut(r, " ")
+	if requests := os.Getenv(requestEnv); requests != "" {
 		c := NewClient(os.Getenv("HSMBRIDGE_TEST_SOCKET"))
-		err := c.call(context.Background(), method, path, nil, nil, nil)
-		var answer *Error
-		switch {
-		case err == nil:
-			fmt.Fprintln(os.Stdout, http.StatusOK)
-		case errors.As(err, &answer):
-			fmt.Fprintln(os.Stdout, answer.Status, answer.Problem.Error)
-		default:
-			fmt.Fprintln(os.Stdout, 0, err)
+		for r := range strings.SplitSeq(requests, "\n") {
+			method, path, _ := strings.Cut(r, " ")
+			err := c.call(context.Background(), method, path, nil, nil, nil)
+			var answer *Error
+			switch {
+			case err == nil:
+				fmt.Fprintln(os.Stdout, http.StatusOK)
+			case errors.As(err, &answer):
+				fmt.Fprintln(os.Stdout, answer.Status, answer.Problem.Error)
+			default:
+				fmt.Fprintln(os.Stdout, 0, err)
+			}
 		}
 		os.Exit(0)
 	}
@@ -50,6 +54,7 @@ func TestMain(m *testing.M) {
 type service struct {
 	asked  []string
 	events chan struct{}
+	mu     sync.Mutex
 	list   []store.Event
 }
 
@@ -84,6 +89,8 @@ func (s *service) Imports(context.Context, string, int64, int) ([]store.Import, 
 }
 
 func (s *service) Events(_ context.Context, f store.EventFilter) ([]store.Event, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var out []store.Event
 	for _, e := range s.list {
 		if e.ID > f.After {
@@ -170,8 +177,8 @@ func serve(t *testing.T, s Service, operators ...string) string {
 	return socket
 }
 
-// as makes a request as another user, in a process of that user's. Only root can start one: for anybody else sudo does, as in make deps.
-func as(t *testing.T, name, socket, request string) string {
+// as makes requests as another user, in a process of that user's, and gives a line for each. Only root can start one: for anybody else sudo does, as in make deps.
+func as(t *testing.T, name, socket string, requests ...string) []string {
 	t.Helper()
 	u, err := user.Lookup(name)
 	if err != nil {
@@ -186,15 +193,17 @@ func as(t *testing.T, name, socket, request string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	program := filepath.Join(filepath.Dir(socket), "client") // the test's own is in a folder that others cannot enter
-	b, err := os.ReadFile(self)
-	if err == nil {
-		err = os.WriteFile(program, b, 0o755) //nolint:gosec // another user starts it
+	program := filepath.Join(filepath.Dir(socket), "client")                       // the test's own is in a folder that others cannot enter
+	if err := os.Link(self, program); err != nil && !errors.Is(err, fs.ErrExist) { // on another disk
+		b, err := os.ReadFile(self)
+		if err == nil {
+			err = os.WriteFile(program, b, 0o755) //nolint:gosec // another user starts it
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	env := []string{requestEnv + "=" + request, "HSMBRIDGE_TEST_SOCKET=" + socket}
+	env := []string{requestEnv + "=" + strings.Join(requests, "\n"), "HSMBRIDGE_TEST_SOCKET=" + socket}
 	c := exec.CommandContext(t.Context(), program)
 	if os.Getuid() == 0 {
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
@@ -206,7 +215,7 @@ func as(t *testing.T, name, socket, request string) string {
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	return strings.TrimSpace(string(out))
+	return strings.Split(strings.TrimSpace(string(out)), "\n")
 }
 
 // path fills in the parts of a route's path.
@@ -229,8 +238,13 @@ func TestPermissions(t *testing.T) {
 			t.Fatal(err)
 		}
 		operator := len(operators) == 1
+		var requests []string
 		for _, rt := range routes() {
-			got := as(t, "nobody", socket, rt.method+" "+path(rt))
+			requests = append(requests, rt.method+" "+path(rt))
+		}
+		answers := as(t, "nobody", socket, requests...)
+		for i, rt := range routes() {
+			got := answers[i]
 			refused := strings.HasPrefix(got, "403 ")
 			if want := rt.permission != mayLook && !operator; refused != want {
 				t.Errorf("operators %v: %s %s answers %q", operators, rt.method, rt.path, got)
@@ -247,7 +261,7 @@ func TestPermissions(t *testing.T) {
 	}
 	// The socket itself lets only its owner and group in.
 	socket := serve(t, &service{})
-	if got := as(t, "nobody", socket, "GET /v1/status"); !strings.HasPrefix(got, "0 ") || !strings.Contains(got, "permission denied") {
+	if got := as(t, "nobody", socket, "GET /v1/status")[0]; !strings.HasPrefix(got, "0 ") || !strings.Contains(got, "permission denied") {
 		t.Errorf("a user outside of the socket's group gets %q", got)
 	}
 }
@@ -318,7 +332,9 @@ func TestFollow(t *testing.T) {
 		got = append(got, e.Message)
 		switch len(got) {
 		case 1:
+			s.mu.Lock()
 			s.list = append(s.list, store.Event{ID: 2, Message: "second"})
+			s.mu.Unlock()
 			s.events <- struct{}{}
 		case 2:
 			cancel()
@@ -340,7 +356,7 @@ func TestListen(t *testing.T) {
 	if info, err := os.Stat(socket); err != nil || info.Mode().Perm() != 0o660 {
 		t.Errorf("the socket: %v, %v", info, err)
 	}
-	go func() {
+	go func(l net.Listener) {
 		for {
 			c, err := l.Accept()
 			if err != nil {
@@ -348,7 +364,7 @@ func TestListen(t *testing.T) {
 			}
 			_ = c.Close()
 		}
-	}()
+	}(l)
 	if _, err := Listen(t.Context(), socket); err == nil || !strings.Contains(err.Error(), "is served by another process") {
 		t.Errorf("a socket that is served: %v", err)
 	}

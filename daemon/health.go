@@ -95,17 +95,11 @@ func (d *Daemon) watchdog(ctx context.Context) {
 // snapshot is what Prometheus gets at a scrape.
 func (d *Daemon) snapshot(ctx context.Context) (metrics.Snapshot, error) {
 	s := metrics.Snapshot{Jobs: map[string]int{}, NeedPerson: map[string]bool{}, ClockSkew: d.clients.skews()}
-	known, err := d.known(ctx)
+	known, jobs, err := d.glance(ctx)
 	if err != nil {
 		return s, err
 	}
-	counts, err := d.store.CountJobs(ctx)
-	if err != nil {
-		return s, err
-	}
-	for state, n := range counts {
-		s.Jobs[string(state)] = n
-	}
+	s.Jobs = jobs
 	now := d.now()
 	for _, k := range d.config.Load().Keys {
 		s.NeedPerson[k.Name] = known.keys[k.Name].NeedsPerson

@@ -36,7 +36,49 @@ type place struct {
 // kms is a client that does not trust its own clock: with a wrong one it would choose a wrong expiry.
 type kms struct {
 	*kmsclient.Client
-	skewed func(ahead time.Duration)
+	skewed  func(ahead time.Duration)
+	breaker breaker
+}
+
+// breaker keeps jobs from waiting, each anew and all of them, for a KMS that does not answer: they would hold up those of other Regions.
+type breaker struct {
+	now func() time.Time
+
+	mu     sync.Mutex
+	until  time.Time
+	cause  error
+	asking bool // somebody finds out whether it answers again
+}
+
+// restTime is how long a KMS that did not answer is left alone.
+const restTime = 20 * time.Second
+
+// allow says whether a request may be sent. One finds out, the others wait for what it finds.
+func (b *breaker) allow() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.cause == nil {
+		return nil
+	}
+	if !b.asking && !b.now().Before(b.until) {
+		b.asking = true
+		return nil
+	}
+	return &runner.Error{ErrCode: "KMSUnavailable", ErrClass: "kms", Message: "KMS did not answer a moment ago, and is left alone for some seconds", Err: b.cause}
+}
+
+// answered notes what became of a request.
+func (b *breaker) answered(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.asking = false
+	switch kmsclient.Code(err) {
+	case "Timeout", "ConnectionRefused", "ConnectionCut", "Unreachable", "DNSFailure", "TLSFailure", "ServiceUnavailable":
+		b.cause, b.until = err, b.now().Add(restTime)
+	case "Canceled", "HeldBack": // says nothing about KMS
+	default:
+		b.cause = nil
+	}
 }
 
 // maxSkew is how wrong the clock may be. AWS refuses signatures that are 15 minutes off.
@@ -44,7 +86,11 @@ const maxSkew = 5 * time.Minute
 
 // DescribeKey asks KMS, and compares the clocks.
 func (k *kms) DescribeKey(ctx context.Context, arn string) (kmsclient.KeyInfo, error) {
+	if err := k.breaker.allow(); err != nil { // every job begins with this request
+		return kmsclient.KeyInfo{}, err
+	}
 	info, err := k.Client.DescribeKey(ctx, arn)
+	k.breaker.answered(err)
 	if err != nil {
 		return info, err
 	}
@@ -82,7 +128,7 @@ func (cs *clients) client(ctx context.Context, d configs.Destination) (importer.
 	if err != nil {
 		return nil, err
 	}
-	k := &kms{Client: client, skewed: func(ahead time.Duration) {
+	k := &kms{Client: client, breaker: breaker{now: cs.now}, skewed: func(ahead time.Duration) {
 		cs.log.Error("the clock is wrong", zap.Duration("kms_is_ahead", ahead), zap.String("region", p.region))
 	}}
 	cs.made[p] = k

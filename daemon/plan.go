@@ -101,8 +101,11 @@ func (d *Daemon) plan(ctx context.Context) error {
 		jobs := make([]store.Job, len(list))
 		for i, j := range list {
 			jobs[i] = store.Job{Key: j.Key, Destination: j.Destination, Kind: store.KindImport, Reason: string(j.Reason), Token: j.Token, RequestedBy: planner, Since: max(1, since)}
-			if j.Reason == schedule.Rotate {
+			switch j.Reason { //nolint:exhaustive // all others are imports
+			case schedule.Rotate:
 				jobs[i].Kind = store.KindRotate
+			case schedule.Revoked:
+				jobs[i].Kind = store.KindRevoke
 			}
 		}
 		made, err := d.store.AddJobs(ctx, jobs, d.queue.Enqueue)

@@ -53,17 +53,11 @@ func (d *Daemon) Status(ctx context.Context) (control.Status, error) {
 	} else {
 		s.Ready = true
 	}
-	known, err := d.known(ctx)
+	known, jobs, err := d.glance(ctx)
 	if err != nil {
 		return s, err
 	}
-	counts, err := d.store.CountJobs(ctx)
-	if err != nil {
-		return s, err
-	}
-	for state, n := range counts {
-		s.Jobs[string(state)] = n
-	}
+	s.Jobs = jobs
 	open, err := d.store.Jobs(ctx, store.JobFilter{Open: true, Limit: 500})
 	if err != nil {
 		return s, err
@@ -118,6 +112,19 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
 	slices.SortFunc(s.Next, func(a, b control.Expiry) int { return a.ValidTo.Compare(b.ValidTo) })
 	s.Next = s.Next[:min(len(s.Next), most)]
 	s.People = s.People[:min(len(s.People), 100)]
+}
+
+// glance is what is known, and the open jobs by state.
+func (d *Daemon) glance(ctx context.Context) (known facts, jobs map[string]int, err error) {
+	if known, err = d.known(ctx); err != nil {
+		return known, nil, err
+	}
+	counts, err := d.store.CountJobs(ctx)
+	jobs = make(map[string]int, len(counts))
+	for state, n := range counts {
+		jobs[string(state)] = n
+	}
+	return known, jobs, err
 }
 
 // Keys tells of one key or all.

@@ -15,6 +15,7 @@ type Reason string
 
 // The reasons, the most urgent first.
 const (
+	Revoked  Reason = "revoked"  // the key was revoked, and KMS has its material all the same
 	Restore  Reason = "restore"  // KMS had the material and has it no more
 	First    Reason = "first"    // the destination never got the material
 	Renew    Reason = "renew"    // the material expires
@@ -26,7 +27,7 @@ const (
 
 // urgency orders the reasons.
 func (r Reason) urgency() int {
-	return slices.Index([]Reason{Restore, First, Renew, Changed, Rotate, Schedule, Drill}, r)
+	return slices.Index([]Reason{Revoked, Restore, First, Renew, Changed, Rotate, Schedule, Drill}, r)
 }
 
 // Window says when a key may be renewed, rotated and drilled.
@@ -86,7 +87,7 @@ type History struct {
 
 // Job is something that is due.
 type Job struct {
-	Target // Destination is empty for a rotation
+	Target // Destination is empty for the key as a whole: Rotate and Revoked
 	Token  string
 	Reason Reason
 	By     time.Time // when it should be done: the more urgent of two jobs with the same reason is earlier
@@ -98,7 +99,14 @@ func Due(now time.Time, keys []Key, h History) []Job {
 	for i := range keys {
 		k := &keys[i]
 		whole := h.Keys[k.Name]
-		if whole.Paused || whole.Revoked {
+		if whole.Revoked {
+			// Somebody imported it, or a request that was under way at the revocation arrived late.
+			if slices.ContainsFunc(k.Destinations, func(d string) bool { return h.Targets[Target{k.Name, d}].Present }) {
+				jobs = append(jobs, Job{Target{Key: k.Name}, "", Revoked, now})
+			}
+			continue
+		}
+		if whole.Paused {
 			continue
 		}
 		all, first := true, time.Time{}

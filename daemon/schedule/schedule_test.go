@@ -72,6 +72,8 @@ func TestDue(t *testing.T) {
 		{name: "expires soon, a person is needed", state: with(func(s *State) { s.ValidTo, s.NeedsPerson = now.Add(29*day), true })},
 		{name: "expires soon, paused", whole: KeyState{Paused: true}, state: with(func(s *State) { s.ValidTo = now.Add(29 * day) })},
 		{name: "gone, revoked", whole: KeyState{Revoked: true}, state: with(func(s *State) { s.Present = false })},
+		{name: "revoked, and there", whole: KeyState{Revoked: true}, state: &held, want: []Reason{Revoked}},
+		{name: "revoked, paused, and there", whole: KeyState{Revoked: true, Paused: true}, state: &held, want: []Reason{Revoked}},
 		{name: "new, paused", whole: KeyState{Paused: true}},
 		{name: "expires soon, the window opens in time", key: Key{Window: nights{}}, state: with(func(s *State) { s.ValidTo = now.Add(29 * day) })},
 		{name: "expires soon, the window opens too late", key: Key{Window: closed{}}, state: with(func(s *State) { s.ValidTo = now.Add(29 * day) }), want: []Reason{Renew}},
@@ -108,7 +110,7 @@ func TestDue(t *testing.T) {
 			var got []Reason
 			for _, j := range Due(now, []Key{k}, h) {
 				got = append(got, j.Reason)
-				if whole := j.Reason == Rotate; whole != (j.Destination == "") || j.Token != "hsm" {
+				if whole := j.Reason == Rotate || j.Reason == Revoked; whole != (j.Destination == "") || (j.Token != "hsm") != (j.Reason == Revoked) {
 					t.Errorf("job %+v", j)
 				}
 			}

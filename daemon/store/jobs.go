@@ -208,8 +208,13 @@ var ErrNotQueued = errors.New("the job is not queued")
 
 // StartJob begins an attempt of a queued job, or gives [ErrNotQueued].
 func (s *Store) StartJob(ctx context.Context, l *Lease, id int64) (j Job, err error) {
+	var over error
 	err = s.Tx(ctx, func(tx *Tx) error {
 		if err := tx.hold(ctx, l); err != nil {
+			return err
+		}
+		// A job of a paused key waits until the key is resumed.
+		if _, err := tx.exec(ctx, "UPDATE jobs SET state = 'waiting', not_before = ? WHERE id = ? AND state = 'queued' AND kind IN ('import', 'rotate') AND NOT ("+notPaused+")", micros(s.now()), id); err != nil {
 			return err
 		}
 		n, err := tx.exec(ctx, "UPDATE jobs SET state = 'running', attempts = attempts + 1, started_at = ?, daemon = ? WHERE id = ? AND state = 'queued'", micros(s.now()), s.daemon, id)
@@ -217,7 +222,8 @@ func (s *Store) StartJob(ctx context.Context, l *Lease, id int64) (j Job, err er
 			return err
 		}
 		if n == 0 {
-			return ErrNotQueued
+			over = ErrNotQueued // and what was changed stays
+			return nil
 		}
 		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE id = ?", id)
 		if err != nil {
@@ -226,7 +232,7 @@ func (s *Store) StartJob(ctx context.Context, l *Lease, id int64) (j Job, err er
 		j = list[0]
 		return nil
 	})
-	return j, err
+	return j, errors.Join(err, over)
 }
 
 // Errors by which a step tells a job to stop.
@@ -277,10 +283,12 @@ func (s *Store) ChooseExpiry(ctx context.Context, l *Lease, id int64, validTo ti
 // tooFar is longer than any job waits: a time that lies further ahead was written under a wrong clock.
 const tooFar = 8 * time.Hour
 
+const notPaused = "NOT EXISTS (SELECT 1 FROM keys WHERE keys.name = jobs.key_name AND keys.paused_at <> 0)"
+
 // Wake queues waiting jobs whose time has come.
 func (s *Store) Wake(ctx context.Context, enqueue Enqueue) (n int, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
-		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'waiting' AND (not_before <= ? OR not_before > ?) ORDER BY not_before LIMIT 500", micros(s.now()), micros(s.now().Add(tooFar)))
+		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'waiting' AND (not_before <= ? OR not_before > ?) AND (kind = 'revoke' OR "+notPaused+") ORDER BY not_before LIMIT 500", micros(s.now()), micros(s.now().Add(tooFar)))
 		if err != nil || len(list) == 0 {
 			return err
 		}

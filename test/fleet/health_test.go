@@ -150,11 +150,7 @@ func TestBackupPutBack(t *testing.T) {
 	p.ask(store.KindRotate, "k", false)
 	p.settled()
 	p.kill()
-	for _, f := range []string{"hsmbridge.db-wal", "hsmbridge.db-shm"} {
-		if err := os.Remove(filepath.Join(w.dir, f)); err != nil && !os.IsNotExist(err) {
-			t.Fatal(err)
-		}
-	}
+	w.loseDatabase()
 	if err := os.Rename(file, filepath.Join(w.dir, "hsmbridge.db")); err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,9 @@ package fleet
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
 	"fmt"
 	"net/http"
 	"os"
@@ -22,6 +25,7 @@ import (
 	"hsmbridge/kmsclient"
 	"hsmbridge/kmsclient/kmsemu"
 	"hsmbridge/test/postgres"
+	"hsmbridge/test/softhsm"
 )
 
 // waits gives the open job of a key when it waits.
@@ -54,11 +58,7 @@ func TestDatabaseLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.kill()
-	for _, f := range []string{"hsmbridge.db", "hsmbridge.db-wal", "hsmbridge.db-shm"} {
-		if err := os.Remove(filepath.Join(w.dir, f)); err != nil && !os.IsNotExist(err) {
-			t.Fatal(err)
-		}
-	}
+	w.loseDatabase()
 	p = w.start("one", "")
 	for _, j := range p.settled() {
 		if j.State != store.Done {
@@ -120,6 +120,86 @@ func TestLostObjectIsNotGenerated(t *testing.T) {
 	}
 }
 
+// secret is a key that this test knows.
+const secret = "0123456789abcdef0123456789abcdef"
+
+// known puts it into a token.
+func known(t *testing.T, tok softhsm.Token, label string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(file, []byte(secret), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tok.Tool(t, "--login", "--pin", tok.PIN, "--write-object", file, "--type", "secrkey", "--key-type", "AES:32", "--label", label, "--id", "01", "--sensitive", "--extractable", "--usage-decrypt")
+}
+
+// What was revoked goes again, whoever brought it back.
+func TestRevokedComesBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, kmsemu.Options{})
+	arn := w.key("k", wrapping.SymmetricDefault)
+	known(t, w.token, "k")
+	p := w.start("one", "")
+	p.settled()
+	if _, err := p.client.Revoke(t.Context(), "k", control.ReasonRequest{Reason: "test", Confirm: "k"}); err != nil {
+		t.Fatal(err)
+	}
+	p.settled()
+	if state := w.emu.State(arn); state != "PendingImport" {
+		t.Fatalf("after the revocation the key is %s", state)
+	}
+	if _, err := p.client.Start(t.Context(), control.StartRequest{Keys: []string{"k"}, Kind: store.KindImport}); err == nil || !strings.Contains(err.Error(), "hsmbridge restore k") {
+		t.Errorf("an import of a revoked key: %v", err)
+	}
+	params, err := w.client.GetParametersForImport(t.Context(), arn, "RSAES_OAEP_SHA_256", "RSA_4096")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, params.PublicKey, []byte(secret), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.client.ImportKeyMaterial(t.Context(), kmsclient.ImportRequest{KeyARN: arn, ImportToken: params.ImportToken, EncryptedKeyMaterial: wrapped}); err != nil {
+		t.Fatal(err)
+	}
+	p.ask(store.KindReconcile, "k", false) // looks at KMS, as the daemon does by itself from time to time
+	until(t, "the second deletion", func() bool { return w.emu.State(arn) == "PendingImport" })
+	p.settled()
+	if err := p.client.Do(t.Context(), "restore", "k"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the restoration", func() bool { return w.emu.State(arn) == "Enabled" })
+}
+
+// A paused key's waiting job waits until the key is resumed.
+func TestPausedWaits(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, kmsemu.Options{})
+	arn := w.key("k", wrapping.HMAC256)
+	for range 3 {
+		w.emu.AddFault(kmsemu.Fault{Operation: "GetParametersForImport", Code: "KMSInternalException", Status: 500, Times: 5})
+	}
+	p := w.start("one", "")
+	j := p.waits(t, "k")
+	if err := p.client.Do(t.Context(), "pause", "k"); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.client.Job(t.Context(), "retry", j.ID); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond)
+	if again := p.waits(t, "k"); again.Attempts != j.Attempts || w.emu.State(arn) != "PendingImport" {
+		t.Errorf("a paused key's job: %s", asJSON(again))
+	}
+	if err := p.client.Do(t.Context(), "resume", "k"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "an attempt", func() bool {
+		list, err := p.client.Jobs(t.Context(), store.JobFilter{ID: j.ID})
+		return err == nil && len(list) == 1 && list[0].Attempts > j.Attempts
+	})
+}
+
 // A key that is only in one token is not imported when the configuration asks for a second, until there is a copy or an officer says so.
 func TestBackupGate(t *testing.T) {
 	t.Parallel()
@@ -129,14 +209,8 @@ func TestBackupGate(t *testing.T) {
 		second.Module, second.PINFile(t), second.Environment["SOFTHSM2_CONF"])
 	copied := w.key("copied", wrapping.SymmetricDefault, "backup: {token: backup}")
 	waived := w.key("waived", wrapping.HMAC256, "backup: {token: backup}")
-	secret := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(secret, []byte("0123456789abcdef0123456789abcdef"), 0o600); err != nil { // of this test, for two tokens
-		t.Fatal(err)
-	}
-	write := func(tool func(testing.TB, ...string) string, pin string) {
-		tool(t, "--login", "--pin", pin, "--write-object", secret, "--type", "secrkey", "--key-type", "AES:32", "--label", "copied", "--id", "01", "--sensitive", "--extractable", "--usage-decrypt")
-	}
-	write(w.token.Tool, w.token.PIN)
+	write := func(tok softhsm.Token) { known(t, tok, "copied") }
+	write(w.token)
 	p := w.start("one", "")
 	for _, key := range []string{"copied", "waived"} {
 		if j := p.waits(t, key); j.ErrorCode != "NoBackup" || !strings.Contains(j.Error, "token backup does not show a copy") {
@@ -147,7 +221,7 @@ func TestBackupGate(t *testing.T) {
 		t.Errorf("%d imports without a backup", n)
 	}
 	p.kill()
-	write(second.Tool, second.PIN)
+	write(second)
 	p = w.start("one", "")
 	if _, err := p.client.Retry(t.Context(), "copied"); err != nil {
 		until(t, "the start", func() bool { _, err := p.client.Retry(t.Context(), "copied"); return err == nil })

@@ -269,6 +269,16 @@ tokens:
 
 func (w *world) socket(name string) string { return filepath.Join(w.dir, name+".sock") }
 
+// loseDatabase removes the SQLite database.
+func (w *world) loseDatabase() {
+	w.t.Helper()
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(filepath.Join(w.dir, "hsmbridge.db"+suffix)); err != nil && !os.IsNotExist(err) {
+			w.t.Fatal(err)
+		}
+	}
+}
+
 // process is a daemon in a process of its own.
 type process struct {
 	*exec.Cmd

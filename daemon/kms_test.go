@@ -1,0 +1,44 @@
+package daemon
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"hsmbridge/kmsclient"
+)
+
+// A KMS that does not answer is asked by one at a time, and no more often than every twenty seconds.
+func TestBreaker(t *testing.T) {
+	now := time.Now()
+	b := breaker{now: func() time.Time { return now }}
+	down := &kmsclient.Error{Op: "DescribeKey", Code: "Timeout"}
+	allowed := func() bool { return b.allow() == nil }
+	if !allowed() || !allowed() {
+		t.Fatal("at first everybody may ask")
+	}
+	b.answered(down)
+	if allowed() {
+		t.Error("asked again at once")
+	}
+	now = now.Add(restTime)
+	if !allowed() || allowed() {
+		t.Error("after a while one may ask, and no other")
+	}
+	b.answered(down)
+	if err := b.allow(); !errors.Is(err, error(down)) {
+		t.Errorf("the refusal does not say why: %v", err)
+	}
+	now = now.Add(restTime)
+	if !allowed() {
+		t.Error("nobody may ask")
+	}
+	b.answered(&kmsclient.Error{Code: "Canceled"})
+	if !allowed() || allowed() {
+		t.Error("an asker that was cancelled found out nothing: the next one may ask")
+	}
+	b.answered(&kmsclient.Error{Code: "AccessDeniedException"}) // an answer
+	if !allowed() || !allowed() {
+		t.Error("KMS answers again")
+	}
+}

@@ -174,6 +174,9 @@ func (d *Daemon) Start(ctx context.Context) (stop func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := d.queue.Recover(ctx); err != nil {
+		return nil, err
+	}
 	own, err := d.store.Reclaim(ctx, true, d.queue.Enqueue)
 	if err != nil {
 		return nil, err

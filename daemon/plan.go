@@ -145,5 +145,16 @@ func (d *Daemon) wake(ctx context.Context) error {
 	for _, j := range lost {
 		d.log.Warn("a job of a daemon that is gone is done again", zap.Int64("job", j.ID), zap.String("key", j.Key), zap.String("daemon", j.Daemon))
 	}
+	if err != nil {
+		return err
+	}
+	pending, err := d.queue.Pending(ctx)
+	if err != nil {
+		return err
+	}
+	n, err := d.store.Orphans(ctx, pending, d.store.LeaseTime(), d.queue.Enqueue)
+	if n > 0 {
+		d.log.Warn("jobs that somebody took and did not begin are queued again", zap.Int("jobs", n))
+	}
 	return err
 }

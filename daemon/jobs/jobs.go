@@ -41,6 +41,7 @@ type Config struct {
 // Queue is the queue.
 type Queue struct {
 	client  *river.Client[*sql.Tx]
+	config  Config
 	workers int
 	known   map[string]bool
 }
@@ -93,7 +94,7 @@ func New(ctx context.Context, c Config) (*Queue, error) {
 	if _, err := migrator.Migrate(ctx, rivermigrate.DirectionUp, nil); err != nil {
 		return nil, fmt.Errorf("bring the queue's tables up to date: %w", err)
 	}
-	q := &Queue{workers: c.Workers, known: map[string]bool{}}
+	q := &Queue{config: c, workers: c.Workers, known: map[string]bool{}}
 	if q.workers == 0 {
 		q.workers = 4
 	}
@@ -126,6 +127,27 @@ func queueName(token string) string {
 	}
 	sum := sha256.Sum256([]byte(token))
 	return "token_" + hex.EncodeToString(sum[:8])
+}
+
+// Recover gives back to the queue what an earlier process of this daemon had taken out of it and not ended, which River would do after its
+// RescueStuckJobsAfter. It is for the start: on SQLite there is one daemon, on PostgreSQL its name tells.
+func (q *Queue) Recover(ctx context.Context) error {
+	query, args := "UPDATE river_job SET state = 'available' WHERE state = 'running'", []any{}
+	if q.config.Postgres {
+		query, args = query+" AND attempted_by[array_upper(attempted_by, 1)] = $1", []any{q.config.Daemon}
+	}
+	if _, err := q.config.DB.ExecContext(ctx, query, args...); err != nil {
+		return fmt.Errorf("queue: %w", err)
+	}
+	return nil
+}
+
+// Pending is how many jobs are in the queue and not taken out.
+func (q *Queue) Pending(ctx context.Context) (n int, err error) {
+	if err := q.config.DB.QueryRowContext(ctx, "SELECT count(*) FROM river_job WHERE state IN ('available', 'pending', 'retryable', 'scheduled')").Scan(&n); err != nil {
+		return 0, fmt.Errorf("queue: %w", err)
+	}
+	return n, nil
 }
 
 // Start begins to work. Stop ends it; ctx is not for that.

@@ -186,7 +186,7 @@ func TestTokens(t *testing.T) {
 	})
 }
 
-// Stop waits for what runs and takes nothing new; what a dead client left as running is in nobody's way.
+// Stop waits for what runs and takes nothing new; what a dead process left as running is given back at the next start.
 func TestStop(t *testing.T) {
 	both(t, func(t *testing.T, s *store.Store) {
 		begun, end := make(chan struct{}), make(chan struct{})
@@ -219,8 +219,17 @@ func TestStop(t *testing.T) {
 		left(t, s)
 		w2 := &worked{}
 		q2 := queue(t, s, w2, "hsm")
+		if n, err := q2.Pending(t.Context()); n != 0 || err != nil {
+			t.Errorf("%d are pending, %v", n, err)
+		}
+		if err := q2.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := q2.Pending(t.Context()); n != 1 || err != nil {
+			t.Errorf("%d are pending after the recovery, %v", n, err)
+		}
 		start(t, q2)
-		enqueue(t, s, q2, "hsm", 1, 2)
+		enqueue(t, s, q2, "hsm", 2)
 		until(t, "the work of the next one", func() bool { return w2.of(1) == 1 && w2.of(2) == 1 })
 	})
 }

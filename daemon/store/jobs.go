@@ -117,8 +117,8 @@ func (tx *Tx) addJob(ctx context.Context, j *Job) (id int64, isNew bool, err err
 		}
 	}
 	j.State, j.Created = Queued, tx.s.now()
-	err = tx.QueryRowContext(ctx, tx.s.rebind(`INSERT INTO jobs (key_name, destination, kind, reason, token, options, requested_by, state, created_at)
-		VALUES (?, ?, ?, ?, ?, ?, ?, 'queued', ?) ON CONFLICT DO NOTHING RETURNING id`),
+	err = tx.QueryRowContext(ctx, tx.s.rebind(`INSERT INTO jobs (key_name, destination, kind, reason, token, options, requested_by, state, created_at, queued_at)
+		VALUES (?, ?, ?, ?, ?, ?, ?, 'queued', ?, {{clock}}) ON CONFLICT DO NOTHING RETURNING id`),
 		j.Key, j.Destination, j.Kind, j.Reason, j.Token, string(options), j.RequestedBy, micros(j.Created)).Scan(&id)
 	switch {
 	case err == nil:
@@ -353,9 +353,30 @@ func (s *Store) Reclaim(ctx context.Context, own bool, enqueue Enqueue) (list []
 	return list, err
 }
 
+// Orphans queues jobs again that the queue has lost: somebody took them out of it and ended, or was frozen, before the job began. pending
+// is how many the queue has; while it has all, nothing is done. A job that is queued twice is done once.
+func (s *Store) Orphans(ctx context.Context, pending int, after time.Duration, enqueue Enqueue) (n int, err error) {
+	err = s.Tx(ctx, func(tx *Tx) error {
+		var queued int
+		if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM jobs WHERE state = 'queued'").Scan(&queued); err != nil {
+			return fmt.Errorf("database: %w", err)
+		}
+		if queued <= pending {
+			return nil
+		}
+		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'queued' AND queued_at < {{clock}} - ? ORDER BY queued_at LIMIT 500", after.Microseconds())
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		n = len(list)
+		return tx.requeue(ctx, list, enqueue)
+	})
+	return n, err
+}
+
 func (tx *Tx) requeue(ctx context.Context, list []Job, enqueue Enqueue) error {
 	for i := range list {
-		if _, err := tx.exec(ctx, "UPDATE jobs SET state = 'queued', not_before = 0 WHERE id = ?", list[i].ID); err != nil {
+		if _, err := tx.exec(ctx, "UPDATE jobs SET state = 'queued', not_before = 0, queued_at = {{clock}} WHERE id = ?", list[i].ID); err != nil {
 			return err
 		}
 	}

@@ -87,6 +87,26 @@ func TestOneHolder(t *testing.T) {
 	})
 }
 
+// A job that is queued here and in no queue is queued again, after a while.
+func TestOrphans(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s, q := one(open), &queue{}
+		j := add(t, s, q, Job{Key: "k", Destination: "a", Kind: KindImport})
+		for _, tc := range []struct {
+			pending int
+			after   time.Duration
+			want    int
+		}{{1, -time.Second, 0}, {0, time.Hour, 0}, {0, -time.Second, 1}} {
+			if n := must[int](t)(s.Orphans(t.Context(), tc.pending, tc.after, q.enqueue)); n != tc.want {
+				t.Errorf("%d pending, after %s: %d are queued again, want %d", tc.pending, tc.after, n, tc.want)
+			}
+		}
+		if len(q.ids) != 2 || q.ids[1] != j.ID {
+			t.Errorf("queued %v", q.ids)
+		}
+	})
+}
+
 // The kill switch stops what runs before its next step, and what is queued at once.
 func TestRevoke(t *testing.T) {
 	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {

@@ -76,6 +76,7 @@ CREATE TABLE jobs (
     state        TEXT   NOT NULL,
     attempts     BIGINT NOT NULL DEFAULT 0,
     created_at   BIGINT NOT NULL,
+    queued_at    BIGINT NOT NULL DEFAULT 0, -- when it was last put into the queue, by the database's clock
     not_before   BIGINT NOT NULL DEFAULT 0,
     started_at   BIGINT NOT NULL DEFAULT 0,
     finished_at  BIGINT NOT NULL DEFAULT 0,

@@ -64,6 +64,7 @@ CREATE TABLE jobs (
     state        TEXT   NOT NULL,
     attempts     BIGINT NOT NULL DEFAULT 0,
     created_at   BIGINT NOT NULL,
+    queued_at    BIGINT NOT NULL DEFAULT 0,
     not_before   BIGINT NOT NULL DEFAULT 0,
     started_at   BIGINT NOT NULL DEFAULT 0,
     finished_at  BIGINT NOT NULL DEFAULT 0,

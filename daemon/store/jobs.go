@@ -262,8 +262,10 @@ func (s *Store) Step(ctx context.Context, l *Lease, j Job, e Event) error {
 			return fmt.Errorf("database: %w", err)
 		case revoked != 0 && (j.Kind == KindImport || j.Kind == KindRotate):
 			return ErrRevoked
-		case state != Running:
+		case state == Cancelled:
 			return ErrCancelled
+		case state != Running:
+			return ErrLeaseLost // it was queued again, because this process seemed to be gone
 		}
 		return nil
 	})
@@ -293,7 +295,8 @@ func (s *Store) Wake(ctx context.Context, enqueue Enqueue) (n int, err error) {
 			return err
 		}
 		n = len(list)
-		return tx.requeue(ctx, list, enqueue)
+		_, err = tx.requeue(ctx, list, enqueue)
+		return err
 	})
 	return n, err
 }
@@ -309,7 +312,8 @@ func (s *Store) Hurry(ctx context.Context, id int64, actor string, enqueue Enque
 		if err := tx.event(ctx, Event{Kind: "retry", Actor: actor, Key: list[0].Key, Destination: list[0].Destination, Job: id, Message: "asked to try again now"}); err != nil {
 			return err
 		}
-		return tx.requeue(ctx, list, enqueue)
+		_, err = tx.requeue(ctx, list, enqueue)
+		return err
 	})
 	return found, err
 }
@@ -322,7 +326,8 @@ func (s *Store) HurryToken(ctx context.Context, token string, enqueue Enqueue) (
 			return err
 		}
 		n = len(list)
-		return tx.requeue(ctx, list, enqueue)
+		_, err = tx.requeue(ctx, list, enqueue)
+		return err
 	})
 	return n, err
 }
@@ -342,13 +347,20 @@ func (s *Store) Reclaim(ctx context.Context, own bool, enqueue Enqueue) (list []
 		if err != nil || len(list) == 0 {
 			return err
 		}
+		if list, err = tx.requeue(ctx, list, enqueue); err != nil {
+			return err
+		}
 		for _, j := range list {
+			// Whoever has it still and was only slow is told so: its fence is not the last one any more.
+			if _, err := tx.exec(ctx, "UPDATE locks SET until = 0, owner = '', fence = fence + 1 WHERE name = ? AND owner = ? AND until < {{clock}}", j.Key, j.Daemon); err != nil {
+				return err
+			}
 			e := Event{Kind: "reclaimed", Key: j.Key, Destination: j.Destination, Job: j.ID, Message: fmt.Sprintf("%s ended in the middle of the job; it is done again from what KMS shows", j.Daemon)}
 			if err := tx.event(ctx, e); err != nil {
 				return err
 			}
 		}
-		return tx.requeue(ctx, list, enqueue)
+		return nil
 	})
 	return list, err
 }
@@ -369,18 +381,27 @@ func (s *Store) Orphans(ctx context.Context, pending int, after time.Duration, e
 			return err
 		}
 		n = len(list)
-		return tx.requeue(ctx, list, enqueue)
+		_, err = tx.requeue(ctx, list, enqueue)
+		return err
 	})
 	return n, err
 }
 
-func (tx *Tx) requeue(ctx context.Context, list []Job, enqueue Enqueue) error {
-	for i := range list {
-		if _, err := tx.exec(ctx, "UPDATE jobs SET state = 'queued', not_before = 0, queued_at = {{clock}} WHERE id = ?", list[i].ID); err != nil {
-			return err
+// requeue queues jobs again that are still as they were read, and gives those: another daemon may have been faster.
+func (tx *Tx) requeue(ctx context.Context, list []Job, enqueue Enqueue) (mine []Job, err error) {
+	for _, j := range list {
+		n, err := tx.exec(ctx, "UPDATE jobs SET state = 'queued', not_before = 0, queued_at = {{clock}} WHERE id = ? AND state = ? AND attempts = ?", j.ID, j.State, j.Attempts)
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			mine = append(mine, j)
 		}
 	}
-	return enqueue(ctx, tx.Tx, list)
+	if len(mine) == 0 {
+		return nil, nil
+	}
+	return mine, enqueue(ctx, tx.Tx, mine)
 }
 
 // Cancel ends a job that is not yet over; a running one stops before its next step.

@@ -104,6 +104,9 @@ func (t *Token) Generate(ctx context.Context, spec wrapping.KeySpec, label strin
 			return wrapping.Key{}, fault("generate "+string(spec), err, about{what: t.name, key: label})
 		}
 		key, err := t.readBack(s, made[0], spec)
+		if err == nil {
+			err = t.only(s, label)
+		}
 		if err != nil {
 			for _, h := range made {
 				err = errors.Join(err, t.destroy(s, h))
@@ -112,6 +115,18 @@ func (t *Token) Generate(ctx context.Context, spec wrapping.KeySpec, label strin
 		}
 		return key, nil
 	})
+}
+
+// only holds that no other process made a key of the label at the same moment: it may have ended since, and its key is the older one.
+func (t *Token) only(s pkcs11.SessionHandle, label string) error {
+	there, err := t.keys(s, pkcs11uri.URI{Object: label})
+	if err != nil || len(there) < 2 {
+		return err
+	}
+	return &Error{
+		Op: "generate " + label, ErrClass: ClassSession, Cause: "another process made a key of this label at the same moment: " + listKeys(there),
+		Fix: "the one that was made here was destroyed; run this again", Err: ErrExists,
+	}
 }
 
 // ErrExists says that a label or an id is taken.

@@ -36,7 +36,8 @@ func (t *task) importTo(ctx context.Context, c *configs.Config, k configs.Key, d
 	if len(wanted) == 0 {
 		return o, unknown
 	}
-	if base.Generate, err = t.mayGenerate(ctx, im, token, k, known); err != nil {
+	var there bool
+	if base.Generate, there, err = t.mayGenerate(ctx, im, token, k, known); err != nil {
 		return o, err
 	}
 	result := store.Success{Destination: d.ARN, Life: base.Expires, Scheduled: t.job.Reason == string(schedule.Schedule)}
@@ -55,6 +56,10 @@ func (t *task) importTo(ctx context.Context, c *configs.Config, k configs.Key, d
 		}
 		got, err := im.Run(ctx, r)
 		o.Imports = append(o.Imports, row(got, g.Generation))
+		if there && errors.Is(err, wrapping.ErrKeyNotFound) {
+			// Another process made it and took it back, or ended while the token wrote it.
+			return o, &Error{ErrCode: "KeyVanished", ErrClass: "session", Message: k.Name + " was in the token a moment ago and is there no more", Err: err}
+		}
 		if err != nil {
 			return o, err
 		}
@@ -90,14 +95,20 @@ func (t *task) renews() bool {
 }
 
 // mayGenerate says that a key which is not in the token may be made there: the configuration allows it, no import of it was ever
-// written down, and no destination shows material. A key that is needed a second time cannot be made anew.
-func (t *task) mayGenerate(ctx context.Context, im *importer.Importer, token importer.Token, k configs.Key, known []store.Material) (bool, error) {
+// written down, and no destination shows material. A key that is needed a second time cannot be made anew. there says that it need not be.
+func (t *task) mayGenerate(ctx context.Context, im *importer.Importer, token importer.Token, k configs.Key, known []store.Material) (may, there bool, err error) {
 	if k.Generate != configs.GenerateIfMissing || len(known) > 0 {
-		return false, nil
+		return false, false, nil
 	}
 	if _, err := token.Find(ctx, k.URI); err == nil || !errors.Is(err, wrapping.ErrKeyNotFound) {
-		return false, nil // the import says what it finds
+		return false, err == nil, nil // the import says what it finds
 	}
+	may, err = t.neverImported(ctx, im, token, k)
+	return may, false, err
+}
+
+// neverImported says that nobody and nothing knows of an import of the key.
+func (t *task) neverImported(ctx context.Context, im *importer.Importer, token importer.Token, k configs.Key) (bool, error) {
 	done, err := t.Store.Imports(ctx, k.Name, 0, 100)
 	if err != nil {
 		return false, err

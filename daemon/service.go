@@ -245,5 +245,5 @@ func (d *Daemon) Backup(ctx context.Context, actor, file string) error {
 	if err != nil {
 		return err
 	}
-	return d.store.AddEvent(ctx, store.Event{Kind: "backup", Actor: actor, Message: "the database was copied to " + file})
+	return d.store.AddEvent(ctx, store.Event{Kind: "database-backup", Actor: actor, Message: "the database was copied to " + file})
 }

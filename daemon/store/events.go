@@ -3,11 +3,14 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
+
+	"hsmbridge/daemon/audit"
 )
 
-// Event is one line of the journal: a step of a job, or an act of a person. It holds no key material, PIN or import token.
+// Event is one record of the journal, which is the audit log: a step of a job, or an act of a person. It holds no key material, PIN or import token.
 type Event struct {
 	ID          int64             `json:"id"`
 	Time        time.Time         `json:"time"`
@@ -20,27 +23,15 @@ type Event struct {
 	Fields      map[string]string `json:"fields,omitempty"`
 }
 
-// event adds an event to the transaction.
+// event adds an event to the transaction, and so to the audit log.
 func (tx *Tx) event(ctx context.Context, e Event) error {
-	if err := tx.eventsInOrder(ctx); err != nil {
-		return err
-	}
-	fields := []byte("{}")
-	if len(e.Fields) > 0 {
-		var err error
-		if fields, err = json.Marshal(e.Fields); err != nil {
-			return fmt.Errorf("database: %w", err)
-		}
-	}
 	if e.Time.IsZero() {
 		e.Time = tx.s.now()
 	}
 	if e.Actor == "" {
 		e.Actor = tx.s.daemon
 	}
-	_, err := tx.exec(ctx, "INSERT INTO events (at, kind, actor, key_name, destination, job_id, message, fields) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-		micros(e.Time), e.Kind, e.Actor, e.Key, e.Destination, e.Job, e.Message, string(fields))
-	return err
+	return tx.append(ctx, e)
 }
 
 // eventsInOrder lets transactions that add events commit one after the other, so that nobody who has read up to an ID misses a smaller one
@@ -80,7 +71,7 @@ func (s *Store) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 	if f.Last > 0 {
 		order, limit = "DESC", f.Last
 	}
-	list, err := query(ctx, s, s.read, scanEvent, `SELECT id, at, kind, actor, key_name, destination, job_id, message, fields FROM events
+	list, err := query(ctx, s, s.read, scanEvent, `SELECT id, record FROM events
 		WHERE id > ? AND (? = '' OR key_name = ?) AND (? = 0 OR job_id = ?) ORDER BY id `+order+` LIMIT ?`, f.After, f.Key, f.Key, f.Job, f.Job, limit)
 	if f.Last > 0 {
 		for i, j := 0, len(list)-1; i < j; i, j = i+1, j-1 {
@@ -91,19 +82,26 @@ func (s *Store) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 }
 
 func scanEvent(scan func(...any) error) (Event, error) {
-	var e Event
-	var at int64
-	var fields string
-	if err := scan(&e.ID, &at, &e.Kind, &e.Actor, &e.Key, &e.Destination, &e.Job, &e.Message, &fields); err != nil {
-		return e, err
+	var id int64
+	var record string
+	if err := scan(&id, &record); err != nil {
+		return Event{}, err
 	}
-	e.Time = stamp(at)
-	if fields != "{}" {
-		if err := json.Unmarshal([]byte(fields), &e.Fields); err != nil {
-			return e, err
-		}
+	r, err := audit.Decode([]byte(record))
+	var unknown *audit.UnknownKindError
+	if errors.As(err, &unknown) {
+		err = nil // of a later version; what everyone understands is there
 	}
-	return e, nil
+	if err != nil {
+		return Event{}, fmt.Errorf("record %d of the audit log: %w", id, err)
+	}
+	e := Event{ID: id, Time: r.Time, Kind: string(r.Kind), Actor: r.Actor, Key: r.Key, Destination: r.Destination, Job: r.Job, Message: r.Message}
+	if old, ok := r.Data.(*audit.Journal); ok {
+		e.Kind = old.Kind
+		return e, json.Unmarshal([]byte(old.Fields), &e.Fields)
+	}
+	e.Fields, err = r.Fields()
+	return e, err
 }
 
 // Watch gives a channel that gets a value after every commit of this process, and a function that ends it.

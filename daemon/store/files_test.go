@@ -26,7 +26,7 @@ func openSQLite(t *testing.T, path string) *Store {
 func TestFileModes(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	s := openSQLite(t, filepath.Join(dir, "x.db"))
-	if err := s.AddEvent(t.Context(), Event{Kind: "test", Message: "m"}); err != nil {
+	if err := s.AddEvent(t.Context(), Event{Kind: "clock", Message: "m"}); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"", "x.db", "x.db-wal", "x.db-shm", "x.db.lock"} {
@@ -46,7 +46,7 @@ func TestBackup(t *testing.T) {
 	go func() {
 		n := 0
 		for ctx.Err() == nil {
-			if err := s.AddEvent(context.WithoutCancel(ctx), Event{Kind: "test", Message: fmt.Sprint(n)}); err != nil {
+			if err := s.AddEvent(context.WithoutCancel(ctx), Event{Kind: "clock", Message: fmt.Sprint(n)}); err != nil {
 				t.Error(err)
 			}
 			n++
@@ -112,7 +112,10 @@ func TestFirstSchema(t *testing.T) {
 	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
 		s := open("first", 0)
 		if err := s.Tx(t.Context(), func(tx *Tx) error { // back to the first schema
-			for _, table := range []string{"keys", "destinations", "materials", "material_ids", "jobs", "imports", "events", "parked", "locks", "limits", "hsmbridge_schema"} {
+			for _, table := range []string{
+				"keys", "destinations", "materials", "material_ids", "jobs", "imports", "events", "parked", "locks", "limits", "hsmbridge_schema",
+				"audit_log", "audit_hashes", "checkpoints", "audit_exports", "requests", "signatures",
+			} {
 				if _, err := tx.exec(t.Context(), "DROP TABLE "+table); err != nil {
 					return err
 				}
@@ -169,14 +172,14 @@ func TestPostgresGoesAway(t *testing.T) {
 	}
 	defer s.Close() //nolint:errcheck // the end of the test
 	server.Stop(t)
-	if err := s.AddEvent(t.Context(), Event{Kind: "test"}); err == nil {
+	if err := s.AddEvent(t.Context(), Event{Kind: "clock"}); err == nil {
 		t.Error("an event was written while the database is away")
 	}
 	if err := s.Ping(t.Context()); err == nil {
 		t.Error("the database answers while it is away")
 	}
 	server.Start(t)
-	if err := s.AddEvent(t.Context(), Event{Kind: "test"}); err != nil {
+	if err := s.AddEvent(t.Context(), Event{Kind: "clock"}); err != nil {
 		t.Errorf("after it came back: %v", err)
 	}
 }

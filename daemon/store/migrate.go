@@ -96,6 +96,12 @@ func (tx *Tx) apply(ctx context.Context, name string) error {
 			return fmt.Errorf("migrate the database to version %d: %w; nothing was changed", number, err)
 		}
 	}
+	const auditSchema = 2
+	if number == auditSchema {
+		if err := tx.beginLog(ctx); err != nil {
+			return fmt.Errorf("migrate the database to version %d: %w; nothing was changed", number, err)
+		}
+	}
 	_, err = tx.exec(ctx, "INSERT INTO hsmbridge_schema (version) VALUES (?)", number)
 	return err
 }

@@ -21,6 +21,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
 	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"hsmbridge/daemon/audit"
 )
 
 // Config says where the database is and who uses it.
@@ -175,6 +177,9 @@ func (s *Store) Ping(ctx context.Context) error {
 type Tx struct {
 	*sql.Tx
 	s *Store
+
+	size  int64                // of the audit log; 0: not known
+	fresh map[int64]audit.Hash // hashes of the audit log that the transaction made
 }
 
 // Tx runs f in a transaction, and tells whoever waits for events when it is committed.
@@ -183,7 +188,7 @@ func (s *Store) Tx(ctx context.Context, f func(tx *Tx) error) error {
 	if err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
-	if err := f(&Tx{tx, s}); err != nil {
+	if err := f(&Tx{Tx: tx, s: s}); err != nil {
 		return errors.Join(err, ignoreDone(tx.Rollback()))
 	}
 	if err := tx.Commit(); err != nil {

@@ -237,7 +237,7 @@ func TestEventsInOrder(t *testing.T) {
 		for w := range writers {
 			wg.Go(func() {
 				for i := range each {
-					if err := s.AddEvent(t.Context(), Event{Kind: "test", Key: fmt.Sprint(w), Message: fmt.Sprint(i)}); err != nil {
+					if err := s.AddEvent(t.Context(), Event{Kind: "clock", Key: fmt.Sprint(w), Message: fmt.Sprint(i)}); err != nil {
 						t.Error(err)
 					}
 				}

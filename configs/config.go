@@ -25,6 +25,10 @@ type Config struct {
 	Tokens []Token `yaml:"tokens" jsonschema:"required,minItems=1"`
 	// The managed keys: an object in a token and the KMS keys that it feeds. Nothing else is ever wrapped.
 	Keys []Key `yaml:"keys,omitempty"`
+	// Who has to approve what is done with keys, for every key. A key can have an approval of its own; what that leaves out is taken from here. Empty: nobody.
+	Approval Approval `yaml:"approval,omitempty"`
+	// The audit log: who signs it, and where it is copied to.
+	Audit Audit `yaml:"audit,omitempty"`
 	// Which wrapping algorithms may be used.
 	Wrapping Wrapping `yaml:"wrapping,omitempty"`
 	// Request quotas of AWS KMS that differ from AWS's defaults.
@@ -35,6 +39,8 @@ type Config struct {
 	Metrics Metrics `yaml:"metrics,omitempty"`
 	// What the daemon logs.
 	Log Log `yaml:"log,omitempty"`
+
+	digest string
 }
 
 // KMS says how AWS KMS is reached. Credentials come from the usual AWS chain.
@@ -112,6 +118,8 @@ type Key struct {
 	DrillEvery Duration `yaml:"drill_every,omitempty"`
 	// Second token that has to hold a copy before the key is imported.
 	Backup Backup `yaml:"backup,omitempty"`
+	// Who has to approve what is done with this key. What is left out is taken from the approval for all keys.
+	Approval Approval `yaml:"approval,omitempty"`
 	// The KMS keys (origin EXTERNAL) into which this key is imported, and no others: their ARNs, or mappings with arn, role_arn, external_id and endpoint.
 	Destinations []Destination `yaml:"destinations" jsonschema:"required,minItems=1"`
 }

@@ -64,7 +64,7 @@ func TestComplete(t *testing.T) {
 			ExternalID: "a-b:c", Endpoint: "https://kms.example.com",
 		}, {ARN: "arn:aws:kms:us-east-1:111122223333:key/mrk-1234"}},
 	}
-	if diff := cmp.Diff(want, k); diff != "" {
+	if diff := cmp.Diff(want, k, internals()); diff != "" {
 		t.Errorf("key (-want +got):\n%s", diff)
 	}
 	if got := c.Quotas; len(got) != 2 || got[0].Rate.PerSecond() != 1.0/60 || got[1].Rate != 0.25 {
@@ -93,7 +93,7 @@ func TestDefaults(t *testing.T) {
 	kind, location := c.DatabaseLocation()
 	got := []string{kind, location, c.ControlSocket(), c.MetricsListen(), c.LogLevel(), c.LogFormat(), c.KMS.Watch().String()}
 	want := []string{"sqlite", "/var/lib/hsmbridge/hsmbridge.db", "/run/hsmbridge/control.sock", "127.0.0.1:9464", "info", "json", "15m0s"}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, internals()); diff != "" {
 		t.Error(diff)
 	}
 	if host, err := os.Hostname(); err != nil || c.DaemonName() != nameOf(host) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -23,6 +24,7 @@ const maxProblems = 200
 type decoder struct {
 	source   source
 	problems []Problem
+	read     []byte                    // what was read from other files
 	at       map[string]position       // where each value stands that was read without a mistake, by path
 	fields   map[reflect.Type][]string // the names of a struct's fields
 }
@@ -73,6 +75,8 @@ func (d *decoder) decode(path string, node ast.Node, v reflect.Value) {
 		d.decodeStruct(path, node, v)
 	case kind == reflect.Map:
 		d.decodeMap(path, node, v)
+	case kind == reflect.Int:
+		d.decodeNumber(path, node, v)
 	case kind == reflect.Bool:
 		if b, ok := node.(*ast.BoolNode); ok {
 			v.SetBool(b.Value)
@@ -87,6 +91,17 @@ func (d *decoder) decode(path string, node ast.Node, v reflect.Value) {
 	if len(d.problems) == found {
 		d.at[path] = nodePosition(node)
 	}
+}
+
+// decodeNumber reads a whole number.
+func (d *decoder) decodeNumber(path string, node ast.Node, v reflect.Value) {
+	if n, ok := node.(*ast.IntegerNode); ok {
+		if i, err := strconv.ParseInt(n.GetToken().Value, 10, 32); err == nil {
+			v.SetInt(i)
+			return
+		}
+	}
+	d.wrongType(path, node, "a whole number")
 }
 
 func (d *decoder) decodeStruct(path string, node ast.Node, v reflect.Value) {
@@ -247,7 +262,7 @@ func (d *decoder) wrongType(path string, node ast.Node, want string) {
 		d.add(at, path, "%s has no value: give it %s, or leave the key out", field, want)
 	case ast.ScalarNode:
 		switch {
-		case want == "text" && slices.Contains([]string{"expires", "watch_every", "renew_before", "rotate_every", "drill_every"}, field):
+		case want == "text" && slices.Contains([]string{"expires", "watch_every", "renew_before", "rotate_every", "drill_every", "valid_for", "standing", "every"}, field):
 			d.add(at, path, "%s has to be a length of time with a unit, as in 90d or 12h", field)
 		case want == "text" && field == "rate":
 			d.add(at, path, "%s has to be a number of requests in a time, as in 1/s or 30/m", field)
@@ -323,7 +338,11 @@ func (d *decoder) fieldNames(t reflect.Type) []string {
 
 // fieldNames lists a struct's keys in YAML, in order.
 func fieldNames(t reflect.Type) []string {
-	names := make([]string, t.NumField())
+	n := t.NumField()
+	for n > 1 && !t.Field(n-1).IsExported() {
+		n-- // what is not read stands last
+	}
+	names := make([]string, n)
 	for i := range names {
 		names[i], _, _ = strings.Cut(t.Field(i).Tag.Get("yaml"), ",")
 	}

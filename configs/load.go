@@ -2,6 +2,8 @@ package configs
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
@@ -74,6 +76,8 @@ func parse(name, folder string, data []byte) (*Config, error) {
 	if problems := d.sorted(); len(problems) > 0 {
 		return nil, &Error{File: name, Problems: problems}
 	}
+	sum := sha256.Sum256(append(data[:len(data):len(data)], d.read...))
+	c.digest = hex.EncodeToString(sum[:])
 	return &c, nil
 }
 

@@ -110,6 +110,7 @@ func scalarSchema(t reflect.Type) *reflector.Schema {
 func refinements() map[string]func(*reflector.Schema) {
 	name := func(s *reflector.Schema) { s.Pattern = namePattern }
 	file := func(s *reflector.Schema) { s.Pattern = "^[^~]" }
+	file0 := func(s *reflector.Schema) { s.Pattern = "^$|^[^~]" }
 	given := func(field string, value *reflector.Schema) *reflector.Schema {
 		properties := reflector.NewProperties()
 		properties.Set(field, value)
@@ -142,6 +143,17 @@ func refinements() map[string]func(*reflector.Schema) {
 				given("pin_command", &reflector.Schema{}),
 				given("pin_prompt", &reflector.Schema{Const: true}),
 				given("pin_credential", &reflector.Schema{MinLength: ptr(1)}),
+			}
+		},
+		"Approval.allowed_signers": file0,
+		"Audit.uri":                func(s *reflector.Schema) { s.Pattern = "^$|" + s.Pattern },
+		"Export.file":              file0,
+		"Export.syslog":            func(s *reflector.Schema) { s.Pattern = `^$|^local$|^(udp|tcp)://.+:[0-9]{1,5}$` },
+		"Export": func(s *reflector.Schema) {
+			s.OneOf = []*reflector.Schema{
+				given("file", &reflector.Schema{MinLength: ptr(1)}),
+				given("syslog", &reflector.Schema{MinLength: ptr(1)}),
+				given("stdout", &reflector.Schema{Const: true}),
 			}
 		},
 		"Key.name":  name,

@@ -53,6 +53,8 @@ func validate(c *Config, folder string, d *decoder) {
 		v.key(element("keys", i), &c.Keys[i])
 	}
 	v.destinations()
+	v.approvals()
+	v.audit()
 }
 
 // ok says whether the value at path was given, and read without a mistake.

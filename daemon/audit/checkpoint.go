@@ -82,6 +82,7 @@ type signer struct {
 	sign Signer
 }
 
+// Sign is part of note.Signer.
 func (s *signer) Sign(message []byte) ([]byte, error) { return s.sign(message) }
 
 // Key verifies checkpoints of one log.

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// An exported log is text, one JSON object a line: records, each with its number and its leaf hash, and checkpoints between them.
-// [Line] is one of them. What it writes is what it reads, to the byte.
+// Line is one line of an exported log, which is text with one JSON object a line: records, each with its number and its leaf hash, and
+// checkpoints between them. What it writes is what it reads, to the byte.
 type Line struct {
 	N          int64  // of a record
 	Hash       Hash   // leaf hash
@@ -32,7 +32,7 @@ func CheckpointLine(signed string) []byte {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
-	_ = e.Encode(struct { //nolint:errcheck,errchkjson // text is always representable
+	_ = e.Encode(struct { //nolint:errchkjson // text is always representable
 		Checkpoint string `json:"checkpoint"`
 	}{signed})
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))

@@ -9,21 +9,21 @@ import (
 // The structs of the kinds. Every value is text, so that a record reads the same everywhere; a value that does not apply is left out.
 // What is here stays as it is: a new value gets a new field at the end, a new thing a new kind.
 type (
-	// Preflight: KMS and the token were asked what is there.
+	// Preflight tells: KMS and the token were asked what is there.
 	Preflight struct {
 		State  string `json:"state,omitempty"`  // of the KMS key
 		Action string `json:"action,omitempty"` // import, restore, reimport, keep
 	}
-	// Intent: this is what will be done.
+	// Intent tells: this is what will be done.
 	Intent struct {
 		Plan string `json:"plan,omitempty"` // its SHA-256
 	}
-	// Generate: a key was made in the token.
+	// Generate tells: a key was made in the token.
 	Generate struct {
 		Label      string `json:"label,omitempty"`
 		Generation string `json:"generation,omitempty"`
 	}
-	// Parameters: KMS gave a wrapping public key and an import token, or refused to.
+	// Parameters tells: KMS gave a wrapping public key and an import token, or refused to.
 	Parameters struct {
 		Algorithm       string `json:"wrapping_algorithm,omitempty"`
 		WrappingKeySpec string `json:"wrapping_key_spec,omitempty"`
@@ -32,53 +32,53 @@ type (
 		Code            string `json:"code,omitempty"` // of a refusal
 		RequestID       string `json:"request_id,omitempty"`
 	}
-	// Allowed: immediately before a wrap the approval was checked again.
+	// Allowed tells: immediately before a wrap the approval was checked again.
 	Allowed struct {
 		Request  string `json:"request,omitempty"`
 		Purpose  string `json:"purpose,omitempty"`
 		Officers string `json:"officers,omitempty"` // names, separated by commas
 		SHA256   string `json:"sha256,omitempty"`   // of the text that they signed
 	}
-	// Wrap: the token wrapped the key.
+	// Wrap tells: the token wrapped the key.
 	Wrap struct {
 		Mechanism string `json:"mechanism,omitempty"`
 		SHA256    string `json:"wrapping_key_sha256,omitempty"` // of the wrapping public key
 		Output    string `json:"output_sha256,omitempty"`       // of what came out
 	}
-	// Imported: KMS took key material, or what it did was read back.
+	// Imported tells: KMS took key material, or what it did was read back.
 	Imported struct {
 		RequestID     string `json:"request_id,omitempty"`
 		KeyMaterialID string `json:"key_material_id,omitempty"`
 	}
-	// Reason: something with a reason, such as a proof that cannot be had.
+	// Reason tells: something with a reason, such as a proof that cannot be had.
 	Reason struct {
 		Reason string `json:"reason,omitempty"`
 	}
-	// Material: something was done to one key material.
+	// Material tells: something was done to one key material.
 	Material struct {
 		KeyMaterialID string `json:"key_material_id,omitempty"`
 	}
-	// Generation: a key object of a later generation is used.
+	// Generation tells: a key object of a later generation is used.
 	Generation struct {
 		Generation string `json:"generation,omitempty"`
 	}
-	// Outcome: how an import ended.
+	// Outcome tells: how an import ended.
 	Outcome struct {
 		Result string `json:"result,omitempty"`
 		Proof  string `json:"proof,omitempty"`
 	}
-	// Finished: how an attempt of a job ended.
+	// Finished tells: how an attempt of a job ended.
 	Finished struct {
 		State      string `json:"state,omitempty"`
 		ErrorClass string `json:"error_class,omitempty"`
 		ErrorCode  string `json:"error_code,omitempty"`
 		NotBefore  string `json:"not_before,omitempty"`
 	}
-	// Token: something happened to a token.
+	// Token tells: something happened to a token.
 	Token struct {
 		Token string `json:"token,omitempty"`
 	}
-	// Configuration: which configuration counts from here on.
+	// Configuration tells: which configuration counts from here on.
 	Configuration struct {
 		SHA256   string `json:"sha256,omitempty"` // of the file
 		Policies string `json:"policies_sha256,omitempty"`
@@ -86,7 +86,7 @@ type (
 		Tokens   string `json:"tokens,omitempty"`
 		Version  string `json:"version,omitempty"` // of hsmbridge
 	}
-	// Request: officers are asked to approve something. The text is whole, so that the signatures can be checked with the log alone.
+	// Request tells: officers are asked to approve something. The text is whole, so that the signatures can be checked with the log alone.
 	Request struct {
 		Request    string `json:"request,omitempty"`
 		Purpose    string `json:"purpose,omitempty"`
@@ -94,7 +94,7 @@ type (
 		ValidUntil string `json:"valid_until,omitempty"`
 		Text       string `json:"text,omitempty"`
 	}
-	// Signature: an officer approved or rejected a request.
+	// Signature tells: an officer approved or rejected a request.
 	Signature struct {
 		Request   string `json:"request,omitempty"`
 		SHA256    string `json:"sha256,omitempty"`
@@ -106,19 +106,19 @@ type (
 		Signature string `json:"signature,omitempty"` // as ssh-keygen wrote it
 		Reason    string `json:"reason,omitempty"`    // of a rejection, or why a signature does not count
 	}
-	// Decision: a request was approved, used, rejected, withdrawn, or its time ran out.
+	// Decision tells: a request was approved, used, rejected, withdrawn, or its time ran out.
 	Decision struct {
 		Request  string `json:"request,omitempty"`
 		SHA256   string `json:"sha256,omitempty"`
 		Officers string `json:"officers,omitempty"`
 		Reason   string `json:"reason,omitempty"`
 	}
-	// Checkpointed: the key that signs checkpoints.
+	// Checkpointed tells: the key that signs checkpoints.
 	Checkpointed struct {
 		SHA256   string `json:"sha256,omitempty"` // of the public key
 		Verifier string `json:"verifier,omitempty"`
 	}
-	// Ceremony: a record of a ceremony's own log, taken over as it is.
+	// Ceremony tells: a record of a ceremony's own log, taken over as it is.
 	Ceremony struct {
 		Request string `json:"request,omitempty"`
 		Origin  string `json:"origin,omitempty"` // of that log
@@ -126,7 +126,7 @@ type (
 		Hash    string `json:"hash,omitempty"`   // its leaf hash there
 		Record  string `json:"record,omitempty"` // as it is there
 	}
-	// Step: a step of a ceremony.
+	// Step tells: a step of a ceremony.
 	Step struct {
 		Request   string `json:"request,omitempty"`
 		SHA256    string `json:"sha256,omitempty"`              // of the request's text
@@ -140,12 +140,12 @@ type (
 		Person    string `json:"person,omitempty"`              // who typed the confirmation
 		Detail    string `json:"detail,omitempty"`
 	}
-	// Journal: an event of a time before the log, of a kind or with fields that are not kept any more.
+	// Journal tells: an event of a time before the log, of a kind or with fields that are not kept any more.
 	Journal struct {
 		Kind   string `json:"kind,omitempty"`
 		Fields string `json:"fields,omitempty"` // JSON
 	}
-	// None: there is nothing to tell beyond the message.
+	// None tells: there is nothing to tell beyond the message.
 	None struct{}
 )
 

@@ -71,7 +71,10 @@ func (r Record) Fields() (map[string]string, error) {
 		return nil, fmt.Errorf("audit: %w", err)
 	}
 	var out map[string]string
-	return out, json.Unmarshal(raw, &out)
+	if err := json.Unmarshal(raw, &out); err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	return out, nil
 }
 
 // Encode is the record as it is hashed and kept: one line of JSON.

@@ -138,6 +138,12 @@ func (d *Daemon) Tick(ctx context.Context) error {
 
 // wake queues waiting jobs whose time has come, and jobs of daemons that are gone.
 func (d *Daemon) wake(ctx context.Context) error {
+	if _, err := d.store.ExpireRequests(ctx, d.queue.Enqueue); err != nil {
+		return err
+	}
+	if err := d.carryOut(ctx); err != nil {
+		return err
+	}
 	if _, err := d.store.Wake(ctx, d.queue.Enqueue); err != nil {
 		return err
 	}

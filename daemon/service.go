@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/schedule"
 	"hsmbridge/daemon/store"
@@ -87,7 +88,7 @@ func (d *Daemon) Queue(ctx context.Context, actor string, r control.StartRequest
 		case s.Paused() && r.Kind != store.KindReconcile:
 			return nil, fmt.Errorf("%s was paused by %s at %s; run hsmbridge resume %s first; nothing was queued: %w", name, s.PausedBy, s.PausedAt.Format(time.RFC3339), name, control.ErrRefused)
 		}
-		j := store.Job{Key: name, Kind: r.Kind, Token: k.Token, RequestedBy: actor, Reason: "asked for", Options: store.Options{Renew: r.Renew || r.Drill}}
+		j := store.Job{Key: name, Kind: r.Kind, Token: k.Token, RequestedBy: actor, Reason: "asked for", Options: store.Options{Renew: r.Renew || r.Drill, Why: r.Why}}
 		if r.Drill {
 			j.Reason = string(schedule.Drill)
 		}
@@ -188,13 +189,17 @@ func (d *Daemon) Cancel(ctx context.Context, actor string, id int64) error {
 
 // Revoke deletes a key's material from every destination.
 func (d *Daemon) Revoke(ctx context.Context, actor, key, reason string) (store.Job, error) {
-	if _, err := d.key(key); err != nil {
-		return store.Job{}, err
-	}
 	if strings.TrimSpace(reason) == "" {
 		return store.Job{}, fmt.Errorf("a revocation needs a reason; nothing was revoked: %w", control.ErrRefused)
 	}
-	return d.store.Revoke(ctx, key, actor, reason, d.queue.Enqueue)
+	k, err := d.key(key)
+	if err != nil {
+		return store.Job{}, err
+	}
+	if _, needed := d.config.Load().ApprovalFor(k); needed {
+		return store.Job{}, d.ask(ctx, approval.Revoke, actor, key, reason)
+	}
+	return d.store.Revoke(ctx, key, actor, reason, "", d.queue.Enqueue)
 }
 
 // Restore takes a revocation back.
@@ -229,7 +234,10 @@ func (d *Daemon) Waive(ctx context.Context, actor, key, reason string) error {
 	case strings.TrimSpace(reason) == "":
 		return fmt.Errorf("a waiver needs a reason; nothing was waived: %w", control.ErrRefused)
 	}
-	if err := d.store.Waive(ctx, key, actor, reason); err != nil {
+	if _, needed := d.config.Load().ApprovalFor(k); needed {
+		return d.ask(ctx, approval.Waive, actor, key, reason)
+	}
+	if err := d.store.Waive(ctx, key, actor, reason, ""); err != nil {
 		return err
 	}
 	_, err = d.Retry(ctx, actor, key)

@@ -7,6 +7,7 @@ import (
 
 	"hsmbridge/configs"
 	"hsmbridge/daemon/control"
+	"hsmbridge/daemon/runner"
 	"hsmbridge/daemon/schedule"
 	"hsmbridge/daemon/store"
 )
@@ -89,7 +90,7 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
 			s.Counts.Revoked++
 		}
 		if whole.NeedsPerson {
-			s.People = append(s.People, control.NeedsPerson{Key: k.Name, Code: whole.ErrorCode, Message: whole.Error, Retry: "hsmbridge retry " + k.Name})
+			s.People = append(s.People, control.NeedsPerson{Key: k.Name, Code: whole.ErrorCode, Message: whole.Error, Retry: goOn(whole.ErrorCode, k.Name)})
 		}
 		for _, dest := range k.Destinations {
 			x := known.destination(k.Name, dest.ARN)
@@ -100,7 +101,7 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
 				s.Counts.Missing++
 			}
 			if x.NeedsPerson && !whole.Revoked() {
-				s.People = append(s.People, control.NeedsPerson{Key: k.Name, Destination: dest.ARN, Code: x.ErrorCode, Message: x.Error, Retry: "hsmbridge retry " + k.Name})
+				s.People = append(s.People, control.NeedsPerson{Key: k.Name, Destination: dest.ARN, Code: x.ErrorCode, Message: x.Error, Retry: goOn(x.ErrorCode, k.Name)})
 			}
 			if x.Present && !x.ValidTo.IsZero() {
 				at := compiled[i].Renewal(schedule.Target{Key: k.Name, Destination: dest.ARN}, schedule.State{ValidTo: x.ValidTo, Life: x.Life})
@@ -170,4 +171,12 @@ func (d *Daemon) key(name string) (configs.Key, error) {
 		return k, d.noKey(name)
 	}
 	return k, nil
+}
+
+// goOn is the command by which a person lets it go on.
+func goOn(code, key string) string {
+	if code == runner.CodeApproval {
+		return "hsmbridge requests --key " + key
+	}
+	return "hsmbridge retry " + key
 }

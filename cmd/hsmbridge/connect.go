@@ -164,6 +164,25 @@ func (c *connections) client(ctx context.Context, region string) (*kmsclient.Cli
 	return k, nil
 }
 
+// authorize wraps no key in this process that officers have to approve: only the daemon asks them.
+func (c *connections) authorize(_ context.Context, a importer.Act) error {
+	k, ok := c.config.Key(a.Plan.Key)
+	if !ok {
+		return fmt.Errorf("there is no managed key %q", a.Plan.Key)
+	}
+	return c.needsDaemon(k, a.Plan.Destination)
+}
+
+func (c *connections) needsDaemon(k configs.Key, destination string) error {
+	if _, needed := c.config.ApprovalFor(k); !needed {
+		return nil
+	}
+	return &importer.RefusedError{
+		Key: k.Name, Destination: destination, Reason: "officers have to approve it (approval:), and only the daemon asks them",
+		Fix: "start the daemon (hsmbridge serve) and run the command without --direct",
+	}
+}
+
 func (c *connections) close() error {
 	var errs []error
 	for _, t := range c.tokens {

@@ -52,6 +52,7 @@ func (a *app) controlCommands() []*cobra.Command {
 		a.startCommand(store.KindReconcile, false, "reconcile [NAME...]", "Write down again what KMS and the token hold, after the database was lost"),
 		a.pauseCommand(), a.resumeCommand(), a.retryCommand(), a.revokeCommand(), a.restoreCommand(), a.waiveCommand(), a.reloadCommand(), a.backupCommand(),
 	}
+	list = append(list, a.approvalCommands()...)
 	for _, c := range list {
 		c.GroupID = groupDaemon
 		c.Flags().StringVar(&a.socket, "socket", "", "the daemon's control `socket`, in place of the configuration's")

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/importer"
 )
 
@@ -22,6 +23,7 @@ const (
 	exitKMS         = 6
 	exitPartly      = 7
 	exitReplace     = 8
+	exitApproval    = 9
 	exitInterrupted = 130
 )
 
@@ -43,6 +45,7 @@ func exitTable() []struct {
 		{exitKMS, "AWS KMS: not reachable, throttled, in the wrong state, or it holds another key"},
 		{exitPartly, "some destinations are done and some are not; the output says which"},
 		{exitReplace, "the daemon: a PKCS#11 module is broken in this process, which has to be started anew; jobs were handed back"},
+		{exitApproval, "officers have to approve it and were asked; nothing is lost, and it goes on by itself when they have"},
 		{exitInterrupted, "interrupted"},
 	}
 }
@@ -122,6 +125,8 @@ func classCode(class string) int {
 		return exitToken
 	case "kms":
 		return exitKMS
+	case control.ClassApproval:
+		return exitApproval
 	}
 	return exitUnexpected
 }

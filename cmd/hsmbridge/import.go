@@ -15,7 +15,7 @@ import (
 
 func (a *app) importCommand() *cobra.Command {
 	var all, renew, noProve, direct bool
-	var expires string
+	var expires, why string
 	c := &cobra.Command{
 		Use:   "import NAME...",
 		Short: "Import managed keys into all their destinations and prove it",
@@ -27,6 +27,8 @@ missing, or whose life differs from what is asked for by more than a tenth. --re
 Where the daemon runs, it does the import, and this command waits for it. Where there is a daemon's database and no daemon answers, nothing
 is imported. --direct imports in this process all the same: it does not know of pauses, revocations, backups and rotations, and takes the
 object that the configuration names.
+
+A key with approval: in the configuration is imported when enough officers have signed the request that this command prints (exit code 9).
 
 A destination that fails does not stop the others. See "hsmbridge help exit-codes".`,
 		Example: "  hsmbridge import payments\n  hsmbridge import --all --json",
@@ -41,7 +43,7 @@ A destination that fails does not stop the others. See "hsmbridge help exit-code
 					return err
 				}
 				if d != nil {
-					return a.importByDaemon(c.Context(), d, args, all, o)
+					return a.importByDaemon(c.Context(), d, args, all, o, why)
 				}
 			}
 			return a.importKeys(c.Context(), args, all, o)
@@ -52,6 +54,7 @@ A destination that fails does not stop the others. See "hsmbridge help exit-code
 	f.StringVar(&expires, "expires", "", "life of the material in KMS in place of the configuration's: 90d, 12h or never")
 	f.BoolVar(&renew, "renew", false, "import again although KMS holds the material with the life asked for")
 	f.BoolVar(&direct, "direct", false, "import in this process although the daemon runs")
+	f.StringVar(&why, "why", "", "what the officers read who are asked to approve it")
 	f.BoolVar(&noProve, "no-prove", false, "do not spend a second import on the proof of symmetric keys")
 	return a.jsonFlag(c, "print one JSON object per destination, each on a line")
 }
@@ -101,6 +104,13 @@ func (a *app) importKey(ctx context.Context, conn *connections, keys []configs.K
 	var requests []importer.Request
 	for _, d := range k.Destinations {
 		requests = append(requests, request(conn.config, k, d, o))
+	}
+	if err := conn.needsDaemon(k, ""); err != nil { // before anybody logs in
+		var out []importer.Result
+		for _, r := range requests {
+			out = append(out, importer.Failure(r, err))
+		}
+		return out
 	}
 	im, err := conn.importer(ctx, k.Token)
 	if err != nil {

@@ -249,7 +249,7 @@ func (c *connections) importer(ctx context.Context, token string) (*importer.Imp
 		return nil, err
 	}
 	im := &importer.Importer{
-		Token: t,
+		Token: t, Authorize: c.authorize,
 		KMS: func(ctx context.Context, destination string) (importer.KMS, error) {
 			arn, err := kmsclient.ParseARN(destination)
 			if err != nil {

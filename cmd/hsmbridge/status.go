@@ -488,7 +488,9 @@ func (a *app) jobsCode(list []store.Job) error {
 		} else {
 			code = exitUnexpected
 		}
-		if j.State == store.Waiting {
+		if j.State == store.Waiting && j.ErrorClass == control.ClassApproval {
+			fmt.Fprintf(a.err, "hsmbridge: job %d goes on by itself when officers have approved it; hsmbridge requests shows what they have to sign\n", j.ID)
+		} else if j.State == store.Waiting {
 			fmt.Fprintf(a.err, "hsmbridge: job %d waits: the daemon tries it again at %s\n", j.ID, j.NotBefore.UTC().Format(time.RFC3339))
 		}
 	}
@@ -502,14 +504,14 @@ func (a *app) jobsCode(list []store.Job) error {
 }
 
 // importByDaemon has the daemon import, as long as nothing is asked for that only a direct import does.
-func (a *app) importByDaemon(ctx context.Context, c *control.Client, names []string, all bool, o importOptions) error {
+func (a *app) importByDaemon(ctx context.Context, c *control.Client, names []string, all bool, o importOptions, why string) error {
 	if o.expires != nil || o.noProve {
 		return usageError(errors.New("--expires and --no-prove are for imports without the daemon: change the configuration and run hsmbridge reload, or give --direct"))
 	}
 	if all == (len(names) > 0) {
 		return usageError(errors.New("name keys, or give --all"))
 	}
-	list, err := c.Start(ctx, control.StartRequest{Keys: names, All: all, Kind: store.KindImport, Renew: o.renew})
+	list, err := c.Start(ctx, control.StartRequest{Keys: names, All: all, Kind: store.KindImport, Renew: o.renew, Why: why})
 	if err != nil {
 		return err
 	}

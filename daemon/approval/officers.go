@@ -59,6 +59,9 @@ func checked(key ssh.PublicKey, comment string) (Key, error) {
 	return Key{PublicKey: key, Comment: comment}, nil
 }
 
+// SHA256 is the fingerprint of the key as ssh-keygen -l shows it.
+func (k Key) SHA256() string { return ssh.FingerprintSHA256(k) }
+
 // Hardware says that the key is in a FIDO authenticator (sk-ssh-ed25519@openssh.com, sk-ecdsa-sha2-nistp256@openssh.com).
 func (k Key) Hardware() bool { return hardware(k) }
 

@@ -151,6 +151,32 @@ func (s *service) Reload(_ context.Context, actor string) error {
 	return nil
 }
 
+func (s *service) Requests(context.Context, string, bool, int) ([]Request, error) {
+	return []Request{{}}, nil
+}
+
+func (s *service) Request(_ context.Context, name string) (Request, error) {
+	return Request{Request: store.Request{Name: name}}, nil
+}
+
+func (s *service) Approve(_ context.Context, _, name, signature string) (Request, error) {
+	return Request{Request: store.Request{Name: name, Reason: signature}}, nil
+}
+
+func (s *service) Reject(_ context.Context, _, name, reason, _ string) (Request, error) {
+	return Request{Request: store.Request{Name: name, Reason: reason}}, nil
+}
+
+func (s *service) Withdraw(_ context.Context, actor, name, _ string) (Request, error) {
+	s.note("%s withdraw %s", actor, name)
+	return Request{}, nil
+}
+
+func (s *service) Standing(_ context.Context, actor, key string, _ StandingRequest) ([]Request, error) {
+	s.note("%s standing %s", actor, key)
+	return nil, &WaitsError{Request: "7K3M", Message: "officers have to approve it"}
+}
+
 func (s *service) Backup(_ context.Context, actor, file string) error {
 	s.note("%s backup %s", actor, file)
 	return nil

@@ -72,7 +72,7 @@ func (r *request) id() (int64, error) {
 // routes is the whole API.
 func routes() []route {
 	const key = "only of this key"
-	return []route{
+	list := []route{
 		{method: http.MethodGet, path: "/v1/status", permission: mayLook, summary: "The daemon at a glance", out: Status{}, do: func(ctx context.Context, s Service, _ *request) (any, error) {
 			st, err := s.Status(ctx)
 			st.Tokens, st.Next, st.Running, st.People = all(st.Tokens), all(st.Next), all(st.Running), all(st.People)
@@ -191,6 +191,7 @@ func routes() []route {
 			return OpenAPI()
 		}},
 	}
+	return append(list, approvalRoutes()...)
 }
 
 // all is a list that is [] in JSON when it is empty, not null.

@@ -191,6 +191,11 @@ func (s *Server) handle(rt route, w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) fail(w http.ResponseWriter, rt route, p peer, err error) {
 	var bad *badRequestError
+	var waits *WaitsError
+	if errors.As(err, &waits) {
+		reply(w, http.StatusAccepted, Problem{Error: waits.Message, Class: ClassApproval, Request: waits.Request})
+		return
+	}
 	status := http.StatusInternalServerError
 	class := ""
 	switch {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"time"
 
+	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/store"
 )
 
@@ -29,6 +30,13 @@ type Service interface {
 	Waive(ctx context.Context, actor, key, reason string) error
 	Reload(ctx context.Context, actor string) error
 	Backup(ctx context.Context, actor, file string) error
+
+	Requests(ctx context.Context, key string, all bool, limit int) ([]Request, error)
+	Request(ctx context.Context, name string) (Request, error)
+	Approve(ctx context.Context, actor, name, signature string) (Request, error)
+	Reject(ctx context.Context, actor, name, reason, signature string) (Request, error)
+	Withdraw(ctx context.Context, actor, name, reason string) (Request, error)
+	Standing(ctx context.Context, actor, key string, r StandingRequest) ([]Request, error)
 }
 
 // Status is the daemon at a glance.
@@ -110,6 +118,7 @@ type StartRequest struct {
 	Kind  store.Kind `json:"kind"`            // import, rotate or reconcile
 	Renew bool       `json:"renew,omitempty"` // import also what KMS holds with the life asked for
 	Drill bool       `json:"drill,omitempty"` // the same, and called a drill
+	Why   string     `json:"why,omitempty"`   // for the officers who are asked to approve it
 }
 
 // ReasonRequest says why.
@@ -127,6 +136,8 @@ type BackupRequest struct {
 type Problem struct {
 	Error string `json:"error"`
 	Class string `json:"class,omitempty"`
+
+	Request string `json:"request,omitempty"` // for approval, that it waits for; the status is then 202
 }
 
 // JobList is an answer.
@@ -148,6 +159,50 @@ type KeyList struct {
 type EventList struct {
 	Events []store.Event `json:"events"`
 }
+
+// Request is a request for approval, with what its signatures are worth now.
+type Request struct {
+	store.Request
+	SHA256      string                `json:"sha256"` // of the text
+	Short       string                `json:"short"`  // its beginning, to be read aloud
+	Decision    approval.Decision     `json:"decision"`
+	Signed      []store.Signature     `json:"signed"`
+	Officers    []Officer             `json:"officers"`           // who may approve it
+	Before      string                `json:"before,omitempty"`   // the last one of its kind that was used
+	BeforeAt    time.Time             `json:"before_at,omitzero"` // when
+	Differences []approval.Difference `json:"differences"`        // from that one
+}
+
+// Officer is a person who may approve.
+type Officer struct {
+	Name string   `json:"name"`
+	Keys []string `json:"keys"` // SHA-256 fingerprints of the SSH keys
+}
+
+// RequestList is an answer.
+type RequestList struct {
+	Requests []Request `json:"requests"`
+}
+
+// SignatureRequest is what an officer signed.
+type SignatureRequest struct {
+	Signature string `json:"signature"`        // as ssh-keygen -Y sign writes it
+	Reason    string `json:"reason,omitempty"` // of a rejection; it is part of what is signed
+}
+
+// StandingRequest asks for renewals in advance.
+type StandingRequest struct {
+	For string `json:"for"` // 90d
+	Why string `json:"why"`
+}
+
+// ClassApproval is the class of what waits for officers.
+const ClassApproval = "approval"
+
+// WaitsError says that nothing is done before officers approve it.
+type WaitsError struct{ Request, Message string }
+
+func (e *WaitsError) Error() string { return e.Message }
 
 // OK is the answer when there is nothing to say.
 type OK struct{}

@@ -85,6 +85,9 @@ type Importer struct {
 	Now    func() time.Time                                           // nil: time.Now
 	Random io.Reader                                                  // for messages that are MACed or signed; nil: crypto/rand
 	Wait   func(ctx context.Context, d time.Duration) error
+	// Authorize is asked whether a wrap may be done, once before parameters are fetched for it and again immediately before it; an
+	// error stops the import. It must be there: without it nothing is wrapped.
+	Authorize func(ctx context.Context, a Act) error
 	// Chosen is told the expiry before it is sent to KMS, so that a later attempt can name it as Request.ValidTo; may be nil.
 	Chosen func(ctx context.Context, validTo time.Time) error
 
@@ -112,6 +115,7 @@ type run struct {
 
 	before    []kmsclient.KeyMaterial // the materials that KMS listed at first
 	confirmed bool                    // KMS itself answered that it took the material
+	proving   bool                    // the next wrap is the second one, for the proof
 }
 
 func (r *run) all(ctx context.Context) error {
@@ -136,7 +140,12 @@ func (r *run) all(ctx context.Context) error {
 	}
 	if plan.Action == ActionKeep {
 		r.result.Result = Unchanged
-	} else if err := r.importMaterial(ctx); err != nil {
+		return r.prove(ctx)
+	}
+	if err := r.authorize(ctx, r.act(plan.plans[0])); err != nil {
+		return err
+	}
+	if err := r.importMaterial(ctx); err != nil {
 		return err
 	}
 	return r.prove(ctx)
@@ -182,6 +191,11 @@ func (r *run) wrapAndImport(ctx context.Context, req kmsclient.ImportRequest) (k
 	for try := 1; ; try++ {
 		params, plan, err := r.parameters(ctx)
 		if err != nil {
+			return kmsclient.ImportResult{}, err
+		}
+		act := r.act(plan)
+		act.Now, act.Parameters = true, params
+		if err := r.authorize(ctx, act); err != nil {
 			return kmsclient.ImportResult{}, err
 		}
 		wrapped, err := r.Token.Wrap(ctx, r.key, params.PublicKey, plan)

@@ -49,8 +49,9 @@ func newWorld(t *testing.T, o kmsemu.Options) *world {
 	w.kms = w.client("eu-central-1")
 	w.Importer = &importer.Importer{
 		Token: w.token, KMS: w.clientFor, Now: w.now,
-		Wait:   func(context.Context, time.Duration) error { return nil },
-		Record: func(_ context.Context, e importer.Event) error { w.steps = append(w.steps, e.Step); return nil },
+		Authorize: func(context.Context, importer.Act) error { return nil },
+		Wait:      func(context.Context, time.Duration) error { return nil },
+		Record:    func(_ context.Context, e importer.Event) error { w.steps = append(w.steps, e.Step); return nil },
 	}
 	return w
 }

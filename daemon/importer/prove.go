@@ -199,6 +199,12 @@ func (r *run) proveMaterial(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.proving = true
+	if len(r.plan.plans) > 0 {
+		if err := r.authorize(ctx, r.act(r.plan.plans[0])); err != nil {
+			return notAllowed(err)
+		}
+	}
 	if err := r.record(ctx, StepProof, "a second, independent wrap follows, as the proof"); err != nil {
 		return err
 	}
@@ -214,6 +220,8 @@ func (r *run) proveMaterial(ctx context.Context) error {
 		r.result.WrappingKeySHA256 = first
 	}
 	switch {
+	case errors.Is(err, ErrNotAllowed):
+		return notAllowed(err)
 	case kmsclient.Code(err) == "IncorrectKeyMaterialException":
 		return r.mismatch("key material IDs")
 	case kmsclient.Code(err) == "ValidationException" || kmsclient.IsUnsupportedOperation(err):
@@ -227,6 +235,14 @@ func (r *run) proveMaterial(ctx context.Context) error {
 	}
 	r.result.KeyMaterialID = id
 	return r.checkInUse(ctx, id)
+}
+
+// notAllowed leaves a proof out that nobody has approved, where nothing but the proof was to be done.
+func notAllowed(err error) error {
+	if errors.Is(err, ErrNotAllowed) {
+		return &noProofError{"the proof is another wrap, and " + ErrNotAllowed.Error() + ": hsmbridge import --renew asks them"}
+	}
+	return err
 }
 
 // checkInUse holds that the proved material is the one that KMS encrypts with: a rotated key has several, and is

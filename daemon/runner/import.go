@@ -104,7 +104,19 @@ func (t *task) mayGenerate(ctx context.Context, im *importer.Importer, token imp
 		return false, err == nil, nil // the import says what it finds
 	}
 	may, err = t.neverImported(ctx, im, token, k)
-	return may, false, err
+	if _, officers := t.Config().ApprovalFor(k); err != nil || !may || !officers {
+		return may, false, err
+	}
+	// Officers approve a key that is there.
+	return false, true, t.generate(ctx, token, k, "generated the key in the token; it is imported when officers have approved it")
+}
+
+// generate makes a key in the token before anything else is done with it.
+func (t *task) generate(ctx context.Context, token importer.Token, k configs.Key, message string) error {
+	if _, err := token.Generate(ctx, k.KeySpec, k.URI.Object, k.URI.ID); err != nil {
+		return fmt.Errorf("generate %s in the token: %w", k.Name, err)
+	}
+	return t.record(ctx, importer.Event{Time: t.Now(), Step: importer.StepGenerate, Key: k.Name, Message: message})
 }
 
 // neverImported says that nobody and nothing knows of an import of the key.
@@ -131,10 +143,7 @@ func (t *task) neverImported(ctx context.Context, im *importer.Importer, token i
 		return true, nil
 	}
 	// The copy has to be made before the import: the key is generated now, and the gate asks for the copy.
-	if _, err := token.Generate(ctx, k.KeySpec, k.URI.Object, k.URI.ID); err != nil {
-		return false, fmt.Errorf("generate %s in the token: %w", k.Name, err)
-	}
-	return false, t.record(ctx, importer.Event{Time: t.Now(), Step: importer.StepGenerate, Key: k.Name, Message: "generated the key in the token; it is imported when the backup token has a copy"})
+	return false, t.generate(ctx, token, k, "generated the key in the token; it is imported when the backup token has a copy")
 }
 
 // row is an importer's result as it is kept.

@@ -51,6 +51,11 @@ func rules() []rule {
 		{class: "token", do: rest, first: 30 * s, most: 5 * m}, // removed, restarting, unreachable
 		{class: "session", do: again, first: 5 * s, most: 5 * m},
 
+		// Officers. Their signatures, a rejection and the end of a request wake the job.
+		{codes: CodeApproval, do: again, first: 6 * h, most: 6 * h, person: true},
+		{codes: codeRequestClosed, do: again, first: s, most: m},
+		{codes: codeRejected, do: stop},
+
 		// The import.
 		{codes: "ExpiredImportTokenException", do: again, first: s, most: m},                                       // parameters are fetched anew
 		{codes: "InvalidImportTokenException", do: again, first: 30 * s, most: 10 * m, tries: 5},                   // a replica of KMS that lags behind
@@ -146,6 +151,7 @@ type Error struct {
 	ErrCode  string
 	ErrClass string
 	Message  string
+	Waits    string // the request for approval that the job waits for
 	Err      error
 }
 
@@ -175,6 +181,10 @@ type verdict struct {
 // judge decides what happens after a failed attempt.
 func (r *Runner) judge(ctx context.Context, j store.Job, err error) verdict {
 	o := store.Outcome{State: store.Waiting, Error: err.Error(), ErrorClass: importer.Class(err), ErrorCode: codeOf(err), Message: err.Error()}
+	var told *Error
+	if errors.As(err, &told) {
+		o.Waits = told.Waits
+	}
 	switch {
 	case errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrCancelled):
 		o.State, o.Error = store.Cancelled, ""

@@ -276,8 +276,10 @@ func unwritten(err error) error {
 
 // importer is an importer that writes its steps into the journal.
 func (t *task) importer(token importer.Token, k configs.Key) *importer.Importer {
+	g := &gated{Token: token}
 	return &importer.Importer{
-		Token: token, Record: t.record, Now: t.Now, Wait: t.Wait,
+		Token: g, Record: t.record, Now: t.Now, Wait: t.Wait,
+		Authorize: func(ctx context.Context, a importer.Act) error { return t.authorize(ctx, g, a) },
 		KMS: func(ctx context.Context, arn string) (importer.KMS, error) {
 			for _, d := range k.Destinations {
 				if d.ARN == arn {

@@ -34,6 +34,7 @@ type Import struct {
 type Outcome struct {
 	State       State     // Done, Failed, Waiting for NotBefore, Queued (handed back), Cancelled
 	NotBefore   time.Time // of Waiting
+	Waits       string    // name of the open request for approval that a waiting job waits for
 	NeedsPerson bool
 	Error       string
 	ErrorClass  string
@@ -62,6 +63,9 @@ func (s *Store) FinishJob(ctx context.Context, l *Lease, j Job, o Outcome, enque
 		if err := tx.release(ctx, l); err != nil {
 			return err
 		}
+		if err := tx.stillWaits(ctx, &o); err != nil {
+			return err
+		}
 		finished := int64(0)
 		if !o.State.Open() {
 			finished = micros(s.now())
@@ -72,6 +76,11 @@ func (s *Store) FinishJob(ctx context.Context, l *Lease, j Job, o Outcome, enque
 		}
 		if err := tx.outcome(ctx, j, o); err != nil {
 			return err
+		}
+		if !o.State.Open() {
+			if err := tx.endRequests(ctx, j.ID, "", "the job is "+string(o.State)); err != nil {
+				return err
+			}
 		}
 		fields := map[string]string{"state": string(o.State)}
 		for name, v := range map[string]string{"error_class": o.ErrorClass, "error_code": o.ErrorCode} {
@@ -90,6 +99,24 @@ func (s *Store) FinishJob(ctx context.Context, l *Lease, j Job, o Outcome, enque
 		}
 		return enqueue(ctx, tx.Tx, []Job{j})
 	})
+}
+
+// stillWaits queues a job again at once that was to wait for a request which was signed or closed in this moment.
+func (tx *Tx) stillWaits(ctx context.Context, o *Outcome) error {
+	if o.State != Waiting || o.Waits == "" {
+		return nil
+	}
+	if err := tx.eventsInOrder(ctx); err != nil { // whoever signs does so too
+		return err
+	}
+	var state RequestState
+	if err := tx.QueryRowContext(ctx, tx.s.rebind("SELECT state FROM requests WHERE name = ?"), o.Waits).Scan(&state); err != nil {
+		return fmt.Errorf("database: %w", err)
+	}
+	if state != RequestOpen {
+		o.State, o.NotBefore = Queued, time.Time{}
+	}
+	return nil
 }
 
 func (tx *Tx) outcome(ctx context.Context, j Job, o Outcome) error {

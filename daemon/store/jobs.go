@@ -39,7 +39,8 @@ func (s State) Open() bool { return s == Queued || s == Running || s == Waiting 
 
 // Options are what a person asked for beyond the configuration.
 type Options struct {
-	Renew bool `json:"renew,omitempty"` // import also what KMS holds with the life asked for
+	Renew bool   `json:"renew,omitempty"` // import also what KMS holds with the life asked for
+	Why   string `json:"why,omitempty"`   // for the officers who are asked to approve it
 }
 
 // Job is something to do for a managed key.
@@ -137,10 +138,17 @@ func (tx *Tx) addJob(ctx context.Context, j *Job) (id int64, isNew bool, err err
 		return 0, false, errors.New("database: a job could neither be made nor found")
 	}
 	if found := list[0]; j.Options.Renew && !found.Options.Renew { // what is asked for now goes further
-		if _, err := tx.exec(ctx, "UPDATE jobs SET options = ? WHERE id = ?", string(options), found.ID); err != nil {
+		if j.Options.Why == "" {
+			j.Options.Why = found.Options.Why
+		}
+		if options, err = json.Marshal(j.Options); err != nil {
+			return 0, false, fmt.Errorf("database: %w", err)
+		}
+		// Whoever asked for more has asked for it, and does not count as one who approves it.
+		if _, err := tx.exec(ctx, "UPDATE jobs SET options = ?, requested_by = ? WHERE id = ?", string(options), j.RequestedBy, found.ID); err != nil {
 			return 0, false, err
 		}
-		list[0].Options = j.Options
+		list[0].Options, list[0].RequestedBy = j.Options, j.RequestedBy
 	}
 	*j = list[0]
 	return j.ID, false, nil
@@ -247,28 +255,32 @@ func (s *Store) Step(ctx context.Context, l *Lease, j Job, e Event) error {
 		if err := tx.hold(ctx, l); err != nil {
 			return err
 		}
-		e.Job, e.Key = j.ID, j.Key
-		if err := tx.event(ctx, e); err != nil {
-			return err
-		}
-		if e.Kind == "outcome" || e.Kind == "import" || e.Kind == "deleted" {
-			return nil // what was done is written down in any case
-		}
-		var state State
-		var revoked int64
-		err := tx.QueryRowContext(ctx, s.rebind("SELECT state, coalesce((SELECT revoked_at FROM keys WHERE name = jobs.key_name), 0) FROM jobs WHERE id = ?"), j.ID).Scan(&state, &revoked)
-		switch {
-		case err != nil:
-			return fmt.Errorf("database: %w", err)
-		case revoked != 0 && (j.Kind == KindImport || j.Kind == KindRotate):
-			return ErrRevoked
-		case state == Cancelled:
-			return ErrCancelled
-		case state != Running:
-			return ErrLeaseLost // it was queued again, because this process seemed to be gone
-		}
-		return nil
+		return tx.step(ctx, j, e)
 	})
+}
+
+func (tx *Tx) step(ctx context.Context, j Job, e Event) error {
+	e.Job, e.Key = j.ID, j.Key
+	if err := tx.event(ctx, e); err != nil {
+		return err
+	}
+	if e.Kind == "outcome" || e.Kind == "import" || e.Kind == "deleted" {
+		return nil // what was done is written down in any case
+	}
+	var state State
+	var revoked int64
+	err := tx.QueryRowContext(ctx, tx.s.rebind("SELECT state, coalesce((SELECT revoked_at FROM keys WHERE name = jobs.key_name), 0) FROM jobs WHERE id = ?"), j.ID).Scan(&state, &revoked)
+	switch {
+	case err != nil:
+		return fmt.Errorf("database: %w", err)
+	case revoked != 0 && (j.Kind == KindImport || j.Kind == KindRotate):
+		return ErrRevoked
+	case state == Cancelled:
+		return ErrCancelled
+	case state != Running:
+		return ErrLeaseLost // it was queued again, because this process seemed to be gone
+	}
+	return nil
 }
 
 // ChooseExpiry keeps the expiry that a job's first attempt chose.
@@ -419,6 +431,9 @@ func (s *Store) Cancel(ctx context.Context, id int64, actor string) (found bool,
 
 func (tx *Tx) cancel(ctx context.Context, j Job, actor, why string) error {
 	if _, err := tx.exec(ctx, "UPDATE jobs SET state = 'cancelled', finished_at = ? WHERE id = ?", micros(tx.s.now()), j.ID); err != nil {
+		return err
+	}
+	if err := tx.endRequests(ctx, j.ID, actor, "the job was cancelled: "+why); err != nil {
 		return err
 	}
 	return tx.event(ctx, Event{Kind: "cancelled", Actor: actor, Key: j.Key, Destination: j.Destination, Job: j.ID, Message: why})

@@ -68,9 +68,25 @@ func (s *Store) Pause(ctx context.Context, key, actor string, resume bool) error
 	})
 }
 
+// useRequest closes the open request by which something is done, if there is one.
+func (tx *Tx) useRequest(ctx context.Context, request, actor string) error {
+	if request == "" {
+		return nil
+	}
+	r, err := tx.openRequest(ctx, request)
+	if err != nil {
+		return err
+	}
+	return tx.endRequest(ctx, &r, RequestUsed, actor, "")
+}
+
 // Revoke marks the key, so that nothing is imported any more, cancels its other jobs and queues the job that deletes the material.
-func (s *Store) Revoke(ctx context.Context, key, actor, reason string, enqueue Enqueue) (j Job, err error) {
+// request is the name of the one by which officers approved it, if they had to.
+func (s *Store) Revoke(ctx context.Context, key, actor, reason, request string, enqueue Enqueue) (j Job, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
+		if err := tx.useRequest(ctx, request, actor); err != nil {
+			return err
+		}
 		if err := tx.setKey(ctx, key, "revoked_at = ?, revoked_by = ?", micros(s.now()), actor); err != nil {
 			return err
 		}
@@ -112,9 +128,12 @@ func (s *Store) Restore(ctx context.Context, key, actor string) error {
 	})
 }
 
-// Waive lets a key be imported although no second token holds a copy.
-func (s *Store) Waive(ctx context.Context, key, actor, reason string) error {
+// Waive lets a key be imported although no second token holds a copy. request is as for [Store.Revoke].
+func (s *Store) Waive(ctx context.Context, key, actor, reason, request string) error {
 	return s.Tx(ctx, func(tx *Tx) error {
+		if err := tx.useRequest(ctx, request, actor); err != nil {
+			return err
+		}
 		if err := tx.setKey(ctx, key, "waived_at = ?, waived_by = ?, waived_reason = ?", micros(s.now()), actor, reason); err != nil {
 			return err
 		}

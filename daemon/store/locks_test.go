@@ -113,7 +113,7 @@ func TestRevoke(t *testing.T) {
 		s, q := one(open), &queue{}
 		running, queued, other := add(t, s, q, Job{Key: "k", Destination: "a", Kind: KindImport}), add(t, s, q, Job{Key: "k", Destination: "b", Kind: KindImport}), add(t, s, q, Job{Key: "other", Destination: "c", Kind: KindImport})
 		l, running := begin(t, s, running)
-		r := must[Job](t)(s.Revoke(t.Context(), "k", "alice", "incident", q.enqueue))
+		r := must[Job](t)(s.Revoke(t.Context(), "k", "alice", "incident", "", q.enqueue))
 		if r.Kind != KindRevoke || q.ids[len(q.ids)-1] != r.ID {
 			t.Errorf("the job is %+v, queued %v", r, q.ids)
 		}

@@ -322,7 +322,7 @@ func TestPauseWaiveAndPark(t *testing.T) {
 	both(t, func(t *testing.T, open func(string, time.Duration) *Store, c *clock) {
 		s := one(open)
 		for _, err := range []error{
-			s.Pause(t.Context(), "k", "alice", false), s.Waive(t.Context(), "k", "bob", "soon"),
+			s.Pause(t.Context(), "k", "alice", false), s.Waive(t.Context(), "k", "bob", "soon", ""),
 			s.Park(t.Context(), Parked{Token: "hsm", Code: "CKR_PIN_INCORRECT", Reason: "wrong"}), s.Park(t.Context(), Parked{Token: "hsm", Code: "CKR_PIN_LOCKED", Reason: "locked"}),
 		} {
 			if err != nil {

@@ -43,6 +43,7 @@ CREATE TABLE requests (
     asked_by    TEXT   NOT NULL,
     created_at  BIGINT NOT NULL,
     valid_until BIGINT NOT NULL,
+    allowed_at  BIGINT NOT NULL DEFAULT 0, -- when something was first done by it
     ended_at    BIGINT NOT NULL DEFAULT 0,
     reason      TEXT   NOT NULL DEFAULT ''
 );

@@ -1,0 +1,496 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hsmbridge/daemon/approval"
+	"hsmbridge/daemon/control"
+	"hsmbridge/daemon/store"
+)
+
+// approvalCommands are those of officers.
+func (a *app) approvalCommands() []*cobra.Command {
+	return []*cobra.Command{a.requestsCommand(), a.showCommand(), a.approveCommand(), a.rejectCommand(), a.standingCommand(), a.withdrawCommand()}
+}
+
+func (a *app) requestsCommand() *cobra.Command {
+	var all bool
+	var key string
+	var limit int
+	c := &cobra.Command{
+		Use: "requests", Short: "What waits for the approval of officers",
+		Long: `List what waits for the approval of officers. hsmbridge show NAME shows one, and what is different from last time; hsmbridge approve NAME
+signs it.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.daemon()
+			if err != nil {
+				return err
+			}
+			list, err := c.Requests(cmd.Context(), key, all, limit)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				for _, r := range list {
+					if err := writeJSON(a.out, r); err != nil {
+						return err
+					}
+				}
+				return nil
+			}
+			if len(list) == 0 {
+				return a.none(cmd.Context(), c, key, "nothing waits for an approval")
+			}
+			rows := make([][]string, 0, len(list))
+			for _, r := range list {
+				when := r.ValidUntil
+				if !r.Ended.IsZero() {
+					when = r.Ended
+				}
+				rows = append(rows, []string{r.Name, r.Purpose, r.Key, string(r.State), signedBy(r), when.UTC().Format("2006-01-02 15:04"), r.AskedBy, dash(r.Destination)})
+			}
+			table(a.out, []string{"REQUEST", "PURPOSE", "KEY", "STATE", "APPROVALS", "UNTIL (UTC)", "ASKED BY", "DESTINATION"}, rows)
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "also those that are closed")
+	c.Flags().StringVar(&key, "key", "", "only those of this key")
+	c.Flags().IntVar(&limit, "limit", 50, "at most so many")
+	return a.jsonFlag(c, "print one JSON object per request, each on a line")
+}
+
+// signedBy tells how many approvals there are, and whose.
+func signedBy(r control.Request) string {
+	if !r.Open() {
+		var who []string
+		for _, s := range r.Signed {
+			who = append(who, s.Officer)
+		}
+		return dash(strings.Join(who, ", "))
+	}
+	s := fmt.Sprintf("%d of %d", r.Decision.Have, r.Decision.Need)
+	if who := r.Decision.People(); len(who) > 0 {
+		s += " (" + strings.Join(who, ", ") + ")"
+	}
+	return s
+}
+
+func (a *app) showCommand() *cobra.Command {
+	var text bool
+	c := &cobra.Command{
+		Use: "show REQUEST", Short: "Show a request for approval: what would be done, and what is different from last time",
+		Long: `Show a request for approval: the text that officers sign, what is different from the last one of its kind that was carried out, and who has
+signed. --text prints the text alone, byte for byte, to be signed anywhere:
+
+  hsmbridge show 7K3M-9QXA-0B2C-D4EF --text > request.txt
+  ssh-keygen -Y sign -n hsmbridge-approval -f ~/.ssh/id_ed25519_sk request.txt
+  hsmbridge approve 7K3M-9QXA-0B2C-D4EF --signature request.txt.sig`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.daemon()
+			if err != nil {
+				return err
+			}
+			r, err := c.Request(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			switch {
+			case text:
+				_, err = io.WriteString(a.out, r.Text)
+				return err
+			case a.json:
+				return writeJSON(a.out, r)
+			}
+			return a.showRequest(r, time.Now())
+		},
+	}
+	c.Flags().BoolVar(&text, "text", false, "print the text to sign, and nothing else")
+	return a.jsonFlag(c, "print JSON")
+}
+
+// showRequest prints a request for a person who sees one twice a year.
+func (a *app) showRequest(r control.Request, now time.Time) error {
+	q, err := approval.Parse([]byte(r.Text))
+	if err != nil {
+		return err
+	}
+	sum := approval.Digest([]byte(r.Text))
+	changed := map[string]approval.Difference{}
+	for _, d := range r.Differences {
+		changed[d.Name] = d
+	}
+	fmt.Fprintf(a.out, "Request %s, %s", q.ID, r.State)
+	if r.Open() {
+		fmt.Fprintf(a.out, ", can be signed for another %s", span(q.ValidUntil.Sub(now)))
+	}
+	fmt.Fprintf(a.out, "\n\n")
+	wrapped(a.out, "  ", "  ", whatItSays(r.Text))
+	fmt.Fprintln(a.out)
+	const indent = "                         "
+	for _, f := range q.Fields() {
+		mark := "  "
+		if _, ok := changed[f.Name]; ok {
+			mark = "* "
+		}
+		wrapped(a.out, fmt.Sprintf("%s%-22s ", mark, f.Name), indent, f.Value)
+	}
+	fmt.Fprintln(a.out)
+	a.showDifferences(r)
+	wrapped(a.out, "SHA-256 of the text: ", "  ", fmt.Sprintf("%s (%x)", approval.Short(sum), sum))
+	a.showSignatures(r)
+	if r.Open() && !r.Decision.Approved {
+		fmt.Fprintf(a.out, "\nTo sign it:      hsmbridge approve %s\nTo say no:       hsmbridge reject %s --reason '...'\nTo sign it on another machine: hsmbridge help show\n", q.ID, q.ID)
+	}
+	return nil
+}
+
+// whatItSays is the sentence of the text.
+func whatItSays(text string) string {
+	parts := strings.SplitN(text, "\n\n", 3)
+	if len(parts) < 2 {
+		return ""
+	}
+	return parts[1]
+}
+
+func (a *app) showDifferences(r control.Request) {
+	switch {
+	case r.Before == "":
+		wrapped(a.out, "", "", "Nothing like it was carried out for this key and destination before: there is nothing to compare it with. Read every line.")
+	case len(r.Differences) == 0:
+		wrapped(a.out, "", "", fmt.Sprintf("It is the same as the last one (%s, %s), but for names, times and the plan's digest.", r.Before, r.BeforeAt.UTC().Format(time.DateOnly)))
+	default:
+		fmt.Fprintf(a.out, "DIFFERENT from the last one (%s, %s):\n", r.Before, r.BeforeAt.UTC().Format(time.DateOnly))
+		for _, d := range r.Differences {
+			wrapped(a.out, fmt.Sprintf("* %-22s ", d.Name), "                         ", "was "+nothing(d.Before))
+			wrapped(a.out, "                         ", "                         ", "now "+nothing(d.Now))
+		}
+	}
+	fmt.Fprintln(a.out)
+}
+
+func nothing(s string) string {
+	if s == "" {
+		return "nothing"
+	}
+	return s
+}
+
+func (a *app) showSignatures(r control.Request) {
+	for i, v := range r.Decision.Verdicts {
+		line := v.Officer
+		if line == "" {
+			line = v.Key
+		}
+		if i < len(r.Signed) {
+			line += ", " + r.Signed[i].At.UTC().Format(time.RFC3339)
+		}
+		if v.Hardware {
+			line += ", hardware key"
+		}
+		if v.Verified {
+			line += " with PIN or fingerprint"
+		}
+		if !v.Counts {
+			line += ": DOES NOT COUNT: " + v.Message
+		}
+		wrapped(a.out, "signed by ", "  ", line)
+	}
+	if !r.Open() {
+		if r.Reason != "" {
+			wrapped(a.out, string(r.State)+": ", "  ", r.Reason)
+		}
+		return
+	}
+	if r.Decision.Approved {
+		fmt.Fprintf(a.out, "approved: %d of %d\n", r.Decision.Have, r.Decision.Need)
+	} else if r.Decision.Message != "" {
+		wrapped(a.out, "not approved: ", "  ", r.Decision.Message)
+	}
+}
+
+func (a *app) approveCommand() *cobra.Command {
+	var key, signature, file string
+	var assumeYes bool
+	c := &cobra.Command{
+		Use: "approve REQUEST...", Short: "Sign requests for approval with your SSH key",
+		Long: `Read a request for approval, sign its text with your SSH key, and hand the signature in.
+
+The key is the one in ssh-agent that belongs to an officer, so that smartcards and security keys work; --key FILE signs with ssh-keygen and
+that key file. --signature FILE hands in what ssh-keygen -Y sign -n hsmbridge-approval wrote somewhere else. --file REQUEST.txt asks no
+daemon: it signs the text in the file and writes REQUEST.txt.sig beside it.
+
+Type the first four characters of the request's name to confirm that you have read it. The daemon checks the signature now and again
+immediately before anything is done.`,
+		Example: "  hsmbridge approve 7K3M-9QXA-0B2C-D4EF\n  hsmbridge approve --file request.txt --key ~/.ssh/id_ed25519_sk",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if file != "" {
+				if len(args) > 0 || signature != "" {
+					return usageError(errors.New("--file takes the text from a file: name no request beside it"))
+				}
+				return a.approveFile(cmd.Context(), file, key, assumeYes)
+			}
+			if len(args) == 0 {
+				return usageError(errors.New("name a request (hsmbridge requests lists them)"))
+			}
+			if signature != "" && len(args) > 1 {
+				return usageError(errors.New("a signature is over one request: name one"))
+			}
+			c, err := a.daemon()
+			if err != nil {
+				return err
+			}
+			for _, name := range args {
+				if err := a.approve(cmd.Context(), c, name, key, signature, assumeYes); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&key, "key", "", "sign with ssh-keygen and this key `file`; a public key file if the private key is in ssh-agent")
+	f.StringVar(&signature, "signature", "", "hand in the signature in this `file`")
+	f.StringVar(&file, "file", "", "sign the request in this `file`, without the daemon")
+	f.BoolVar(&assumeYes, "yes", false, "do not ask; for scripts")
+	return c
+}
+
+func (a *app) approve(ctx context.Context, c *control.Client, name, key, signature string, assumeYes bool) error {
+	r, err := c.Request(ctx, name)
+	if err != nil {
+		return err
+	}
+	var signed []byte
+	if signature != "" {
+		if signed, err = readSmall(signature); err != nil {
+			return err
+		}
+	} else {
+		if !r.Open() {
+			return &exitError{exitRefused, fmt.Errorf("request %s is %s: there is nothing to sign", r.Name, r.State)}
+		}
+		if err := a.showRequest(r, time.Now()); err != nil {
+			return err
+		}
+		if err := a.confirm(r.Name, assumeYes); err != nil {
+			return err
+		}
+		s := signer{keyFile: key}
+		for _, o := range r.Officers {
+			s.known = append(s.known, o.Keys...)
+		}
+		if signed, err = s.sign(ctx, approval.Namespace, []byte(r.Text)); err != nil {
+			return err
+		}
+	}
+	if r, err = c.Approve(ctx, r.Name, signed); err != nil {
+		return err
+	}
+	switch r.State {
+	case store.RequestApproved, store.RequestUsed:
+		fmt.Fprintf(a.out, "%s: approved (%s); it is carried out now\n", r.Name, signedBy(r))
+		if r.Purpose == string(approval.Standing) {
+			fmt.Fprintf(a.out, "%s: renewals need no further approval until %s\n", r.Name, r.ValidUntil.UTC().Format(time.DateOnly))
+		}
+	default:
+		fmt.Fprintf(a.out, "%s: your approval was taken: %s\n", r.Name, r.Decision.Message)
+	}
+	return nil
+}
+
+// confirm lets a person type the beginning of the request's name.
+func (a *app) confirm(name string, assumeYes bool) error {
+	if assumeYes {
+		return nil
+	}
+	if !isTerminal(os.Stdin) {
+		return usageError(errors.New("there is no terminal to ask on; give --yes to sign without being asked"))
+	}
+	want, _, _ := strings.Cut(name, "-")
+	got, err := a.ask(fmt.Sprintf("\nType %s to sign, anything else to leave it: ", want))
+	if err != nil {
+		return err
+	}
+	if !strings.EqualFold(got, want) {
+		return &exitError{exitRefused, fmt.Errorf("%q is not %q: nothing was signed", got, want)}
+	}
+	return nil
+}
+
+// readSmall reads a file that a person hands over.
+func readSmall(name string) ([]byte, error) {
+	const most = 128 << 10
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, usageError(err)
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	b, err := io.ReadAll(io.LimitReader(f, most+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	case len(b) > most:
+		return nil, usageError(fmt.Errorf("%s is longer than a request or a signature can be", name))
+	}
+	return b, nil
+}
+
+// approveFile signs the text in a file, away from the daemon.
+func (a *app) approveFile(ctx context.Context, file, key string, assumeYes bool) error {
+	text, err := readSmall(file)
+	if err != nil {
+		return err
+	}
+	q, err := approval.Parse(text)
+	if err != nil {
+		return &exitError{exitRefused, fmt.Errorf("%s: %w", file, err)}
+	}
+	r := control.Request{Request: store.Request{Name: q.ID, Text: string(text), State: store.RequestOpen, ValidUntil: q.ValidUntil}}
+	r.Decision.Message = "whether it is enough is decided where it is carried out"
+	if err := a.showRequest(r, time.Now()); err != nil {
+		return err
+	}
+	if !time.Now().Before(q.ValidUntil) {
+		return &exitError{exitRefused, fmt.Errorf("the request was valid until %s: ask again; nothing was signed", q.ValidUntil.Format(time.RFC3339))}
+	}
+	if err := a.confirm(q.ID, assumeYes); err != nil {
+		return err
+	}
+	signed, err := signer{keyFile: key}.sign(ctx, approval.Namespace, text)
+	if err != nil {
+		return err
+	}
+	out := file + ".sig"
+	f, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // a signature is public
+	if err != nil {
+		return &exitError{exitRefused, fmt.Errorf("the signature was not kept: %w; move the file away, and sign again", err)}
+	}
+	if _, err = f.Write(signed); err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("the signature was not kept: %w", err)
+	}
+	fmt.Fprintf(a.out, "signed; hand in %s: hsmbridge approve %s --signature %s\n", out, q.ID, out)
+	return nil
+}
+
+func (a *app) rejectCommand() *cobra.Command {
+	var key, signature, reason string
+	c := &cobra.Command{
+		Use: "reject REQUEST", Short: "Say no to a request for approval, signed with your SSH key",
+		Long: `Say no to a request for approval, signed with your SSH key in the namespace hsmbridge-rejection. What it asked for fails and waits for a
+person: hsmbridge retry asks officers anew.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if reason == "" {
+				return usageError(errors.New("--reason is missing: it goes into the record"))
+			}
+			c, err := a.daemon()
+			if err != nil {
+				return err
+			}
+			r, err := c.Request(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			text, err := approval.RejectionText([]byte(r.Text), reason)
+			if err != nil {
+				return err
+			}
+			var signed []byte
+			if signature != "" {
+				signed, err = readSmall(signature)
+			} else {
+				s := signer{keyFile: key}
+				for _, o := range r.Officers {
+					s.known = append(s.known, o.Keys...)
+				}
+				signed, err = s.sign(cmd.Context(), approval.RejectionNamespace, text)
+			}
+			if err != nil {
+				return err
+			}
+			if r, err = c.Reject(cmd.Context(), r.Name, reason, bytes.TrimSpace(signed)); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.out, "%s: %s %s\n", r.Name, r.State, r.Reason)
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&key, "key", "", "sign with ssh-keygen and this key `file`; a public key file if the private key is in ssh-agent")
+	f.StringVar(&signature, "signature", "", "hand in the signature in this `file`")
+	f.StringVar(&reason, "reason", "", "why, for the record")
+	return c
+}
+
+func (a *app) standingCommand() *cobra.Command {
+	var length, why string
+	c := &cobra.Command{
+		Use: "standing NAME", Short: "Ask officers to approve renewals of the same key material in advance",
+		Long: `Ask officers to approve, once and until a date, that the key material which KMS holds now is imported again whenever it is due: renewals, drills,
+and restores of the same material. Everything else, and any other material, way or destination, needs an approval of its own. The configuration
+says how long it may be (approval.standing).`,
+		Example: "  hsmbridge standing payments --for 90d --why 'monthly renewals'",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if length == "" || why == "" {
+				return usageError(errors.New("--for and --why are needed: officers read both"))
+			}
+			c, err := a.daemon()
+			if err != nil {
+				return err
+			}
+			list, err := c.Standing(cmd.Context(), args[0], control.StandingRequest{For: length, Why: why})
+			if err != nil {
+				return err
+			}
+			for _, r := range list {
+				if a.json {
+					if err := writeJSON(a.out, r); err != nil {
+						return err
+					}
+					continue
+				}
+				fmt.Fprintf(a.out, "%s: officers were asked about %s until %s; hsmbridge show %s\n", r.Name, r.Destination, r.ValidUntil.UTC().Format(time.DateOnly), r.Name)
+			}
+			return &exitError{exitApproval, errShown}
+		},
+	}
+	c.Flags().StringVar(&length, "for", "", "how long, such as 90d")
+	c.Flags().StringVar(&why, "why", "", "what the officers read")
+	return a.jsonFlag(c, "print one JSON object per request, each on a line")
+}
+
+func (a *app) withdrawCommand() *cobra.Command {
+	var reason string
+	c := &cobra.Command{
+		Use: "withdraw REQUEST...", Short: "Take requests for approval back that no job waits for",
+		Long: "Take requests for approval back: of revocations, waivers, and standing approvals, which end with that. What a job waits for ends with the job (hsmbridge jobs cancel).",
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if reason == "" {
+				return usageError(errors.New("--reason is missing: it goes into the record"))
+			}
+			return a.each(args, "withdrawn", func(c *control.Client, n string) error {
+				_, err := c.Withdraw(cmd.Context(), n, reason)
+				return err
+			})
+		},
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	return c
+}

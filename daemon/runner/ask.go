@@ -1,0 +1,108 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon/approval"
+	"hsmbridge/daemon/importer"
+	"hsmbridge/daemon/store"
+)
+
+// Ask asks officers about something that is done with a key as a whole: [approval.Revoke] or [approval.Waive].
+func (r *Runner) Ask(ctx context.Context, purpose approval.Purpose, actor string, k configs.Key, validFor time.Duration, why string) (store.Request, error) {
+	want := approval.Request{
+		Purpose: purpose, AskedBy: approval.OneLine(actor), Why: approval.OneLine(why), Key: k.Name, KeySpec: string(k.KeySpec), Object: k.URI.String(),
+		Destination: destinations(k),
+	}
+	q, err := r.newRequest(want, validFor, 0)
+	if err != nil {
+		return q, err
+	}
+	return q, r.Store.AddRequest(ctx, nil, q, fmt.Sprintf("officers are asked to approve: %s %s", purpose, k.Name))
+}
+
+// destinations names all KMS keys of a key, as far as they fit into a line.
+func destinations(k configs.Key) string {
+	var all []string
+	for _, d := range k.Destinations {
+		all = append(all, d.ARN)
+	}
+	const most = 600
+	s := strings.Join(all, ", ")
+	if len(s) > most {
+		return fmt.Sprintf("all %d KMS keys, the first is %s", len(all), all[0])
+	}
+	return s
+}
+
+// AskStanding asks officers to approve, in advance and until then, that the material which KMS holds is imported again.
+func (r *Runner) AskStanding(ctx context.Context, actor, key string, validFor time.Duration, why string) ([]store.Request, error) {
+	c := r.Config()
+	k, ok := c.Key(key)
+	if !ok {
+		return nil, &Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: "the configuration has no key " + key}
+	}
+	token, err := r.Tokens.Get(ctx, k.Token)
+	if err != nil {
+		return nil, err
+	}
+	known, err := r.Store.Materials(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	t := &task{Runner: r, job: store.Job{Key: key}}
+	im := t.importer(token, k)
+	var out []store.Request
+	for _, d := range k.Destinations {
+		base := t.request(c, k, d)
+		seen, err := im.Observe(ctx, base)
+		if err != nil {
+			return nil, err
+		}
+		wanted, unknown := t.generations(k, d, known, seen)
+		if unknown != nil {
+			return nil, unknown
+		}
+		for _, g := range wanted {
+			req := base
+			req.Object, req.KeyMaterialID, req.CheckValue, req.Pending, req.Renew = g.uri, g.id, g.CheckValue, g.pending, true
+			p, err := im.Plan(ctx, req)
+			if err != nil {
+				return nil, err
+			}
+			object, err := token.Find(ctx, g.uri)
+			if err != nil {
+				return nil, err
+			}
+			a := importer.Act{Plan: p, Key: object}
+			want, err := t.wanted(ctx, token, c, k, a)
+			if err != nil {
+				return nil, err
+			}
+			if !standing(&want, a) {
+				return nil, &Error{ErrCode: "NoStanding", ErrClass: "caller", Message: fmt.Sprintf(
+					"no standing approval can be asked for: %s does not hold material of %s that its ID or public key tells; import it first", d.ARN, key)}
+			}
+			want.Purpose, want.AskedBy, want.Why = approval.Standing, approval.OneLine(actor), approval.OneLine(why)
+			q, err := r.newRequest(want, validFor, 0)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, q)
+		}
+	}
+	if len(out) == 0 {
+		return nil, errors.New("the key has no destination")
+	}
+	for _, q := range out {
+		if err := r.Store.AddRequest(ctx, nil, q, fmt.Sprintf("officers are asked to approve renewals of %s for %s until %s", key, q.Destination, q.ValidUntil.Format(time.DateOnly))); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}

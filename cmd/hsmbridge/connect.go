@@ -179,7 +179,7 @@ func (c *connections) needsDaemon(k configs.Key, destination string) error {
 	}
 	return &importer.RefusedError{
 		Key: k.Name, Destination: destination, Reason: "officers have to approve it (approval:), and only the daemon asks them",
-		Fix: "start the daemon (hsmbridge serve) and run the command without --direct",
+		Fix: "start the daemon (hsmbridge serve), which does; --direct is not for such keys",
 	}
 }
 

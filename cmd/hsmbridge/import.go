@@ -194,6 +194,9 @@ func (a *app) printResults(results []importer.Result) {
 		if r.Error != "" {
 			for i, line := range strings.Split(r.Error, "\n") {
 				first := "  error        "
+				if r.Result == importer.Waits {
+					first = "  waits        "
+				}
 				if i > 0 {
 					first = indent
 				}

@@ -29,6 +29,9 @@ const (
 	StepOutcome    Step = "outcome"
 )
 
+// ClassApproval is the class of the error that officers have to approve it first; see [Class].
+const ClassApproval = "approval"
+
 // Event is one step's result, recorded before the next step begins. It never holds key material, a wrapped
 // key or an import token.
 type Event struct {
@@ -68,6 +71,7 @@ const (
 	Restored   Outcome = "restored"   // KMS took material back that had expired or was deleted
 	Reimported Outcome = "reimported" // KMS took the same material again, with a new expiry
 	Unchanged  Outcome = "unchanged"  // KMS already held it with the life asked for
+	Waits      Outcome = "waits"      // officers were asked; nothing was wrapped yet
 	Failed     Outcome = "failed"
 )
 
@@ -90,7 +94,7 @@ type Result struct {
 	PlanDigest        string                   `json:"plan_digest,omitempty"`
 	RequestIDs        []string                 `json:"request_ids,omitempty"` // of ImportKeyMaterial, to find the CloudTrail entries
 	Error             string                   `json:"error,omitempty"`
-	ErrorClass        string                   `json:"error_class,omitempty"` // caller, session, token, library or kms
+	ErrorClass        string                   `json:"error_class,omitempty"` // caller, session, token, library, kms or approval
 
 	expires time.Time
 }
@@ -148,6 +152,9 @@ func (r *run) finish(ctx context.Context, err error) Result {
 	message := string(r.result.Result)
 	if err != nil {
 		r.result.Error, r.result.ErrorClass = err.Error(), Class(err)
+		if r.result.Result == Failed && r.result.ErrorClass == ClassApproval {
+			r.result.Result = Waits
+		}
 		if errors.Is(err, ErrNotSameKey) {
 			r.result.Result = Failed // whatever KMS took, it is not this key
 		}

@@ -28,9 +28,6 @@ const (
 	codeRequestClosed = "RequestClosed"
 )
 
-// ClassApproval is the class of what waits for officers.
-const ClassApproval = "approval"
-
 // StepAllowed is recorded immediately before a wrap that officers approved.
 const StepAllowed importer.Step = "allowed"
 
@@ -128,7 +125,7 @@ func (t *task) authorize(ctx context.Context, g *gated, a importer.Act) error {
 		}
 	}
 	e := &Error{
-		ErrCode: CodeApproval, ErrClass: ClassApproval,
+		ErrCode: CodeApproval, ErrClass: importer.ClassApproval,
 		Message: fmt.Sprintf("%s waits for officers: %s; they run hsmbridge show %s and hsmbridge approve %s; valid until %s",
 			k.Name, so.Message, waits.Name, waits.Name, waits.ValidUntil.Format(time.RFC3339)),
 	}
@@ -216,6 +213,8 @@ func (t *task) why() string {
 		return approval.OneLine(t.job.Options.Why)
 	}
 	switch schedule.Reason(t.job.Reason) {
+	case schedule.First:
+		return "the first import"
 	case schedule.Renew:
 		return "the material in KMS expires soon"
 	case schedule.Drill:

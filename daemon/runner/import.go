@@ -126,7 +126,7 @@ func (t *task) neverImported(ctx context.Context, im *importer.Importer, token i
 		return false, err
 	}
 	for _, i := range done {
-		if i.Result != string(importer.Failed) {
+		if i.Result != string(importer.Failed) && i.Result != string(importer.Waits) {
 			return false, nil
 		}
 	}

@@ -1,8 +1,10 @@
 package hsm
 
 import (
+	"bytes"
 	"context"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -129,11 +131,20 @@ func hmacMechanism(spec wrapping.KeySpec) uint {
 func (t *Token) Sign(ctx context.Context, key wrapping.Key, message []byte) ([]byte, error) {
 	switch key.KeySpec.Kind() {
 	case wrapping.KindRSA:
-		return t.sign(ctx, key, pkcs11.CKM_SHA256_RSA_PKCS, message)
+		sig, err := t.sign(ctx, key, pkcs11.CKM_SHA256_RSA_PKCS, message)
+		if isCode(err, pkcs11.CKR_MECHANISM_INVALID) { // openCryptoki's soft token
+			sum := sha256.Sum256(message)
+			return t.sign(ctx, key, pkcs11.CKM_RSA_PKCS, append(bytes.Clone(digestInfoSHA256), sum[:]...))
+		}
+		return sig, err
 	case wrapping.KindEd25519:
 		return t.sign(ctx, key, ckmEdDSA, message)
 	case wrapping.KindEC:
 		raw, err := t.sign(ctx, key, pkcs11.CKM_ECDSA_SHA256, message)
+		if isCode(err, pkcs11.CKR_MECHANISM_INVALID) { // SoftHSM 2.6.1 signs digests only
+			sum := sha256.Sum256(message)
+			raw, err = t.sign(ctx, key, pkcs11.CKM_ECDSA, sum[:])
+		}
 		if err != nil || len(raw)%2 != 0 {
 			return nil, errors.Join(err, badLength(raw))
 		}
@@ -143,6 +154,9 @@ func (t *Token) Sign(ctx context.Context, key wrapping.Key, message []byte) ([]b
 	}
 	return nil, &Error{Op: "C_Sign", ErrClass: ClassCaller, Cause: fmt.Sprintf("%q is a %s key, which does not sign", key.Label, key.KeySpec)}
 }
+
+// digestInfoSHA256 comes before a SHA-256 in the DigestInfo that PKCS #1 v1.5 signs. Source: RFC 8017, section 9.2, note 1.
+var digestInfoSHA256 = []byte{0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20} //nolint:gochecknoglobals // a constant
 
 func badLength(raw []byte) error {
 	if len(raw)%2 == 0 {

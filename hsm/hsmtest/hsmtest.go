@@ -77,6 +77,7 @@ func Run(t *testing.T, fresh func(tb testing.TB, label string) token.Token, want
 	t.Run("open", func(t *testing.T) { testOpen(t, tok) })
 	t.Run("probe", func(t *testing.T) { testProbe(t, tok, want) })
 	t.Run("generate and wrap", func(t *testing.T) { testGenerateAndWrap(t, tok, want) })
+	t.Run("signing", func(t *testing.T) { testSigning(t, fresh(t, "signing")) })
 	t.Run("find", func(t *testing.T) { testFind(t, tok) })
 	t.Run("keys that must not leave", func(t *testing.T) { testMustNotLeave(t, tok, want) })
 	t.Run("many at once", func(t *testing.T) { testConcurrent(t, tok, want) })

@@ -61,6 +61,7 @@ type Daemon struct {
 	clients *clients
 	metrics *metrics.Metrics
 	calls   *calls
+	auditor *auditor
 
 	config atomic.Pointer[configs.Config]
 	keys   atomic.Pointer[[]schedule.Key]
@@ -122,6 +123,10 @@ func (d *Daemon) wire(ctx context.Context) error {
 	if err := d.tokens.load(ctx); err != nil {
 		return err
 	}
+	d.auditor = &auditor{store: d.store, tokens: d.tokens, config: d.config.Load, log: d.log, now: d.now, stdout: func(line []byte) error {
+		_, err := os.Stdout.Write(append(line, '\n'))
+		return err //nolint:wrapcheck // it names what failed
+	}}
 	d.runner = &runner.Runner{
 		Store: d.store, Config: d.config.Load, Tokens: d.tokens, KMS: d.clients.client, Observer: observer{d}, Log: d.log, Now: d.now, Wait: d.o.Wait,
 		AfterStep: d.o.AfterStep,
@@ -177,6 +182,11 @@ func (d *Daemon) Start(ctx context.Context) (stop func() error, err error) {
 	if err := d.queue.Recover(ctx); err != nil {
 		return nil, err
 	}
+	// Nothing begins that is not in the log.
+	start := store.Event{Kind: "start", Message: "started, version " + d.o.Version, Fields: configuration(d.config.Load(), d.o.Version)}
+	if err := d.store.AddEvent(ctx, start); err != nil {
+		return nil, err
+	}
 	own, err := d.store.Reclaim(ctx, true, d.queue.Enqueue)
 	if err != nil {
 		return nil, err
@@ -191,11 +201,9 @@ func (d *Daemon) Start(ctx context.Context) (stop func() error, err error) {
 	var wg sync.WaitGroup
 	if !d.o.Manual {
 		wg.Go(func() { d.loop(loops) })
+		wg.Go(func() { d.auditor.run(loops) })
 	}
 	wg.Go(func() { d.watchdog(loops) })
-	if err := d.store.AddEvent(ctx, store.Event{Kind: "start", Message: "started, version " + d.o.Version}); err != nil {
-		d.log.Warn("the start could not be written down", zap.Error(err))
-	}
 	d.ready.Store(true)
 	d.notify("READY=1\nSTATUS=running")
 	go debug.FreeOSMemory() // what loading left behind
@@ -219,6 +227,9 @@ func (d *Daemon) Start(ctx context.Context) (stop func() error, err error) {
 		}
 		if err := d.store.AddEvent(end, store.Event{Kind: "stop", Message: "ended"}); err != nil {
 			d.log.Warn("the end could not be written down", zap.Error(err))
+		}
+		if !d.o.Manual {
+			d.auditor.last(end)
 		}
 		errs = append(errs, d.tokens.close(), d.store.Close())
 		return errors.Join(errs...)
@@ -374,6 +385,13 @@ func (d *Daemon) reload(ctx context.Context, actor string) error {
 			return err
 		}
 	}
+	message := fmt.Sprintf("the configuration was read again: %d keys, %d tokens", len(c.Keys), len(c.Tokens))
+	if old.Policies() != c.Policies() {
+		message += "; who has to approve what has changed"
+	}
+	if err := d.store.AddEvent(ctx, store.Event{Kind: "reload", Actor: actor, Message: message, Fields: configuration(c, d.o.Version)}); err != nil {
+		return err // it does not count before it is in the log
+	}
 	d.config.Store(c)
 	d.keys.Store(&keys)
 	d.clients.forget()
@@ -382,9 +400,6 @@ func (d *Daemon) reload(ctx context.Context, actor string) error {
 		return err
 	}
 	d.log.Info("the configuration was read again", zap.Int("keys", len(c.Keys)), zap.Int("tokens", len(c.Tokens)))
-	if err := d.store.AddEvent(ctx, store.Event{Kind: "reload", Actor: actor, Message: fmt.Sprintf("the configuration was read again: %d keys, %d tokens", len(c.Keys), len(c.Tokens))}); err != nil {
-		return err
-	}
 	d.nudge()
 	return nil
 }

@@ -122,6 +122,29 @@ func (d *Daemon) snapshot(ctx context.Context) (metrics.Snapshot, error) {
 			s.Destinations = append(s.Destinations, m)
 		}
 	}
+	a, err := d.auditor.state(ctx)
+	if err != nil {
+		return s, err
+	}
+	s.Audit = metrics.Audit{Records: float64(a.Records), Unsigned: math.NaN(), CheckpointAge: math.NaN(), Behind: map[string]float64{}}
+	if a.Signs {
+		s.Audit.Unsigned = float64(a.Records - a.Signed)
+	}
+	if !a.SignedAt.IsZero() {
+		s.Audit.CheckpointAge = now.Sub(a.SignedAt).Seconds()
+	}
+	for _, x := range a.Exports {
+		s.Audit.Behind[x.To] = float64(x.Behind)
+	}
+	asked, err := d.store.Requests(ctx, store.RequestFilter{Open: true})
+	if err != nil {
+		return s, err
+	}
+	for _, r := range asked {
+		if r.State == store.RequestOpen {
+			s.Requests++
+		}
+	}
 	for _, t := range d.tokenStates() {
 		s.Tokens = append(s.Tokens, metrics.Token{Name: t.Name, Up: t.State != "resting" && t.State != "parked", Parked: t.State == "parked", TriesLow: t.PINTriesLow, Sessions: t.Busy})
 	}

@@ -59,6 +59,18 @@ func (d *Daemon) Status(ctx context.Context) (control.Status, error) {
 		return s, err
 	}
 	s.Jobs = jobs
+	if s.Audit, err = d.auditor.state(ctx); err != nil {
+		return s, err
+	}
+	asked, err := d.store.Requests(ctx, store.RequestFilter{Open: true})
+	if err != nil {
+		return s, err
+	}
+	for _, r := range asked {
+		if r.State == store.RequestOpen {
+			s.Requests++
+		}
+	}
 	open, err := d.store.Jobs(ctx, store.JobFilter{Open: true, Limit: 500})
 	if err != nil {
 		return s, err

@@ -20,7 +20,7 @@ import (
 
 // Token is an open token. [hsmbridge/hsm.Token] has these methods.
 type Token interface {
-	importer.Token
+	signingToken
 	Warnings() []string
 	PINTriesLow() bool
 	Close() error

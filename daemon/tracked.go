@@ -83,6 +83,18 @@ func (t *tracked) Wrap(ctx context.Context, key wrapping.Key, pub *rsa.PublicKey
 	return t.Token.Wrap(ctx, key, pub, plan)
 }
 
+// GenerateSigning makes a signing key.
+func (t *tracked) GenerateSigning(ctx context.Context, label string, id []byte) (wrapping.Key, error) {
+	defer t.exclusive("generate a signing key")()
+	return t.Token.GenerateSigning(ctx, label, id)
+}
+
+// SignVerified signs.
+func (t *tracked) SignVerified(ctx context.Context, key wrapping.Key, public, message []byte) ([]byte, error) {
+	defer t.call("sign")()
+	return t.Token.SignVerified(ctx, key, public, message)
+}
+
 // PublicKey reads a public key.
 func (t *tracked) PublicKey(ctx context.Context, key wrapping.Key) ([]byte, error) {
 	defer t.call("public key")()

@@ -53,6 +53,7 @@ func (a *app) printStatus(s control.Status) {
 	n := s.Counts
 	fmt.Fprintf(a.out, "keys: %d, revoked: %d, paused: %d; destinations: %d, material there: %d, missing: %d; jobs running: %d, queued: %d, waiting: %d\n",
 		n.Keys, n.Revoked, n.Paused, n.Destinations, n.Ready, n.Missing, s.Jobs["running"], s.Jobs["queued"], s.Jobs["waiting"])
+	a.printAudit(s)
 	if s.Reload != "" {
 		wrapped(a.out, "! ", "  ", "the last reload was refused, the configuration before it is in use: "+firstLine(s.Reload))
 	}
@@ -111,6 +112,32 @@ func (a *app) printStatus(s control.Status) {
 			rows = append(rows, []string{e.Key, e.ValidTo.UTC().Format("2006-01-02 15:04"), "in " + span(e.ValidTo.Sub(s.Now)), "in " + span(e.Renewal.Sub(s.Now)), e.Destination})
 		}
 		table(a.out, []string{"EXPIRES NEXT", "AT (UTC)", "", "RENEWAL", "DESTINATION"}, rows)
+	}
+}
+
+// printAudit tells of the audit log and of what officers are asked for.
+func (a *app) printAudit(s control.Status) {
+	log := s.Audit
+	line := fmt.Sprintf("audit log: %d records", log.Records)
+	switch {
+	case !log.Signs:
+		line += ", not signed (audit.token)"
+	case log.SignedAt.IsZero():
+		line += ", not signed yet"
+	default:
+		line += fmt.Sprintf(", signed up to %d %s ago", log.Signed, span(s.Now.Sub(log.SignedAt)))
+	}
+	if s.Requests > 0 {
+		line += fmt.Sprintf("; requests for approval: %d (hsmbridge requests)", s.Requests)
+	}
+	fmt.Fprintln(a.out, line)
+	if log.Problem != "" {
+		wrapped(a.out, "! ", "  ", "the audit log could not be signed: "+firstLine(log.Problem))
+	}
+	for _, x := range log.Exports {
+		if x.Problem != "" {
+			wrapped(a.out, "! ", "  ", fmt.Sprintf("the audit log could not be copied to %s, %d records are not there: %s", x.To, x.Behind, firstLine(x.Problem)))
+		}
 	}
 }
 

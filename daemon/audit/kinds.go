@@ -213,6 +213,15 @@ func kinds() map[Kind]func() any {
 
 func of[T any]() any { return new(T) }
 
+// FieldNames are the names of a kind's fields, in their order; none of a kind that is not known.
+func FieldNames(k Kind) []string {
+	zero, ok := kinds()[k]
+	if !ok {
+		return nil
+	}
+	return fieldNames(zero())
+}
+
 func fieldNames(v any) []string {
 	t := reflect.TypeOf(v).Elem()
 	var out []string

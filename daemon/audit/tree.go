@@ -34,30 +34,28 @@ func Root(size int64, read Reader) (Hash, error) {
 	return h, nil
 }
 
-// growing is a tree of which only the right edge is kept: enough to give the root at each size.
+// growing is a tree with all its hashes, 64 bytes for each record: it gives the root at its own and at every smaller size, because
+// checkpoints may stand behind later records.
 type growing struct {
-	size  int64
-	edge  []Hash  // roots of the perfect subtrees, the largest first
-	sizes []int64 // of them
+	size   int64
+	stored []Hash
+}
+
+func (g *growing) read(indexes []int64) ([]Hash, error) {
+	out := make([]Hash, len(indexes))
+	for i, n := range indexes {
+		out[i] = g.stored[n]
+	}
+	return out, nil
 }
 
 func (g *growing) add(leaf Hash) {
 	g.size++
-	g.edge, g.sizes = append(g.edge, leaf), append(g.sizes, 1)
-	for n := len(g.edge); n > 1 && g.sizes[n-1] == g.sizes[n-2]; n = len(g.edge) {
-		g.edge = append(g.edge[:n-2], tlog.NodeHash(g.edge[n-2], g.edge[n-1]))
-		g.sizes = append(g.sizes[:n-2], g.sizes[n-2]*2)
-	}
+	_, hashes, _ := Append(g.size, leaf, g.read) // what it reads is there
+	g.stored = append(g.stored, hashes...)
 }
 
-func (g *growing) root() Hash {
-	if len(g.edge) == 0 {
-		h, _ := tlog.TreeHash(0, nil) // of no record, which needs no reader
-		return h
-	}
-	h := g.edge[len(g.edge)-1]
-	for i := len(g.edge) - 2; i >= 0; i-- {
-		h = tlog.NodeHash(g.edge[i], h)
-	}
+func (g *growing) root(size int64) Hash {
+	h, _ := Root(size, g.read) // the same
 	return h
 }

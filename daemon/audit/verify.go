@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 )
 
@@ -127,7 +128,7 @@ func (v *verifier) record(l Line) error {
 		}
 		v.broken = true
 	case l.N < v.next:
-		v.problem(l.N, l.N, Reordered, "record %d stands in the place of record %d", l.N, v.next)
+		v.moved(l.N)
 		return nil
 	}
 	v.next = l.N + 1
@@ -151,10 +152,19 @@ func (v *verifier) record(l Line) error {
 	return nil
 }
 
+// moved says that a record stands behind a later one, and no longer that it is missing.
+func (v *verifier) moved(n int64) {
+	i := slices.IndexFunc(v.report.Problems, func(p Problem) bool { return p.What == Removed && p.First == n && p.Last == n })
+	if i >= 0 {
+		v.report.Problems = slices.Delete(v.report.Problems, i, i+1)
+	}
+	v.problem(n, n, Reordered, "record %d stands behind record %d", n, v.next-1)
+}
+
 // kept compares the tree with the checkpoints that were kept elsewhere.
 func (v *verifier) kept() {
 	for _, c := range v.trusted {
-		if c.Size == v.tree.size && !v.broken && c.Root != v.tree.root() {
+		if c.Size == v.tree.size && !v.broken && c.Root != v.tree.root(c.Size) {
 			v.different(c, "the checkpoint that was kept elsewhere")
 		}
 	}
@@ -192,12 +202,10 @@ func (v *verifier) checkpoint(signed string) {
 		if c.Size > v.ahead.Size {
 			v.ahead = c
 		}
-	case v.broken:
-	case c.Size < last:
-		// An older one that comes late tells nothing that a later one does not.
-	case c.Root != v.tree.root():
+	case v.broken && c.Size > v.good:
+	case c.Root != v.tree.root(c.Size):
 		v.different(c, "the checkpoint")
-	default:
+	case c.Size > v.good:
 		v.good, v.report.Signed, v.report.SignedAt, v.report.Last = c.Size, c.Size, c.Time, c
 	}
 }
@@ -215,6 +223,6 @@ func (v *verifier) end() {
 	if v.ahead.Size > last {
 		v.problem(last+1, v.ahead.Size, Truncated, "the records %d to %d are cut off: a checkpoint of %s has %d", last+1, v.ahead.Size, v.ahead.Time.Format(time.RFC3339), v.ahead.Size)
 	}
-	root := v.tree.root()
+	root := v.tree.root(v.tree.size)
 	v.report.Root = root.String()
 }

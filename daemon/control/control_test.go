@@ -177,6 +177,16 @@ func (s *service) Standing(_ context.Context, actor, key string, _ StandingReque
 	return nil, &WaitsError{Request: "7K3M", Message: "officers have to approve it"}
 }
 
+func (s *service) AuditPage(context.Context, int64, int) (AuditPage, error) { return AuditPage{}, nil }
+
+func (s *service) AuditKey(context.Context) (AuditKey, error) { return AuditKey{}, nil }
+
+func (s *service) AuditCheckpoint(context.Context, bool) (store.Checkpoint, error) {
+	return store.Checkpoint{}, nil
+}
+
+func (s *service) AuditProof(context.Context, int64) (string, error) { return "", nil }
+
 func (s *service) Backup(_ context.Context, actor, file string) error {
 	s.note("%s backup %s", actor, file)
 	return nil

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 
 	"hsmbridge/daemon/store"
@@ -76,6 +77,7 @@ func routes() []route {
 		{method: http.MethodGet, path: "/v1/status", permission: mayLook, summary: "The daemon at a glance", out: Status{}, do: func(ctx context.Context, s Service, _ *request) (any, error) {
 			st, err := s.Status(ctx)
 			st.Tokens, st.Next, st.Running, st.People = all(st.Tokens), all(st.Next), all(st.Running), all(st.People)
+			st.Audit.Exports = all(st.Audit.Exports)
 			return st, err
 		}},
 		{method: http.MethodGet, path: "/v1/keys", permission: mayLook, summary: "All managed keys and what is known of their destinations", out: KeyList{}, do: func(ctx context.Context, s Service, _ *request) (any, error) {
@@ -191,7 +193,7 @@ func routes() []route {
 			return OpenAPI()
 		}},
 	}
-	return append(list, approvalRoutes()...)
+	return slices.Concat(list, approvalRoutes(), auditRoutes())
 }
 
 // all is a list that is [] in JSON when it is empty, not null.

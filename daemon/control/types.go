@@ -37,6 +37,11 @@ type Service interface {
 	Reject(ctx context.Context, actor, name, reason, signature string) (Request, error)
 	Withdraw(ctx context.Context, actor, name, reason string) (Request, error)
 	Standing(ctx context.Context, actor, key string, r StandingRequest) ([]Request, error)
+
+	AuditPage(ctx context.Context, first int64, limit int) (AuditPage, error)
+	AuditKey(ctx context.Context) (AuditKey, error)
+	AuditCheckpoint(ctx context.Context, now bool) (store.Checkpoint, error)
+	AuditProof(ctx context.Context, n int64) (string, error)
 }
 
 // Status is the daemon at a glance.
@@ -52,9 +57,11 @@ type Status struct {
 	Jobs     map[string]int `json:"jobs"`                // open jobs by state
 	Tokens   []Token        `json:"tokens"`
 	Counts   Counts         `json:"counts"`
-	Next     []Expiry       `json:"next"`             // what expires next, at most 20
-	Running  []store.Job    `json:"running"`          // at most 20
-	People   []NeedsPerson  `json:"people"`           // what waits for a person
+	Next     []Expiry       `json:"next"`    // what expires next, at most 20
+	Running  []store.Job    `json:"running"` // at most 20
+	People   []NeedsPerson  `json:"people"`  // what waits for a person
+	Audit    Audit          `json:"audit"`
+	Requests int            `json:"requests"`         // for approval, that are open
 	Reload   string         `json:"reload,omitempty"` // why the last reload was refused
 }
 

@@ -38,6 +38,15 @@ type Snapshot struct {
 	Jobs         map[string]int           // by state
 	NeedPerson   map[string]bool          // by key; all keys
 	ClockSkew    map[string]time.Duration // by Region
+	Requests     int                      // for approval, that wait for signatures
+	Audit        Audit
+}
+
+// Audit is the audit log at the time of a scrape.
+type Audit struct {
+	Records, Unsigned float64
+	CheckpointAge     float64            // seconds; NaN: there is none
+	Behind            map[string]float64 // records that a place does not have yet
 }
 
 // Metrics are the daemon's metrics.
@@ -142,6 +151,11 @@ func gauges() map[string]*prometheus.Desc {
 		{"token_sessions", "Calls to the token that run now, each in a session of its own.", []string{"token"}},
 		{"jobs", "Open jobs by state.", []string{"state"}},
 		{"key_needs_person", "1 while the key waits for a person.", []string{"key"}},
+		{"approval_requests_open", "Requests for approval that wait for the signatures of officers.", nil},
+		{"audit_records", "Records in the audit log.", nil},
+		{"audit_unsigned_records", "Records of the audit log that no signed checkpoint has yet.", nil},
+		{"audit_checkpoint_age_seconds", "Seconds since the latest checkpoint of the audit log was signed.", nil},
+		{"audit_export_lag_records", "Records of the audit log that are not yet copied to the place.", []string{"to"}},
 		{"config_reload_success", "1 when the configuration was taken the last time that it was read.", nil},
 		{"config_last_reload_timestamp_seconds", "When the configuration was last read.", nil},
 		{"planner_last_pass_timestamp_seconds", "When the planner ended its last pass.", nil},
@@ -200,6 +214,13 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	for key, needs := range s.NeedPerson {
 		set("key_needs_person", truth(needs), key)
+	}
+	set("approval_requests_open", float64(s.Requests))
+	set("audit_records", s.Audit.Records)
+	set("audit_unsigned_records", s.Audit.Unsigned)
+	set("audit_checkpoint_age_seconds", s.Audit.CheckpointAge)
+	for place, n := range s.Audit.Behind {
+		set("audit_export_lag_records", n, place)
 	}
 	for region, ahead := range s.ClockSkew {
 		set("kms_clock_skew_seconds", ahead.Seconds(), region)

@@ -123,11 +123,16 @@ func (l *library) close() {
 
 // login calls C_Login as CKU_USER. A nil PIN leaves it to the token's protected authentication path.
 func (l *library) login(session uint, pin []byte) error {
+	return l.loginAs(session, pkcs11.CKU_USER, pin)
+}
+
+// loginAs is the same for a user type: CKU_USER or CKU_SO.
+func (l *library) loginAs(session, who uint, pin []byte) error {
 	var p *C.uchar
 	if len(pin) > 0 {
 		p = (*C.uchar)(unsafe.Pointer(&pin[0]))
 	}
-	return ckError(C.hb_login(l.list, C.ck_ulong(session), C.ck_ulong(pkcs11.CKU_USER), p, C.ck_ulong(len(pin))))
+	return ckError(C.hb_login(l.list, C.ck_ulong(session), C.ck_ulong(who), p, C.ck_ulong(len(pin))))
 }
 
 // parameterForm says how the mechanism's parameter is laid out.

@@ -210,7 +210,7 @@ func blockers(k wrapping.Key) []string {
 		out = append(out, "CKA_EXTRACTABLE is false: it can never leave this token; generate a new key for KMS with `hsmbridge keys generate`")
 	}
 	if k.WrapWithTrusted {
-		out = append(out, "CKA_WRAP_WITH_TRUSTED is true: it may be wrapped only under a key that the security officer has made CKA_TRUSTED")
+		out = append(out, "CKA_WRAP_WITH_TRUSTED is true: it may be wrapped only under a key that the security officer has made CKA_TRUSTED, which a ceremony does (hsmceremony wrap --trusted)")
 	}
 	if k.KeySpec == "" {
 		size := "of unknown size"

@@ -22,6 +22,8 @@ type Expect struct {
 	Generates []wrapping.KeySpec
 	// NoWrapWithTrusted says that the token does not know CKA_WRAP_WITH_TRUSTED.
 	NoWrapWithTrusted bool
+	// NoTrust is what the token answers that does not let its security officer trust a wrapping key; empty: it does.
+	NoTrust string
 	// NoMAC are the HMAC specs for which the token has no mechanism to compute with.
 	NoMAC []wrapping.KeySpec
 	// NoCheckValue says that the token encrypts no block and has no CKA_CHECK_VALUE.
@@ -78,6 +80,7 @@ func Run(t *testing.T, fresh func(tb testing.TB, label string) token.Token, want
 	t.Run("probe", func(t *testing.T) { testProbe(t, tok, want) })
 	t.Run("generate and wrap", func(t *testing.T) { testGenerateAndWrap(t, tok, want) })
 	t.Run("signing", func(t *testing.T) { testSigning(t, fresh(t, "signing")) })
+	t.Run("trusted", func(t *testing.T) { testTrusted(t, fresh(t, "trusted"), want.NoTrust) })
 	t.Run("find", func(t *testing.T) { testFind(t, tok) })
 	t.Run("keys that must not leave", func(t *testing.T) { testMustNotLeave(t, tok, want) })
 	t.Run("many at once", func(t *testing.T) { testConcurrent(t, tok, want) })

@@ -15,7 +15,8 @@ func TestContract(t *testing.T) {
 		generates = append(generates, spec)
 	}
 	hsmtest.Run(t, freshToken, hsmtest.Expect{
-		Chosen: chosen(), Generates: generates,
+		NoTrust: "CKR_USER_TYPE_INVALID",
+		Chosen:  chosen(), Generates: generates,
 		Reasons: map[wrapping.KeySpec]string{
 			wrapping.ECCSECGP256K1: "CKR_DOMAIN_PARAMS_INVALID (0x130)", wrapping.ECCEdwards25519: "CKR_MECHANISM_INVALID (0x70)",
 		},

@@ -31,6 +31,7 @@ func full() *Metrics {
 			},
 			Tokens: []Token{{Name: "hsm", Up: true, TriesLow: true, Sessions: 2}}, Jobs: map[string]int{"queued": 1, "running": 0, "waiting": 3},
 			NeedPerson: map[string]bool{"k": false, "new": true}, ClockSkew: map[string]time.Duration{"eu-central-1": -time.Second},
+			Requests: 2, Audit: Audit{Records: 70, Unsigned: 3, CheckpointAge: 12, Behind: map[string]float64{"stdout": 1}},
 		}, nil
 	})
 	m.Import("imported", "import")

@@ -106,17 +106,18 @@ func (p Policy) Decide(text []byte, signatures [][]byte, now time.Time) (Decisio
 	seen := map[string]bool{}
 	for _, s := range signatures {
 		v := p.judge(r, text, Namespace, s, now)
-		if v.Counts && seen[v.Officer] {
+		who := strings.ToLower(v.Officer)
+		if v.Counts && seen[who] {
 			v.Counts, v.Reason, v.Message = false, SamePerson, v.Officer+" has signed already: two keys of one person count once"
 		}
 		if v.Counts {
-			seen[v.Officer] = true
+			seen[who] = true
 			d.Have++
 		}
 		d.Verdicts = append(d.Verdicts, v)
 	}
 	for _, o := range p.Officers {
-		if !seen[o.Name] && !o.is(r.AskedBy) {
+		if !seen[strings.ToLower(o.Name)] && !o.is(r.AskedBy) {
 			d.Remaining = append(d.Remaining, o.Name)
 		}
 	}
@@ -163,9 +164,9 @@ func (p Policy) judge(r Request, text []byte, namespace string, armored []byte, 
 		v.Reason, v.Message = reason, fmt.Sprintf(format, args...)
 		return v
 	}
-	officer, key, ok := p.owner(s)
-	if !ok {
-		return no(NotAnOfficer, "the key %s is no officer's", v.Key)
+	officer, key, err := p.owner(s)
+	if err != nil {
+		return no(NotAnOfficer, "%v", err)
 	}
 	who := officer.Name
 	switch {
@@ -182,7 +183,7 @@ func (p Policy) judge(r Request, text []byte, namespace string, armored []byte, 
 		return no(OutOfTime, "the key of %s counts from %s on", who, stamp(key.From))
 	case !key.Until.IsZero() && !now.Before(key.Until):
 		return no(OutOfTime, "the key of %s counted until %s", who, stamp(key.Until))
-	case p.RequireHardware && !v.Hardware:
+	case (p.RequireHardware || p.RequireUserVerification) && !v.Hardware:
 		return no(NoHardware, "%s signed with a key in a file, and a hardware key (sk-ssh-ed25519, sk-ecdsa) is required", who)
 	case p.RequireUserVerification && !v.Verified:
 		return no(NoVerification, "the authenticator of %s did not ask for its PIN or a fingerprint, which is required: make the key with ssh-keygen -O verify-required", who)
@@ -193,16 +194,23 @@ func (p Policy) judge(r Request, text []byte, namespace string, armored []byte, 
 	return v
 }
 
-// owner finds whose key made a signature.
-func (p Policy) owner(s Signature) (Officer, Key, bool) {
+// owner finds whose key made a signature. A key of two people is nobody's: it would count for one where the other one asked.
+func (p Policy) owner(s Signature) (owner Officer, key Key, err error) {
 	raw := s.Key.Marshal()
 	for _, o := range p.Officers {
 		i := slices.IndexFunc(o.Keys, func(k Key) bool { return bytes.Equal(k.Marshal(), raw) })
-		if i >= 0 {
-			return o, o.Keys[i], true
+		switch {
+		case i < 0 || strings.EqualFold(owner.Name, o.Name):
+		case owner.Keys != nil:
+			return owner, key, fmt.Errorf("the key %s is listed for %s and for %s: one key belongs to one person", s.SHA256(), owner.Name, o.Name)
+		default:
+			owner, key = o, o.Keys[i]
 		}
 	}
-	return Officer{}, Key{}, false
+	if owner.Keys == nil {
+		return owner, key, fmt.Errorf("the key %s is no officer's", s.SHA256())
+	}
+	return owner, key, nil
 }
 
 // RejectionText is what an officer signs, in the namespace [RejectionNamespace], to say no to the request of a text.
@@ -225,10 +233,10 @@ func (p Policy) Rejected(text []byte, why string, armored []byte) (Verdict, erro
 		return Verdict{Reason: NotASignature, Message: err.Error()}, nil //nolint:nilerr // that it does not count is the answer
 	}
 	v := Verdict{Key: s.SHA256(), Hardware: hardware(s.Key)}
-	officer, _, ok := p.owner(s)
+	officer, _, err := p.owner(s)
 	switch {
-	case !ok:
-		v.Reason, v.Message = NotAnOfficer, fmt.Sprintf("the key %s is no officer's", v.Key)
+	case err != nil:
+		v.Reason, v.Message = NotAnOfficer, err.Error()
 	case s.Namespace != RejectionNamespace:
 		v.Reason, v.Message = WrongNamespace, fmt.Sprintf("the signature of %s is for the namespace %q and not for %q", officer.Name, OneLine(s.Namespace), RejectionNamespace)
 	case !s.over(said):

@@ -2,6 +2,7 @@ package approval
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -41,11 +42,14 @@ func ParseKey(text string) (Key, error) {
 		return Key{}, errors.New("a public key has no options here: it begins with its type, such as ssh-ed25519")
 	case len(bytes.TrimSpace(rest)) > 0:
 		return Key{}, errors.New("there is more than one key: write one in each element of the list")
+	case strings.Contains(strings.TrimSpace(text), "\n"):
+		return Key{}, errors.New("there is more than one line: write a key as the one line of its .pub file")
 	}
-	return checked(key, comment)
+	return checked(text, key, comment)
 }
 
-func checked(key ssh.PublicKey, comment string) (Key, error) {
+// checked says whether a key can approve. The text is the one that it was read from.
+func checked(text string, key ssh.PublicKey, comment string) (Key, error) {
 	known := []string{ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521, ssh.KeyAlgoRSA, ssh.KeyAlgoSKED25519, ssh.KeyAlgoSKECDSA256}
 	if !slices.Contains(known, key.Type()) {
 		return Key{}, fmt.Errorf("%s keys cannot approve: take one of %s", key.Type(), strings.Join(known, ", "))
@@ -55,6 +59,9 @@ func checked(key ssh.PublicKey, comment string) (Key, error) {
 		if k, ok := c.CryptoPublicKey().(interface{ Size() int }); ok && key.Type() == ssh.KeyAlgoRSA && k.Size()*8 < least {
 			return Key{}, fmt.Errorf("an RSA key needs %d bits to approve, and this one has %d", least, k.Size()*8)
 		}
+	}
+	if !slices.Contains(strings.Fields(text), base64.StdEncoding.EncodeToString(key.Marshal())) {
+		return Key{}, errors.New("the key is not written as ssh-keygen writes it: take the line of the .pub file")
 	}
 	return Key{PublicKey: key, Comment: comment}, nil
 }
@@ -66,7 +73,7 @@ func (k Key) SHA256() string { return ssh.FingerprintSHA256(k) }
 func (k Key) Hardware() bool { return hardware(k) }
 
 // ParseAllowedSigners reads the file format of ssh-keygen -Y: lines of principals, options, key type and key. An officer's name is the
-// first principal; the others are user names. Lines of one name are one person. Source: ssh-keygen(1), ALLOWED SIGNERS.
+// first principal; the others are user names. Lines of one name are one person, and no name is another person's user name. Source: ssh-keygen(1), ALLOWED SIGNERS.
 func ParseAllowedSigners(text []byte) ([]Officer, error) {
 	var list []Officer
 	n := 0
@@ -95,6 +102,13 @@ func ParseAllowedSigners(text []byte) ([]Officer, error) {
 			}
 		}
 	}
+	for _, o := range list {
+		for _, u := range o.Users {
+			if slices.ContainsFunc(list, func(other Officer) bool { return strings.EqualFold(other.Name, u) }) {
+				return nil, fmt.Errorf("%s is a user name of %s and the first name of another line: hsmbridge counts people, so begin each line of one person with the same name", u, o.Name)
+			}
+		}
+	}
 	if len(list) == 0 {
 		return nil, errors.New("no line names a person and a key for the namespace " + Namespace)
 	}
@@ -103,9 +117,13 @@ func ParseAllowedSigners(text []byte) ([]Officer, error) {
 
 // parseSigner reads a line; counts is false for one whose namespaces leave ours out.
 func parseSigner(line string) (names []string, key Key, counts bool, err error) {
-	principals, rest, ok := strings.Cut(line, " ")
-	if !ok {
+	end := strings.IndexAny(line, " \t")
+	if end < 0 {
 		return nil, key, false, errors.New("it has a name and no key")
+	}
+	principals, rest := line[:end], strings.TrimSpace(line[end:])
+	if err := oneLine(principals); err != nil {
+		return nil, key, false, err
 	}
 	if strings.ContainsAny(principals, `*?!"`) {
 		return nil, key, false, fmt.Errorf("%q is a pattern: hsmbridge counts people, so each needs a name of their own", principals)
@@ -114,20 +132,28 @@ func parseSigner(line string) (names []string, key Key, counts bool, err error) 
 	if len(names) == 0 {
 		return nil, key, false, errors.New("it has no name")
 	}
-	public, comment, options, _, err := ssh.ParseAuthorizedKey([]byte(strings.TrimSpace(rest)))
+	public, comment, options, _, err := ssh.ParseAuthorizedKey([]byte(rest))
 	if err != nil {
 		return nil, key, false, errors.New("it has no OpenSSH public key after the name")
 	}
-	if key, err = checked(public, comment); err != nil {
+	if key, err = checked(rest, public, comment); err != nil {
 		return nil, key, false, err
 	}
 	counts = true
+	seen := map[string]bool{}
 	for _, o := range options {
 		name, value, _ := strings.Cut(o, "=")
-		value = strings.Trim(value, `"`)
-		switch strings.ToLower(name) {
+		name, value = strings.ToLower(name), strings.Trim(value, `"`)
+		if seen[name] {
+			return nil, key, false, fmt.Errorf("the option %s stands there twice", name)
+		}
+		seen[name] = true
+		switch name {
 		case "namespaces":
 			counts = slices.Contains(strings.Split(value, ","), Namespace)
+			if strings.ContainsAny(value, "*?!") || value == "" {
+				err = fmt.Errorf("namespaces=%q is a pattern or empty: name each namespace in full", value)
+			}
 		case "valid-after":
 			key.From, err = signerTime(value)
 		case "valid-before":
@@ -148,7 +174,7 @@ func parseSigner(line string) (names []string, key Key, counts bool, err error) 
 func signerTime(s string) (time.Time, error) {
 	digits, utc := strings.CutSuffix(s, "Z")
 	for _, form := range []string{"20060102", "200601021504", "20060102150405"} {
-		if t, err := time.Parse(form, digits); err == nil && len(form) == len(digits) {
+		if t, err := time.Parse(form, digits); err == nil && len(form) == len(digits) && t.Unix() > 0 {
 			if !utc {
 				return t, fmt.Errorf("%s is local time, which differs between machines: write it in UTC, with a Z behind it", s)
 			}

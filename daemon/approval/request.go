@@ -90,6 +90,8 @@ const (
 	maxText  = 64 << 10 // bytes
 	maxValue = 700      // bytes
 	maxKeys  = 2
+
+	blank = '\u2800' // of Braille: a letter that looks like a space
 )
 
 // NewID is a random name for a request: 80 bits as 7K3M-9QXA-0B2C-D4EF.
@@ -245,7 +247,7 @@ func (r Request) Text() ([]byte, error) {
 // OneLine makes of a text what can stand in a request: characters that a person does not see, or that move others about, become '_'.
 func OneLine(s string) string {
 	s = strings.Map(func(r rune) rune {
-		if r == utf8.RuneError || !unicode.IsPrint(r) {
+		if r == utf8.RuneError || !unicode.IsPrint(r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) || r == blank {
 			return '_'
 		}
 		return r
@@ -308,12 +310,16 @@ func Parse(text []byte) (Request, error) {
 		if err := lines[at].set(value); err != nil {
 			return r, p.fail(err.Error())
 		}
+		if r.Purpose != "" && r.Purpose.what() == "" {
+			return r, p.fail(fmt.Sprintf("%q is no purpose of a request", value))
+		}
 		at++
 	}
 	for p.rest != "" {
 		p.next()
 		block, rest := pem.Decode([]byte(p.rest))
 		if block == nil || block.Type != pemType || len(r.WrappingKeys) == maxKeys {
+			p.line++
 			return r, p.fail("only public keys in PEM may follow")
 		}
 		r.WrappingKeys = append(r.WrappingKeys, block.Bytes)
@@ -345,6 +351,9 @@ func (p *parser) next() string {
 func (p *parser) fail(reason string) error { return &FormatError{p.line, reason} }
 
 func (l line) set(value string) error {
+	if err := oneLine(value); err != nil {
+		return fmt.Errorf("%s: %w", l.name, err)
+	}
 	if l.text != nil {
 		*l.text = value
 		return nil
@@ -352,6 +361,9 @@ func (l line) set(value string) error {
 	t, err := time.Parse(time.RFC3339, value)
 	if err != nil {
 		return fmt.Errorf("%s is not a time such as 2030-01-31T12:00:00Z", l.name)
+	}
+	if t.Nanosecond() != 0 {
+		return fmt.Errorf("%s: times are in whole seconds", l.name)
 	}
 	*l.at = t.UTC()
 	return nil

@@ -57,7 +57,7 @@ func ParseSignature(armored []byte) (Signature, error) {
 	}
 	body, ok := strings.CutPrefix(text, sigBegin)
 	if body, ok2 := strings.CutSuffix(body, sigEnd); ok && ok2 {
-		raw, err := base64.StdEncoding.DecodeString(strings.NewReplacer("\n", "", "\r", "").Replace(body))
+		raw, err := base64.StdEncoding.Strict().DecodeString(strings.NewReplacer("\n", "", "\r", "").Replace(body))
 		if err != nil {
 			return Signature{}, fmt.Errorf("%w: it is broken: %w", errNotSignature, err)
 		}
@@ -86,10 +86,25 @@ func parseBlob(raw []byte) (Signature, error) {
 	if err := ssh.Unmarshal([]byte(b.Signature), s.sig); err != nil {
 		return Signature{}, fmt.Errorf("%w: it is broken: %w", errNotSignature, err)
 	}
-	if _, certificate := key.(*ssh.Certificate); certificate {
+	_, certificate := key.(*ssh.Certificate)
+	switch {
+	case certificate:
 		return Signature{}, errors.New("the signature was made with a certificate; hsmbridge takes plain public keys only")
+	case s.sig.Format == ssh.KeyAlgoRSA:
+		return Signature{}, errors.New("the signature is made with SHA-1 (ssh-rsa), which can be forged: sign with ssh-keygen -Y sign, or have the agent use rsa-sha2-512")
+	case s.Hash != "sha512" && s.Hash != "sha256":
+		return Signature{}, fmt.Errorf("the signature is over a hash %q, and sha512 and sha256 are known", OneLine(s.Hash))
+	case len(s.sig.Rest) > 0 && !hardware(key), !bytes.Equal(s.blob(), raw):
+		return Signature{}, fmt.Errorf("%w: it has bytes that nothing signs", errNotSignature)
 	}
 	return s, nil
+}
+
+// blob is the one encoding of a signature. What could stand in another beside it would not be signed.
+func (s Signature) blob() []byte {
+	return append([]byte(sigMagic), ssh.Marshal(sigBlob{
+		Version: sigVersion, PublicKey: string(s.Key.Marshal()), Namespace: s.Namespace, Hash: s.Hash, Signature: string(ssh.Marshal(s.sig)),
+	})...)
 }
 
 // ToSign is what the key itself signs for a text in a namespace, hashed with SHA-512.
@@ -104,9 +119,7 @@ func toSign(namespace, hash string, sum []byte) []byte {
 
 // Armor writes a signature over [ToSign] as ssh-keygen would.
 func Armor(key ssh.PublicKey, namespace string, sig *ssh.Signature) []byte {
-	raw := append([]byte(sigMagic), ssh.Marshal(sigBlob{
-		Version: sigVersion, PublicKey: string(key.Marshal()), Namespace: namespace, Hash: "sha512", Signature: string(ssh.Marshal(sig)),
-	})...)
+	raw := Signature{Key: key, Namespace: namespace, Hash: "sha512", sig: sig}.blob()
 	var b bytes.Buffer
 	b.WriteString(sigBegin + "\n")
 	for line := range slices.Chunk([]byte(base64.StdEncoding.EncodeToString(raw)), sigWidth) {
@@ -150,9 +163,6 @@ func (s Signature) over(text []byte) bool {
 		h := sha256.Sum256(text)
 		sum = h[:]
 	default:
-		return false
-	}
-	if s.sig.Format == ssh.KeyAlgoRSA { // SHA-1
 		return false
 	}
 	return s.Key.Verify(toSign(s.Namespace, s.Hash, sum), s.sig) == nil

@@ -27,8 +27,9 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## build bin/hsmbridge and bin/kms-emulator
-	$(GO_BUILD) -o bin/ ./cmd/...
+build: ## build bin/hsmbridge, bin/hsmceremony and bin/kms-emulator
+	$(GO_BUILD) -o bin/ ./cmd/hsmbridge ./cmd/kms-emulator
+	$(GO_BUILD) -tags netgo,osusergo -o bin/ ./cmd/hsmceremony
 
 .PHONY: deps
 deps: ## install the packages that are missing (apt-get): software tokens, OpenSC, AWS CLI

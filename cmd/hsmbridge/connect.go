@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -145,22 +146,34 @@ func (c *connections) parked(token string, keys []configs.Key, err error) error 
 	return fmt.Errorf("token %s cannot be used, which stops %s: %w", token, strings.Join(waiting, ", "), err)
 }
 
-// client is the KMS client of a Region.
-func (c *connections) client(ctx context.Context, region string) (*kmsclient.Client, error) {
-	if k := c.kms[region]; k != nil {
-		return k, nil
-	}
-	k, err := kmsclient.New(ctx, kmsclient.Config{
-		Region: region, Endpoint: c.config.KMS.Endpoint, Profile: c.config.KMS.Profile,
-		Log: func(call kmsclient.Call) {
-			c.app.log.Debug("KMS call", zap.String("operation", call.Operation), zap.String("key", call.Key), zap.Int("attempt", call.Attempt),
-				zap.String("request_id", call.RequestID), zap.String("code", call.Code), zap.Duration("duration", call.Duration))
-		},
-	})
+// destination is the KMS client of a destination: its Region, its endpoint and its role.
+func (c *connections) destination(ctx context.Context, arn string) (importer.KMS, error) {
+	parsed, err := kmsclient.ParseARN(arn)
 	if err != nil {
 		return nil, err
 	}
-	c.kms[region] = k
+	var d configs.Destination
+	for _, k := range c.config.Keys {
+		for _, there := range k.Destinations {
+			if there.ARN == arn {
+				d = there
+			}
+		}
+	}
+	place := kmsclient.Config{Region: parsed.Region, Endpoint: cmp.Or(d.Endpoint, c.config.KMS.Endpoint), Profile: c.config.KMS.Profile, FIPS: c.config.KMS.FIPS, RoleARN: d.RoleARN, ExternalID: d.ExternalID}
+	name := strings.Join([]string{place.Region, place.Endpoint, place.RoleARN, place.ExternalID}, " ")
+	if k := c.kms[name]; k != nil {
+		return k, nil
+	}
+	place.Log = func(call kmsclient.Call) {
+		c.app.log.Debug("KMS call", zap.String("operation", call.Operation), zap.String("key", call.Key), zap.Int("attempt", call.Attempt),
+			zap.String("request_id", call.RequestID), zap.String("code", call.Code), zap.Duration("duration", call.Duration))
+	}
+	k, err := kmsclient.New(ctx, place)
+	if err != nil {
+		return nil, err
+	}
+	c.kms[name] = k
 	return k, nil
 }
 

@@ -227,6 +227,9 @@ func sharing(results []importer.Result, i int) []importer.Result {
 
 func whyText(r importer.Result) string {
 	what := fmt.Sprintf("%s under %s, by %s", r.Algorithm, r.WrappingKeySpec, r.Mechanism)
+	if r.PlanDigest == "" {
+		return what + ", in the HSM room"
+	}
 	if len(r.PassedOver) == 0 {
 		return what + ": AWS's first choice for this kind of key, and the token can do it"
 	}

@@ -250,13 +250,7 @@ func (c *connections) importer(ctx context.Context, token string) (*importer.Imp
 	}
 	im := &importer.Importer{
 		Token: t, Authorize: c.authorize,
-		KMS: func(ctx context.Context, destination string) (importer.KMS, error) {
-			arn, err := kmsclient.ParseARN(destination)
-			if err != nil {
-				return nil, err
-			}
-			return c.client(ctx, arn.Region)
-		},
+		KMS: c.destination,
 	}
 	c.importers[token] = im
 	return im, nil

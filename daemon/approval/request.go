@@ -379,3 +379,6 @@ func firstDifference(a, b []byte) int {
 	}
 	return min(len(x), len(y))
 }
+
+// Class is "caller": the file has to be another one.
+func (e *FormatError) Class() string { return "caller" }

@@ -48,6 +48,27 @@ type AuditProof struct {
 	Proof string `json:"proof"`
 }
 
+// CeremonyStep is a step of a ceremony that was taken beside the daemon, on the machine with a network.
+type CeremonyStep struct {
+	Kind        string `json:"kind"` // ceremony-fetch or ceremony-upload
+	Key         string `json:"key"`
+	Destination string `json:"destination"`
+	Message     string `json:"message"`
+	Request     string `json:"request"`
+	SHA256      string `json:"sha256"` // of the request's text
+	File        string `json:"file"`
+}
+
+// CeremonyLog is the log of an HSM room, as the file is.
+type CeremonyLog struct {
+	Log string `json:"log"`
+}
+
+// Merged is how many records were taken over.
+type Merged struct {
+	Records int `json:"records"`
+}
+
 // auditRoutes are those of the audit log.
 func auditRoutes() []route {
 	return []route{
@@ -72,6 +93,21 @@ func auditRoutes() []route {
 		}},
 		{method: http.MethodPost, path: "/v1/audit/checkpoint", permission: mayOperate, summary: "Sign a checkpoint now", out: store.Checkpoint{}, do: func(ctx context.Context, s Service, _ *request) (any, error) {
 			return s.AuditCheckpoint(ctx, true)
+		}},
+		{method: http.MethodPost, path: "/v1/ceremony/step", permission: mayOperate, summary: "Write down a step of a ceremony that was taken beside the daemon", in: CeremonyStep{}, out: OK{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
+			var in CeremonyStep
+			if err := r.decode(&in); err != nil {
+				return nil, err
+			}
+			return OK{}, s.CeremonyStep(ctx, r.actor, in)
+		}},
+		{method: http.MethodPost, path: "/v1/ceremony/log", permission: mayOperate, summary: "Take the log of an HSM room over into the audit log; what is there already is not added twice", in: CeremonyLog{}, out: Merged{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
+			var in CeremonyLog
+			if err := r.decode(&in); err != nil {
+				return nil, err
+			}
+			n, err := s.MergeCeremony(ctx, r.actor, in.Log)
+			return Merged{n}, err
 		}},
 		{method: http.MethodGet, path: "/v1/audit/proof/{id}", permission: mayLook, summary: "The proof that a record is in the log of the latest signed checkpoint", out: AuditProof{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
 			n, err := strconv.ParseInt(r.path("id"), 10, 64)
@@ -115,4 +151,16 @@ func (c *Client) AuditProof(ctx context.Context, n int64) (string, error) {
 	var out AuditProof
 	err := c.call(ctx, http.MethodGet, "/v1/audit/proof/"+strconv.FormatInt(n, 10), nil, nil, &out)
 	return out.Proof, err
+}
+
+// CeremonyStep writes down a step of a ceremony.
+func (c *Client) CeremonyStep(ctx context.Context, s CeremonyStep) error {
+	return c.call(ctx, http.MethodPost, "/v1/ceremony/step", nil, s, nil)
+}
+
+// MergeCeremony takes the log of an HSM room over, and gives how many records were new.
+func (c *Client) MergeCeremony(ctx context.Context, log string) (int, error) {
+	var out Merged
+	err := c.call(ctx, http.MethodPost, "/v1/ceremony/log", nil, CeremonyLog{log}, &out)
+	return out.Records, err
 }

@@ -38,6 +38,9 @@ type Service interface {
 	Withdraw(ctx context.Context, actor, name, reason string) (Request, error)
 	Standing(ctx context.Context, actor, key string, r StandingRequest) ([]Request, error)
 
+	CeremonyStep(ctx context.Context, actor string, s CeremonyStep) error
+	MergeCeremony(ctx context.Context, actor, log string) (int, error)
+
 	AuditPage(ctx context.Context, first int64, limit int) (AuditPage, error)
 	AuditKey(ctx context.Context) (AuditKey, error)
 	AuditCheckpoint(ctx context.Context, now bool) (store.Checkpoint, error)

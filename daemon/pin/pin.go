@@ -50,11 +50,23 @@ func Prepare(ctx context.Context, t configs.Token) (Source, error) {
 			return s, nil
 		}, nil
 	case t.PINPrompt:
-		return fromTerminal, nil
+		return func(ctx context.Context, token wrapping.TokenIdentity) ([]byte, error) {
+			return fromTerminal(ctx, token, "PIN")
+		}, nil
 	case t.PINCredential != "":
 		return func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return fromCredential(t.PINCredential) }, nil
 	}
 	return nil, fmt.Errorf("token %s has no source for its PIN; set pin_file, pin_command, pin_prompt or pin_credential", t.Name)
+}
+
+// SecurityOfficer is the source of the security officer's PIN: a file that only its owner reads, or the terminal if none is named.
+func SecurityOfficer(file string) Source {
+	return func(ctx context.Context, token wrapping.TokenIdentity) ([]byte, error) {
+		if file != "" {
+			return fromFile(file)
+		}
+		return fromTerminal(ctx, token, "PIN of the security officer (SO)")
+	}
 }
 
 // fromFile reads a PIN file: a regular file of ours or of root that nobody else can read.
@@ -161,7 +173,7 @@ func (l *limited) Write(p []byte) (int, error) {
 }
 
 // fromTerminal asks on the controlling terminal, without echo.
-func fromTerminal(ctx context.Context, token wrapping.TokenIdentity) ([]byte, error) {
+func fromTerminal(ctx context.Context, token wrapping.TokenIdentity, what string) ([]byte, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("pin_prompt: there is no terminal to ask on (%w); use pin_file, pin_command or pin_credential for a service", err)
@@ -171,7 +183,7 @@ func fromTerminal(ctx context.Context, token wrapping.TokenIdentity) ([]byte, er
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("pin_prompt: %w", err), tty.Close())
 	}
-	fmt.Fprintf(tty, "PIN of token %q (serial %q): ", token.Label, token.Serial)
+	fmt.Fprintf(tty, "%s of token %q (serial %q): ", what, token.Label, token.Serial)
 	type answer struct {
 		secret []byte
 		err    error

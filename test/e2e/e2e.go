@@ -31,14 +31,16 @@ var binaries = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobal
 	if err != nil {
 		return "", err
 	}
-	out, err := exec.Command("go", "build", "-o", dir+"/", "hsmbridge/cmd/hsmbridge", "hsmbridge/cmd/kms-emulator").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("build the binaries: %w: %s", err, out)
+	for _, args := range [][]string{{"hsmbridge/cmd/hsmbridge", "hsmbridge/cmd/kms-emulator"}, {"-tags", "netgo,osusergo", "hsmbridge/cmd/hsmceremony"}} {
+		out, err := exec.Command("go", append([]string{"build", "-o", dir + "/"}, args...)...).CombinedOutput()
+		if err != nil {
+			return "", fmt.Errorf("build the binaries: %w: %s", err, out)
+		}
 	}
 	return dir, nil
 })
 
-// Binaries is the directory with hsmbridge and kms-emulator.
+// Binaries is the directory with hsmbridge, hsmceremony and kms-emulator.
 func Binaries(tb testing.TB) string {
 	tb.Helper()
 	dir, err := binaries()

@@ -62,3 +62,9 @@ CREATE TABLE signatures (
     handed_by  TEXT   NOT NULL
 );
 CREATE UNIQUE INDEX signatures_once ON signatures (request_id, ssh_key);
+
+-- Logs of ceremonies whose records were taken over, and how many.
+CREATE TABLE merged (
+    origin TEXT   NOT NULL PRIMARY KEY,
+    size   BIGINT NOT NULL
+);

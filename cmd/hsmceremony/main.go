@@ -1,0 +1,166 @@
+// Command hsmceremony wraps keys in the HSM room: a guided session for security officers on a machine without a network.
+//
+// It has no network code: files come in and go out by hand. hsmbridge ceremony fetch makes the request on a machine with a network,
+// hsmbridge ceremony upload takes the wrapped key to AWS KMS. docs/ceremony.md is the script.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+// Exit codes.
+const (
+	exitDone        = 0
+	exitUnexpected  = 1
+	exitUsage       = 2
+	exitConfig      = 3
+	exitRefused     = 4
+	exitToken       = 5
+	exitInterrupted = 130
+)
+
+const usage = `hsmceremony %s: wrap keys for AWS KMS in the HSM room, without a network
+
+  hsmceremony can     -c CONFIG KEY            how this HSM can wrap a key: what to fetch
+  hsmceremony request -c CONFIG --from FILES KEY [DESTINATION]
+                                               make a request of AWS's own import files (console, AWS CLI)
+  hsmceremony show    FILE                     show a request, a wrapped key or a report's log
+  hsmceremony wrap    -c CONFIG REQUEST        the guided session: wrap the key of a request
+  hsmceremony version
+
+hsmceremony COMMAND --help lists the flags. docs/ceremony.md is the script to follow.
+
+Exit codes: 0 done; 2 the command line is wrong; 3 the configuration is wrong; 4 refused, and nothing was wrapped or what was
+wrapped is told; 5 the HSM; 130 interrupted.
+`
+
+func main() {
+	// A core image could hold a PIN.
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr}
+	code := a.run(ctx, os.Args[1:])
+	stop()
+	os.Exit(code)
+}
+
+// app is one run of the command.
+type app struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+type usageError struct{ error }
+
+type configError struct{ error }
+
+// errShown ends a command that has said what is wrong.
+var errShown = errors.New("shown")
+
+func (a *app) run(ctx context.Context, args []string) int {
+	if len(args) == 0 {
+		fmt.Fprintf(a.err, usage, version)
+		return exitUsage
+	}
+	commands := map[string]func(context.Context, []string) error{
+		"can": a.can, "show": a.show, "wrap": a.wrap,
+		"version": func(context.Context, []string) error { fmt.Fprintln(a.out, "hsmceremony", version); return nil },
+	}
+	f, ok := commands[args[0]]
+	switch {
+	case args[0] == "help" || args[0] == "-h" || args[0] == "--help":
+		fmt.Fprintf(a.out, usage, version)
+		return exitDone
+	case !ok:
+		fmt.Fprintf(a.err, "hsmceremony: there is no command %q\n\n", args[0])
+		fmt.Fprintf(a.err, usage, version)
+		return exitUsage
+	}
+	return a.exit(ctx, f(ctx, args[1:]))
+}
+
+func (a *app) exit(ctx context.Context, err error) int {
+	var u usageError
+	var c configError
+	var classed interface{ Class() string }
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+		return exitDone
+	case ctx.Err() != nil:
+		fmt.Fprintln(a.err, "\nhsmceremony: interrupted; run it again: it goes on where it was")
+		return exitInterrupted
+	}
+	if !errors.Is(err, errShown) {
+		fmt.Fprintln(a.err, "hsmceremony:", printable(err.Error()))
+	}
+	switch {
+	case errors.As(err, &u):
+		return exitUsage
+	case errors.As(err, &c):
+		return exitConfig
+	case errors.As(err, &classed):
+		switch classed.Class() {
+		case "caller":
+			return exitRefused
+		case "session", "token", "library":
+			return exitToken
+		}
+	case errors.Is(err, errShown):
+		return exitRefused
+	}
+	return exitUnexpected
+}
+
+// flags makes the flags of a command.
+func (a *app) flags(name, args, about string) *flag.FlagSet {
+	f := flag.NewFlagSet(name, flag.ContinueOnError)
+	f.SetOutput(a.err)
+	f.Usage = func() {
+		fmt.Fprintf(a.err, "hsmceremony %s [flags] %s\n\n%s\n\nFlags:\n", name, args, about)
+		f.PrintDefaults()
+	}
+	return f
+}
+
+// parse reads flags and names, in any order.
+func parse(f *flag.FlagSet, args []string, least, most int) ([]string, error) {
+	var names []string
+	for {
+		if err := f.Parse(args); err != nil {
+			if errors.Is(err, flag.ErrHelp) {
+				return nil, err
+			}
+			return nil, usageError{errShown}
+		}
+		args = f.Args()
+		if len(args) == 0 {
+			break
+		}
+		names, args = append(names, args[0]), args[1:]
+	}
+	if len(names) < least || len(names) > most {
+		f.Usage()
+		return nil, usageError{errShown}
+	}
+	return names, nil
+}
+
+// list is a flag that may be given again.
+type list []string
+
+func (l *list) String() string     { return strings.Join(*l, ", ") }
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }

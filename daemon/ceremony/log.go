@@ -1,0 +1,181 @@
+package ceremony
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"hsmbridge/daemon/approval"
+	"hsmbridge/daemon/audit"
+)
+
+// Log is the room's own audit log: a file to which records are added, each one on the disk before what comes after it is done.
+type Log struct {
+	file    *os.File
+	origin  string
+	now     func() time.Time
+	actor   string
+	size    int64
+	hashes  []audit.Hash
+	records []audit.Record
+}
+
+// Origin names the log of a request.
+func Origin(request string) string { return "hsmceremony/" + request }
+
+// OpenLog opens the log of a request, or begins it. A log that is there is verified, and goes on; a last line that was not finished is cut off.
+func OpenLog(name, request, actor string, now func() time.Time) (*Log, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644) //nolint:gosec // it is handed to others
+	if err != nil {
+		return nil, fmt.Errorf("open the ceremony's log: %w", err)
+	}
+	l := &Log{file: f, origin: Origin(request), now: now, actor: actor}
+	if err := l.load(request); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return l, nil
+}
+
+func (l *Log) load(request string) error {
+	text, err := Read(l.file.Name())
+	if err != nil {
+		return err
+	}
+	whole := bytes.LastIndexByte(text, '\n') + 1
+	report, err := audit.Verify(bytes.NewReader(text[:whole]), audit.Options{Each: func(r audit.Record) error {
+		l.records = append(l.records, r)
+		return nil
+	}})
+	if err != nil {
+		return fmt.Errorf("read the ceremony's log: %w", err)
+	}
+	if !report.OK() {
+		return &FileError{"log of this ceremony", report.Problems[0].Message + "; nothing was done; keep the file, and begin again in another folder"}
+	}
+	for i, r := range l.records {
+		if step, ok := r.Data.(*audit.Step); !ok || step.Request != request {
+			return &FileError{"log of this ceremony", fmt.Sprintf("record %d is of another request", i+1)}
+		}
+	}
+	in := bufio.NewScanner(bytes.NewReader(text[:whole]))
+	in.Buffer(nil, maxFile)
+	for in.Scan() {
+		if line, err := audit.ParseLine(in.Bytes()); err == nil && line.Checkpoint == "" {
+			if err := l.grow(line.Hash); err != nil {
+				return err
+			}
+		}
+	}
+	if err := l.file.Truncate(int64(whole)); err != nil {
+		return fmt.Errorf("open the ceremony's log: %w", err)
+	}
+	_, err = l.file.Seek(int64(whole), 0)
+	return err
+}
+
+func (l *Log) read(indexes []int64) ([]audit.Hash, error) {
+	out := make([]audit.Hash, len(indexes))
+	for i, n := range indexes {
+		out[i] = l.hashes[n]
+	}
+	return out, nil
+}
+
+func (l *Log) grow(leaf audit.Hash) error {
+	_, hashes, err := audit.Append(l.size+1, leaf, l.read)
+	if err != nil {
+		return err
+	}
+	l.size++
+	l.hashes = append(l.hashes, hashes...)
+	return nil
+}
+
+// Add adds a record of a step and makes sure that it is on the disk. Without it the next step must not be done.
+func (l *Log) Add(kind audit.Kind, key, destination, message string, step audit.Step) error {
+	r := audit.Record{N: l.size + 1, Time: l.now(), Kind: kind, Actor: l.actor, Key: key, Destination: destination, Message: message, Data: &step}
+	raw, err := r.Encode()
+	if err != nil {
+		return err
+	}
+	if _, err := l.file.Write(append(audit.RecordLine(r.N, raw), '\n')); err != nil {
+		return fmt.Errorf("write the ceremony's log, so nothing more is done: %w", err)
+	}
+	if err := l.file.Sync(); err != nil {
+		return fmt.Errorf("write the ceremony's log, so nothing more is done: %w", err)
+	}
+	l.records = append(l.records, r)
+	return l.grow(audit.LeafHash(raw))
+}
+
+// Sign adds a checkpoint, signed by a key in the HSM.
+func (l *Log) Sign(public []byte, sign audit.Signer) error {
+	root, err := l.Root()
+	if err != nil {
+		return err
+	}
+	note, err := audit.Checkpoint{Origin: l.origin, Size: l.size, Root: root, Time: l.now()}.Sign(public, sign)
+	if err != nil {
+		return err
+	}
+	if _, err := l.file.Write(append(audit.CheckpointLine(note), '\n')); err != nil {
+		return fmt.Errorf("write the ceremony's log: %w", err)
+	}
+	return l.file.Sync()
+}
+
+// Root is the hash of the log as it is.
+func (l *Log) Root() (audit.Hash, error) { return audit.Root(l.size, l.read) }
+
+// Place tells how many records there are and the beginning of the root, to be read aloud.
+func (l *Log) Place() (string, error) {
+	root, err := l.Root()
+	return fmt.Sprintf("%d, root %s", l.size, approval.Short(root[:])), err
+}
+
+// Records are those that are there.
+func (l *Log) Records() []audit.Record { return l.records }
+
+// Last is the last record of a kind; nil: there is none.
+func (l *Log) Last(kind audit.Kind) *audit.Record {
+	for i := len(l.records) - 1; i >= 0; i-- {
+		if l.records[i].Kind == kind {
+			return &l.records[i]
+		}
+	}
+	return nil
+}
+
+// Close closes the file.
+func (l *Log) Close() error { return l.file.Close() }
+
+// Records reads the records of a room's log, which has to be whole.
+func Records(text []byte) ([]audit.Record, error) {
+	var out []audit.Record
+	report, err := audit.Verify(bytes.NewReader(text), audit.Options{Each: func(r audit.Record) error {
+		out = append(out, r)
+		return nil
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("read the room's log: %w", err)
+	}
+	if !report.OK() {
+		return nil, &FileError{"log of a ceremony", report.Problems[0].Message}
+	}
+	if len(out) == 0 {
+		return nil, &FileError{"log of a ceremony", "it has no record"}
+	}
+	first, ok := out[0].Data.(*audit.Step)
+	if !ok || first.Request == "" {
+		return nil, &FileError{"log of a ceremony", "its first record is of something else"}
+	}
+	for _, r := range out {
+		if s, ok := r.Data.(*audit.Step); !ok || s.Request != first.Request {
+			return nil, &FileError{"log of a ceremony", fmt.Sprintf("record %d is of another request", r.N)}
+		}
+	}
+	return out, nil
+}

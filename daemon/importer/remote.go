@@ -1,0 +1,192 @@
+package importer
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"hsmbridge/hsm/wrapping"
+	"hsmbridge/kmsclient"
+)
+
+// Remote is what an import does as far as KMS alone decides it: without a token, for one that is wrapped somewhere else.
+type Remote struct {
+	Info          kmsclient.KeyInfo
+	Action        Action
+	ImportType    string
+	KeyMaterialID string
+	HeldID        string // of the material that KMS shows
+	Proof         ProofMethod
+	ProofHow      string
+}
+
+// Remote asks KMS what an import of the request would do, and holds that the destination takes one.
+func (im *Importer) Remote(ctx context.Context, r Request) (Remote, error) {
+	run := &run{Importer: im, req: r, result: newResult(r)}
+	var err error
+	if run.kms, err = im.KMS(ctx, r.Destination); err != nil {
+		return Remote{}, fmt.Errorf("reach KMS for %s: %w", r.Name, err)
+	}
+	if run.info, err = run.kms.DescribeKey(ctx, r.Destination); err != nil {
+		return Remote{}, fmt.Errorf("look at the destination of %s: %w", r.Name, err)
+	}
+	if err := checkDestination(r, run.info); err != nil {
+		return Remote{}, err
+	}
+	held, err := run.held(ctx)
+	if err != nil {
+		return Remote{}, err
+	}
+	out := Remote{Info: run.info, HeldID: held.id, Action: run.action(held)}
+	out.ImportType, out.KeyMaterialID = run.importType(held, out.Action)
+	out.Proof, out.ProofHow = proofFor(r, run.info)
+	return out, nil
+}
+
+// Ready is key material that was wrapped somewhere else, with what proves later that it is the right one. Fields that do not apply are empty.
+type Ready struct {
+	Token, Wrapped           []byte // import token and EncryptedKeyMaterial
+	ProofToken, ProofWrapped []byte // of the second wrap, which is the proof of a symmetric key
+	Message, MAC             []byte // an HMAC that the HSM computed over the message
+	Public                   []byte // DER SubjectPublicKeyInfo
+	Mechanism                string
+	WrappingKeySHA256        string
+	Algorithm                wrapping.Algorithm
+	WrappingKeySpec          wrapping.WrappingKeySpec
+}
+
+// Upload imports what was wrapped somewhere else, and proves it. act is what KMS is expected to show; when it shows something else, nothing
+// is sent. Run again after a lost answer it finds what KMS did.
+func (im *Importer) Upload(ctx context.Context, r Request, act Action, ready Ready) (Result, error) {
+	run := &run{Importer: im, req: r, result: newResult(r)}
+	run.Authorize = nil // nothing is wrapped here
+	err := run.upload(ctx, act, ready)
+	return run.finish(ctx, err), err
+}
+
+func (r *run) upload(ctx context.Context, act Action, ready Ready) error {
+	remote, err := r.Remote(ctx, r.req)
+	if err != nil {
+		return err
+	}
+	if r.kms, err = r.KMS(ctx, r.req.Destination); err != nil {
+		return err
+	}
+	r.info = remote.Info
+	r.result.WrappingKeySpec = ready.WrappingKeySpec
+	r.result.Algorithm, r.result.Mechanism, r.result.WrappingKeySHA256 = ready.Algorithm, ready.Mechanism, ready.WrappingKeySHA256
+	if remote.Action != act {
+		return r.refuse(fmt.Sprintf("KMS shows that the import would %s now, and what was wrapped and approved was to %s: it was uploaded already, or the KMS key was changed since", remote.Action, act),
+			"look with aws kms describe-key and list-key-rotations; if the material is still wanted, fetch a new request")
+	}
+	held, err := r.held(ctx)
+	if err != nil {
+		return err
+	}
+	r.plan = Plan{Action: act, ImportType: remote.ImportType, KeyMaterialID: remote.KeyMaterialID, listed: held.listed, heldID: held.id}
+	validTo := r.validTo()
+	req := kmsclient.ImportRequest{KeyARN: r.req.Destination, ValidTo: validTo, ImportToken: ready.Token, EncryptedKeyMaterial: ready.Wrapped, Description: r.description()}
+	if act == ActionRestore || act == ActionReimport {
+		req.ImportType, req.KeyMaterialID = remote.ImportType, remote.KeyMaterialID
+	}
+	if err := r.record(ctx, StepIntent, "what was wrapped in the HSM room is imported next", "plan", ""); err != nil {
+		return err
+	}
+	out, err := r.kms.ImportKeyMaterial(ctx, req)
+	if err == nil {
+		r.confirmed = true
+		r.result.RequestIDs = append(r.result.RequestIDs, out.RequestID)
+		err = r.record(context.WithoutCancel(ctx), StepImport, "KMS took the key material", "request_id", out.RequestID, "key_material_id", out.KeyMaterialID)
+	} else if unknownEffect(err) {
+		if out, err = r.readBack(ctx, validTo, err); err == nil {
+			r.note("KMS's answer was lost on the way; that it took effect was read back")
+		}
+	}
+	if err == nil || r.confirmed {
+		r.result.setImported(act, validTo, out)
+	}
+	if err != nil {
+		return fmt.Errorf("import %s into KMS: %w", r.req.Name, err)
+	}
+	return r.proveReady(ctx, ready, validTo)
+}
+
+// proveReady proves with what the room gave.
+func (r *run) proveReady(ctx context.Context, ready Ready, validTo time.Time) error {
+	var err error
+	method := Unproved
+	switch {
+	case len(ready.MAC) > 0:
+		method, err = ProofMAC, r.compareMAC(ctx, ready)
+	case len(ready.Public) > 0:
+		method, err = ProofPublicKey, r.comparePublic(ctx, ready)
+	case r.req.KeySpec.Kind() == wrapping.KindSymmetric && r.confirmed && r.plan.KeyMaterialID != "" && r.plan.KeyMaterialID == r.result.KeyMaterialID:
+		method = ProofMaterialID // the import itself asserted the ID
+	case len(ready.ProofWrapped) > 0:
+		method, err = ProofMaterialID, r.importAgain(ctx, ready, validTo)
+	default:
+		err = &noProofError{"the room gave nothing to prove it by: a symmetric key needs a request with two wrapping keys (prove: true)"}
+	}
+	var none *noProofError
+	switch {
+	case errors.As(err, &none):
+		r.result.Proof, r.result.ProofReason = Unproved, none.reason
+	case err != nil:
+		return err
+	default:
+		r.result.Proof = method
+	}
+	return r.record(ctx, StepProof, string(r.result.Proof), "reason", r.result.ProofReason)
+}
+
+func (r *run) compareMAC(ctx context.Context, ready Ready) error {
+	theirs, err := eventually(ctx, r, func() ([]byte, error) {
+		return r.kms.GenerateMAC(ctx, r.req.Destination, "HMAC_SHA_"+string(r.req.KeySpec)[len("HMAC_"):], ready.Message)
+	})
+	if err != nil {
+		return unavailable("GenerateMac", err)
+	}
+	if hex.EncodeToString(theirs) != hex.EncodeToString(ready.MAC) {
+		return r.mismatch("HMACs over one message")
+	}
+	return nil
+}
+
+func (r *run) comparePublic(ctx context.Context, ready Ready) error {
+	theirs, err := eventually(ctx, r, func() ([]byte, error) { return r.kms.GetPublicKey(ctx, r.req.Destination) })
+	if err != nil {
+		return unavailable("GetPublicKey", err)
+	}
+	if !bytes.Equal(ready.Public, theirs) && !samePublicKey(ready.Public, theirs) {
+		return r.mismatch("public keys")
+	}
+	return r.proveSignature(ctx, theirs)
+}
+
+// importAgain imports the second wrap as existing material under the ID of the first.
+func (r *run) importAgain(ctx context.Context, ready Ready, validTo time.Time) error {
+	id, err := r.materialID(ctx)
+	if err != nil {
+		return err
+	}
+	out, err := r.kms.ImportKeyMaterial(ctx, kmsclient.ImportRequest{
+		KeyARN: r.req.Destination, ValidTo: validTo, ImportType: "EXISTING_KEY_MATERIAL", KeyMaterialID: id, ImportToken: ready.ProofToken,
+		EncryptedKeyMaterial: ready.ProofWrapped, Description: r.description(),
+	})
+	switch {
+	case kmsclient.Code(err) == "IncorrectKeyMaterialException":
+		return r.mismatch("key material IDs")
+	case kmsclient.Code(err) == "ValidationException" || kmsclient.IsUnsupportedOperation(err):
+		return &noProofError{fmt.Sprintf("this KMS endpoint does not take KeyMaterialId (%s)", kmsclient.Code(err))}
+	case err != nil:
+		return fmt.Errorf("the key was imported, its proof failed: %w", err)
+	case out.KeyMaterialID != id:
+		return r.mismatch("key material IDs")
+	}
+	r.result.RequestIDs = append(r.result.RequestIDs, out.RequestID)
+	r.result.KeyMaterialID = id
+	return r.record(context.WithoutCancel(ctx), StepImport, "KMS took the second wrap under the same key material ID", "request_id", out.RequestID, "key_material_id", id)
+}

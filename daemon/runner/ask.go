@@ -40,6 +40,36 @@ func destinations(k configs.Key) string {
 	return s
 }
 
+// askForAll asks officers about all materials of a rotated key at once, not about one after the other. Nothing is allowed by it.
+func (t *task) askForAll(ctx context.Context, c *configs.Config, k configs.Key, im *importer.Importer, token importer.Token, list []generation, request func(generation) importer.Request) error {
+	if _, needed := c.ApprovalFor(k); !needed || len(list) < 2 {
+		return nil
+	}
+	var waits error
+	for _, g := range list {
+		p, err := im.Plan(ctx, request(g))
+		if err != nil {
+			return err
+		}
+		if p.Action == importer.ActionKeep {
+			continue
+		}
+		object, err := token.Find(ctx, g.uri)
+		if err != nil {
+			return err
+		}
+		err = t.authorize(ctx, &gated{Token: token}, importer.Act{Plan: p, Key: object})
+		switch {
+		case err == nil:
+		case codeOf(err) != CodeApproval:
+			return err
+		case waits == nil:
+			waits = err
+		}
+	}
+	return waits
+}
+
 // AskStanding asks officers to approve, in advance and until then, that the material which KMS holds is imported again.
 func (r *Runner) AskStanding(ctx context.Context, actor, key string, validFor time.Duration, why string) ([]store.Request, error) {
 	c := r.Config()

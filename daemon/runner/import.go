@@ -40,15 +40,22 @@ func (t *task) importTo(ctx context.Context, c *configs.Config, k configs.Key, d
 	if base.Generate, there, err = t.mayGenerate(ctx, im, token, k, known); err != nil {
 		return o, err
 	}
-	result := store.Success{Destination: d.ARN, Life: base.Expires, Scheduled: t.job.Reason == string(schedule.Schedule)}
-	end := time.Time{}
-	for _, g := range wanted {
+	prepare := func(g generation) importer.Request {
 		r := base
 		r.Object, r.KeyMaterialID, r.CheckValue, r.Pending = g.uri, g.id, g.CheckValue, g.pending
 		r.Renew = t.renews()
 		if k.KeySpec.Kind() == wrapping.KindSymmetric {
 			r.Description = description(g.uri)
 		}
+		return r
+	}
+	if err := t.askForAll(ctx, c, k, im, token, wanted, prepare); err != nil {
+		return o, err
+	}
+	result := store.Success{Destination: d.ARN, Life: base.Expires, Scheduled: t.job.Reason == string(schedule.Schedule)}
+	end := time.Time{}
+	for _, g := range wanted {
+		r := prepare(g)
 		if len(known) == 0 && !base.Generate {
 			if err := t.backedUp(ctx, k, token, g.uri); err != nil {
 				return o, err

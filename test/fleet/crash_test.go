@@ -27,6 +27,8 @@ type scenario struct {
 	// held says what is wrong with what KMS holds at the end; empty: nothing.
 	held func(w *world, arn string) string
 	want map[string]int // key objects in the token at the end
+
+	officers bool // two of them have to approve, and do so as soon as they are asked
 }
 
 func scenarios() []scenario {
@@ -49,6 +51,10 @@ func scenarios() []scenario {
 		return ""
 	}
 	return []scenario{
+		{
+			name: "first import of an AES key that officers approve", spec: wrapping.SymmetricDefault, kind: store.KindImport, held: one, want: map[string]int{"k": 1},
+			prepare: func(*world) {}, begin: func(*process) {}, officers: true,
+		},
 		{
 			name: "first import of an AES key", spec: wrapping.SymmetricDefault, kind: store.KindImport, held: one, want: map[string]int{"k": 1},
 			prepare: func(*world) {}, begin: func(*process) {},
@@ -94,6 +100,9 @@ func (s scenario) run(t *testing.T, die func(w *world) (env []string, arm func(p
 	t.Helper()
 	w := newWorld(t, kmsemu.Options{})
 	arn := w.key("k", s.spec)
+	if s.officers {
+		w.officers().signEverything("first")
+	}
 	s.prepare(w)
 	env, arm := die(w)
 	p := w.start("first", "", env...)
@@ -127,8 +136,11 @@ func (s scenario) run(t *testing.T, die func(w *world) (env []string, arm func(p
 			kinds[e.Kind]++
 		}
 	}
-	if kinds["reclaimed"] > 1 || kinds["finished"] != 1 {
+	if kinds["reclaimed"] > 1 || kinds["finished"] != 1 && !s.officers {
 		t.Errorf("the journal of the job: %v", kinds)
+	}
+	if s.officers {
+		everyWrapApproved(t, events)
 	}
 	p.kill()
 	if got := w.objects(); !maps.Equal(got, s.want) {
@@ -146,6 +158,9 @@ func (s scenario) steps(t *testing.T) []string {
 	t.Helper()
 	w := newWorld(t, kmsemu.Options{})
 	w.key("k", s.spec)
+	if s.officers {
+		w.officers().signEverything("first")
+	}
 	s.prepare(w)
 	p := w.start("first", "")
 	if s.kind != store.KindImport || s.name == "renewal" {
@@ -157,7 +172,7 @@ func (s scenario) steps(t *testing.T) []string {
 	seen := map[string]int{}
 	var out []string
 	for _, e := range p.events("k") {
-		if e.Job != last.ID || slices.Contains([]string{"queued", "finished", "reclaimed"}, e.Kind) {
+		if e.Job != last.ID || slices.Contains([]string{"queued", "finished", "reclaimed", "request", "approval", "approved", "used"}, e.Kind) {
 			continue
 		}
 		seen[e.Kind]++

@@ -1,0 +1,274 @@
+package fleet
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"hsmbridge/daemon/approval"
+	"hsmbridge/daemon/control"
+	"hsmbridge/daemon/store"
+	"hsmbridge/hsm/wrapping"
+	"hsmbridge/kmsclient/kmsemu"
+)
+
+// officers are people with SSH keys; two of them have to approve.
+type officers struct {
+	w       *world
+	names   []string
+	signers []ssh.Signer
+}
+
+// officers asks for the approval of two of three officers for every key.
+func (w *world) officers() officers {
+	w.t.Helper()
+	o := officers{w: w, names: []string{"alice", "bob", "carol"}}
+	w.extra += "approval:\n  threshold: 2\n  standing: 90d\n  officers:\n"
+	for _, name := range o.names {
+		_, private, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		s, err := ssh.NewSignerFromKey(private)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		o.signers = append(o.signers, s)
+		w.extra += fmt.Sprintf("    - {name: %s, keys: [%q]}\n", name, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(s.PublicKey()))))
+	}
+	return o
+}
+
+// sign is the approval of officer i.
+func (o officers) sign(i int, text string) ([]byte, error) {
+	s := o.signers[i]
+	sig, err := s.Sign(rand.Reader, approval.ToSign(approval.Namespace, []byte(text)))
+	if err != nil {
+		return nil, err
+	}
+	return approval.Armor(s.PublicKey(), approval.Namespace, sig), nil
+}
+
+// open lists what waits; nil while no daemon answers.
+func (o officers) open(c *control.Client) []control.Request {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	list, err := c.Requests(ctx, "", false, 0)
+	if err != nil {
+		return nil
+	}
+	var out []control.Request
+	for _, r := range list {
+		if r.State == store.RequestOpen {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// signEverything signs whatever a daemon asks for, until the test ends.
+func (o officers) signEverything(daemon string) {
+	c := control.NewClient(o.w.socket(daemon))
+	done := make(chan struct{})
+	o.w.t.Cleanup(func() { close(done) })
+	go func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+			for _, r := range o.open(c) {
+				for i := range 2 {
+					sig, err := o.sign(i, r.Text)
+					if err != nil {
+						continue
+					}
+					ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+					_, _ = c.Approve(ctx, r.Name, sig) // it may be closed, or its daemon gone: it is tried again
+					cancel()
+				}
+			}
+		}
+	}()
+}
+
+// everyWrapApproved holds that each wrap in the log has its own permission immediately before it, by a request that two officers had
+// approved by then.
+func everyWrapApproved(t *testing.T, events []store.Event) (wraps int) {
+	t.Helper()
+	signed, allowed := map[string]map[string]bool{}, map[int64]string{}
+	for _, e := range events {
+		switch e.Kind {
+		case "approval":
+			if signed[e.Fields["request"]] == nil {
+				signed[e.Fields["request"]] = map[string]bool{}
+			}
+			signed[e.Fields["request"]][e.Fields["officer"]] = true
+		case "allowed":
+			if n := len(signed[e.Fields["request"]]); n < 2 {
+				t.Errorf("record %d allows a wrap by request %s, which %d officers had approved", e.ID, e.Fields["request"], n)
+			}
+			allowed[e.Job] = e.Fields["request"]
+		case "wrap":
+			wraps++
+			if allowed[e.Job] == "" {
+				t.Errorf("record %d: job %d wrapped the key, and nothing allowed it", e.ID, e.Job)
+			}
+			delete(allowed, e.Job)
+		}
+	}
+	return wraps
+}
+
+// Nothing is wrapped for a key with approval: before two officers have signed, on whichever way the wrap is come to.
+func TestNoWayAroundOfficers(t *testing.T) {
+	w := newWorld(t, kmsemu.Options{})
+	w.key("k", wrapping.SymmetricDefault, "prove: true")
+	o := w.officers()
+	p := w.start("first", "")
+	ctx := t.Context()
+	materials := 1
+	waits := func(what string) control.Request {
+		t.Helper()
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(30 * time.Millisecond) {
+			list := o.open(p.client)
+			jobs, err := p.client.Jobs(ctx, store.JobFilter{Open: true})
+			if err == nil && len(list) == materials && len(jobs) == 1 && jobs[0].State == store.Waiting {
+				return list[0]
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s: %d requests wait, jobs %+v, %v", what, len(list), jobs, err)
+			}
+		}
+	}
+	fetched := 0
+	nothing := func(what string) control.Request {
+		t.Helper()
+		r := waits(what)
+		if n := w.emu.Count("GetParametersForImport"); n != fetched {
+			t.Fatalf("%s: parameters were fetched %d times, and %d were approved", what, n, fetched)
+		}
+		return r
+	}
+	approve := func(r control.Request, i int) {
+		t.Helper()
+		for _, r := range append(o.open(p.client), r) { // of a rotated key there is one for each material
+			sig, err := o.sign(i, r.Text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := p.client.Approve(ctx, r.Name, sig); err != nil && !strings.Contains(err.Error(), "has signed already") && !strings.Contains(err.Error(), "is used") {
+				t.Fatal(err)
+			}
+		}
+	}
+	restart := func(kill bool) {
+		t.Helper()
+		if kill {
+			p.kill()
+		} else {
+			_ = p.Process.Signal(os.Interrupt)
+			p.kill()
+		}
+		p = w.start("first", "")
+	}
+	first := nothing("the scheduler")
+	for what, f := range map[string]func() error{
+		"a command": func() error {
+			_, err := p.client.Start(ctx, control.StartRequest{Keys: []string{"k"}, Kind: store.KindImport})
+			return err
+		},
+		"retry of the key": func() error { _, err := p.client.Retry(ctx, "k"); return err },
+		"reload":           func() error { return p.client.Reload(ctx) },
+		"pause and resume": func() error {
+			if err := p.client.Do(ctx, "pause", "k"); err != nil {
+				return err
+			}
+			return p.client.Do(ctx, "resume", "k")
+		},
+		"kill and recovery": func() error { restart(true); return nil },
+		"one approval":      func() error { approve(nothing("before it"), 0); return nil },
+	} {
+		if err := f(); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if r := nothing(what); r.Name != first.Name {
+			t.Errorf("%s: it is asked anew, %s after %s", what, r.Name, first.Name)
+		}
+	}
+	// A signature over another text, by whoever may write to the socket.
+	changed := strings.Replace(first.Text, "90d", "91d", 1)
+	sig, err := o.sign(1, changed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.client.Approve(ctx, first.Name, sig); err == nil || !strings.Contains(err.Error(), "over another text") {
+		t.Errorf("a signature over another text: %v", err)
+	}
+	nothing("a signature over another text")
+	approve(nothing("the second"), 1)
+	p.settled()
+	fetched = w.emu.Count("GetParametersForImport")
+	if fetched != 2 {
+		t.Errorf("parameters were fetched %d times for the import and its proof", fetched)
+	}
+	// The approval of the first import is used up: for the next one officers are asked again.
+	for _, next := range []struct {
+		what string
+		f    func()
+	}{
+		{"a renewal", func() { p.ask(store.KindImport, "k", true) }},
+		{"a rotation", func() { p.ask(store.KindRotate, "k", false) }},
+	} {
+		next.f()
+		r := nothing(next.what)
+		restart(true)
+		nothing(next.what + ", after a kill")
+		approve(r, 1)
+		nothing(next.what + ", with one approval")
+		approve(r, 2)
+		p.settled()
+		fetched = w.emu.Count("GetParametersForImport")
+	}
+	// Approved, and then the configuration names other officers: what was signed does not count any more.
+	materials = 2
+	p.ask(store.KindImport, "k", true)
+	r := nothing("another renewal")
+	approve(r, 0)
+	path := filepath.Join(w.dir, "first.yaml")
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(string(before), "\n")
+	for i, l := range lines {
+		if strings.Contains(l, "{name: alice,") {
+			lines = append(lines[:i], lines[i+1:]...)
+			break
+		}
+	}
+	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.client.Reload(ctx); err != nil {
+		t.Fatal(err)
+	}
+	approve(r, 1)
+	if r := nothing("one who is no officer any more"); r.Decision.Have != 1 {
+		t.Errorf("%d approvals count: %s", r.Decision.Have, r.Decision.Message)
+	}
+	approve(r, 2)
+	p.settled()
+	if n := everyWrapApproved(t, p.events("k")); n < 4 {
+		t.Errorf("the log has %d wraps", n)
+	}
+}

@@ -77,7 +77,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 		return exitUsage
 	}
 	commands := map[string]func(context.Context, []string) error{
-		"can": a.can, "show": a.show, "wrap": a.wrap,
+		"can": a.can, "request": a.request, "show": a.show, "wrap": a.wrap,
 		"version": func(context.Context, []string) error { fmt.Fprintln(a.out, "hsmceremony", version); return nil },
 	}
 	f, ok := commands[args[0]]
@@ -137,7 +137,7 @@ func (a *app) flags(name, args, about string) *flag.FlagSet {
 }
 
 // parse reads flags and names, in any order.
-func parse(f *flag.FlagSet, args []string, least, most int) ([]string, error) {
+func parse(f *flag.FlagSet, args []string, most int) ([]string, error) {
 	var names []string
 	for {
 		if err := f.Parse(args); err != nil {
@@ -152,7 +152,7 @@ func parse(f *flag.FlagSet, args []string, least, most int) ([]string, error) {
 		}
 		names, args = append(names, args[0]), args[1:]
 	}
-	if len(names) < least || len(names) > most {
+	if len(names) == 0 || len(names) > most {
 		f.Usage()
 		return nil, usageError{errShown}
 	}

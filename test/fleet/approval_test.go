@@ -58,8 +58,8 @@ func (o officers) sign(i int, text string) ([]byte, error) {
 }
 
 // open lists what waits; nil while no daemon answers.
-func (o officers) open(c *control.Client) []control.Request {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+func (o officers) open(ctx context.Context, c *control.Client) []control.Request {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	list, err := c.Requests(ctx, "", false, 0)
 	if err != nil {
@@ -86,7 +86,7 @@ func (o officers) signEverything(daemon string) {
 				return
 			case <-time.After(20 * time.Millisecond):
 			}
-			for _, r := range o.open(c) {
+			for _, r := range o.open(context.Background(), c) {
 				for i := range 2 {
 					sig, err := o.sign(i, r.Text)
 					if err != nil {
@@ -140,7 +140,7 @@ func TestNoWayAroundOfficers(t *testing.T) {
 	waits := func(what string) control.Request {
 		t.Helper()
 		for end := time.Now().Add(20 * time.Second); ; time.Sleep(30 * time.Millisecond) {
-			list := o.open(p.client)
+			list := o.open(ctx, p.client)
 			jobs, err := p.client.Jobs(ctx, store.JobFilter{Open: true})
 			if err == nil && len(list) == materials && len(jobs) == 1 && jobs[0].State == store.Waiting {
 				return list[0]
@@ -161,7 +161,7 @@ func TestNoWayAroundOfficers(t *testing.T) {
 	}
 	approve := func(r control.Request, i int) {
 		t.Helper()
-		for _, r := range append(o.open(p.client), r) { // of a rotated key there is one for each material
+		for _, r := range append(o.open(ctx, p.client), r) { // of a rotated key there is one for each material
 			sig, err := o.sign(i, r.Text)
 			if err != nil {
 				t.Fatal(err)
@@ -256,7 +256,7 @@ func TestNoWayAroundOfficers(t *testing.T) {
 			break
 		}
 	}
-	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")), 0o600); err != nil { //nolint:gosec // the test made the directory
 		t.Fatal(err)
 	}
 	if err := p.client.Reload(ctx); err != nil {

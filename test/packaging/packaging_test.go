@@ -207,12 +207,12 @@ func TestCeremonyPages(t *testing.T) {
 		t.Fatal(err)
 	}
 	words := map[string]bool{}
-	for _, m := range regexp.MustCompile(`(?m)^  hsmceremony ([a-z]+)`).FindAllStringSubmatch(run(t, nil, path, "help"), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^ {2}hsmceremony ([a-z]+)`).FindAllStringSubmatch(run(t, nil, path, "help"), -1) {
 		words[m[1]] = true
 		if m[1] == "version" {
 			continue
 		}
-		for _, flag := range regexp.MustCompile(`(?m)^  -([a-z-]+)`).FindAllStringSubmatch(run(t, nil, path, m[1], "--help"), -1) {
+		for _, flag := range regexp.MustCompile(`(?m)^ {2}-([a-z-]+)`).FindAllStringSubmatch(run(t, nil, path, m[1], "--help"), -1) {
 			words["-"+flag[1]] = true
 		}
 	}

@@ -3,7 +3,6 @@ package configs
 import (
 	"net"
 	"net/url"
-	"os"
 	"strings"
 
 	"hsmbridge/daemon/approval"
@@ -78,7 +77,7 @@ func (v validator) signers(path string, a *Approval, seen map[string]bool, owner
 	}
 	v.path(at, a.AllowedSigners, "the file of officers")
 	file := resolve(v.folder, a.AllowedSigners)
-	text, err := os.ReadFile(file)
+	text, err := readTrusted(file)
 	if err != nil {
 		v.problem(at, "the file of officers cannot be read: %v", err)
 		return

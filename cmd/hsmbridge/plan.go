@@ -152,7 +152,7 @@ func (a *app) printPolicies(plans []importer.Plan) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(a.out, "IAM policy that this run needs for %s:\n%s\n", strings.Join(unique(names[i]), ", "), strings.TrimSpace(string(policy)))
+		fmt.Fprintf(a.out, "IAM policy that this run needs for %s (the daemon needs more: hsmbridge config policy):\n%s\n", strings.Join(unique(names[i]), ", "), strings.TrimSpace(string(policy)))
 		if i < len(needs)-1 {
 			fmt.Fprintln(a.out)
 		}

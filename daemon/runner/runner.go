@@ -222,6 +222,13 @@ type task struct {
 func (t *task) do(ctx context.Context) (store.Outcome, error) {
 	c := t.Config()
 	k, ok := c.Key(t.job.Key)
+	if t.job.Kind == store.KindRevoke {
+		known, err := t.Store.Destinations(ctx)
+		if err != nil {
+			return store.Outcome{}, unwritten(err)
+		}
+		k, ok = Revocable(c, t.job.Key, known)
+	}
 	if !ok {
 		return store.Outcome{State: store.Cancelled, Message: "the key is no longer in the configuration"}, nil
 	}

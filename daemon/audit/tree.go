@@ -27,6 +27,9 @@ func Append(n int64, leaf Hash, read Reader) (first int64, hashes []Hash, err er
 	return tlog.StoredHashIndex(0, n-1), hashes, nil
 }
 
+// LeafIndex is the index at which the leaf hash of the n-th record (from 1) is stored.
+func LeafIndex(n int64) int64 { return tlog.StoredHashIndex(0, n-1) }
+
 // Root is the hash of the tree of the first size records.
 func Root(size int64, read Reader) (Hash, error) {
 	h, err := tlog.TreeHash(size, tlog.HashReaderFunc(read))

@@ -207,12 +207,18 @@ func (v validator) export(path string, e *Export, names map[string]bool) {
 	}
 	if at := path + ".syslog"; v.ok(at) && e.Syslog != "local" {
 		u, err := url.Parse(e.Syslog)
-		if err == nil {
+		if err == nil && u.Scheme != "unix" {
 			_, _, err = net.SplitHostPort(u.Host)
 		}
-		if err != nil || u.Scheme != "udp" && u.Scheme != "tcp" || u.Path != "" {
-			v.problem(at, "%q is neither local nor udp://HOST:PORT nor tcp://HOST:PORT", e.Syslog)
+		switch {
+		case err == nil && u.Scheme == "unix" && u.Host == "" && strings.HasPrefix(u.Path, "/"):
+		case err == nil && (u.Scheme == "udp" || u.Scheme == "tcp") && u.Path == "":
+		default:
+			v.problem(at, "%q is neither local nor unix:///PATH nor udp://HOST:PORT nor tcp://HOST:PORT", e.Syslog)
 		}
+	}
+	if at := path + ".required"; v.ok(at) && e.Required && strings.HasPrefix(e.Syslog, "udp:") {
+		v.problem(at, "a datagram to another machine may be lost without a word: require a file, or tcp://")
 	}
 	if names[e.Name()] {
 		v.problem(path, "the log is copied there already")

@@ -50,8 +50,10 @@ const (
 	maxFile    = 64 << 10
 	maxArchive = 256 << 10
 	maxFiles   = 8
-	life       = 24 * time.Hour
 )
+
+// Life is how long KMS takes what is wrapped, from the download on.
+const Life = 24 * time.Hour
 
 // file is one file with its base name.
 type file struct {
@@ -395,7 +397,7 @@ func (p Parameters) Until() time.Time {
 	case !p.ValidTo.IsZero():
 		return p.ValidTo
 	case !p.Made.IsZero():
-		return p.Made.Add(life).UTC().Truncate(time.Second)
+		return p.Made.Add(Life).UTC().Truncate(time.Second)
 	}
 	return time.Time{}
 }

@@ -1,7 +1,6 @@
 package configs
 
 import (
-	"net"
 	"net/url"
 	"os"
 	"strings"
@@ -208,10 +207,11 @@ func (v validator) export(path string, e *Export, names map[string]bool) {
 	}
 	if at := path + ".syslog"; v.ok(at) && e.Syslog != "local" {
 		u, err := url.Parse(e.Syslog)
-		if err == nil {
-			_, _, err = net.SplitHostPort(u.Host)
+		ok := err == nil
+		if ok {
+			_, _, ok = hostPort(u.Host)
 		}
-		if err != nil || u.Scheme != "udp" && u.Scheme != "tcp" || u.Path != "" {
+		if !ok || u.Scheme != "udp" && u.Scheme != "tcp" || u.Path != "" {
 			v.problem(at, "%q is neither local nor udp://HOST:PORT nor tcp://HOST:PORT", e.Syslog)
 		}
 	}

@@ -33,11 +33,12 @@ type screens struct {
 const (
 	narrow = 60  // narrower terminals are written over their edge
 	wide   = 100 // lines that are longer are hard to read
+	usual  = 80  // where there is no terminal
 	indent = 25  // where values begin
 )
 
 func (a *app) screens(of int) *screens {
-	s := &screens{in: bufio.NewReader(a.in), out: a.out, width: wide, of: of, note: func() string { return "" }}
+	s := &screens{in: bufio.NewReader(a.in), out: a.out, width: usual, of: of, note: func() string { return "" }}
 	if f, ok := a.out.(*os.File); ok && term.IsTerminal(int(f.Fd())) { //nolint:gosec // a file descriptor is small
 		s.terminal = true
 		s.measure(int(f.Fd())) //nolint:gosec // the same

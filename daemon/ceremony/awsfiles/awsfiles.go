@@ -180,6 +180,9 @@ func classify(files []file) (Parameters, error) {
 			p.Made = f.time
 		}
 	}
+	if err := sameTime(files); err != nil {
+		return p, err
+	}
 	slices.Sort(p.Files)
 	p.KeyID = id
 	key, ok := byRole["wrappingKey"]
@@ -205,6 +208,22 @@ func classify(files []file) (Parameters, error) {
 		}
 	}
 	return p, nil
+}
+
+// sameTime holds that the files are of one download, as far as their times tell: an import token of another one is opaque, and KMS refuses
+// it only in the end.
+func sameTime(files []file) error {
+	const apart = 10 * time.Minute
+	for _, f := range files {
+		for _, g := range files {
+			if f.time.IsZero() || g.time.IsZero() || g.time.Sub(f.time) <= apart {
+				continue
+			}
+			return refuse("%s is of %s and %s of %s: they seem to be of two downloads, and KMS takes a key only with the import token that came with its public key; download them again",
+				f.name, f.time.Format(time.RFC3339), g.name, g.time.Format(time.RFC3339))
+		}
+	}
+	return nil
 }
 
 // setKey reads the wrapping public key.

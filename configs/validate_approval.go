@@ -1,7 +1,6 @@
 package configs
 
 import (
-	"net"
 	"net/url"
 	"strings"
 
@@ -207,13 +206,15 @@ func (v validator) export(path string, e *Export, names map[string]bool) {
 	}
 	if at := path + ".syslog"; v.ok(at) && e.Syslog != "local" {
 		u, err := url.Parse(e.Syslog)
-		if err == nil && u.Scheme != "unix" {
-			_, _, err = net.SplitHostPort(u.Host)
-		}
+		ok := err == nil
 		switch {
-		case err == nil && u.Scheme == "unix" && u.Host == "" && strings.HasPrefix(u.Path, "/"):
-		case err == nil && (u.Scheme == "udp" || u.Scheme == "tcp") && u.Path == "":
-		default:
+		case ok && u.Scheme == "unix":
+			ok = u.Host == "" && strings.HasPrefix(u.Path, "/")
+		case ok:
+			_, _, ok = hostPort(u.Host)
+			ok = ok && (u.Scheme == "udp" || u.Scheme == "tcp") && u.Path == ""
+		}
+		if !ok {
 			v.problem(at, "%q is neither local nor unix:///PATH nor udp://HOST:PORT nor tcp://HOST:PORT", e.Syslog)
 		}
 	}

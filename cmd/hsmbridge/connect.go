@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -27,6 +28,8 @@ type connections struct {
 	failed map[string]error // tokens that could not be opened: they are not tried again
 	told   map[string]bool  // those of which this was said
 	kms    map[string]*kmsclient.Client
+	mu     sync.Mutex
+	ids    []string // AWS request IDs of GetParametersForImport that KMS answered
 
 	importers map[string]*importer.Importer
 }
@@ -166,6 +169,11 @@ func (c *connections) destination(ctx context.Context, arn string) (importer.KMS
 		return k, nil
 	}
 	place.Log = func(call kmsclient.Call) {
+		if call.Operation == "GetParametersForImport" && call.Code == "" && call.RequestID != "" {
+			c.mu.Lock()
+			c.ids = append(c.ids, call.RequestID)
+			c.mu.Unlock()
+		}
 		c.app.log.Debug("KMS call", zap.String("operation", call.Operation), zap.String("key", call.Key), zap.Int("attempt", call.Attempt),
 			zap.String("request_id", call.RequestID), zap.String("code", call.Code), zap.Duration("duration", call.Duration))
 	}

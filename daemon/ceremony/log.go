@@ -6,7 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/audit"
@@ -21,21 +25,30 @@ type Log struct {
 	size    int64
 	hashes  []audit.Hash
 	records []audit.Record
+	signed  int64 // records under the last checkpoint
 }
 
 // Origin names the log of a request.
 func Origin(request string) string { return "hsmceremony/" + request }
 
-// OpenLog opens the log of a request, or begins it. A log that is there is verified, and goes on; a last line that was not finished is cut off.
+// OpenLog opens the log of a request, or begins it. A log that is there is verified, and goes on; a last line that was not finished is cut
+// off. It stays locked until [Log.Close]: one session at a time works on a request.
 func OpenLog(name, request, actor string, now func() time.Time) (*Log, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644) //nolint:gosec // it is handed to others
 	if err != nil {
 		return nil, fmt.Errorf("open the ceremony's log: %w", err)
 	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // a file descriptor is small
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = &MismatchError{fmt.Sprintf("another hsmceremony is at work on request %s (%s is locked): go on there, or end it first; nothing was done", request, name)}
+		}
+		return nil, errors.Join(err, f.Close())
+	}
 	l := &Log{file: f, origin: Origin(request), now: now, actor: actor}
 	if err := l.load(request); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	syncFolder(name)
 	return l, nil
 }
 
@@ -63,7 +76,14 @@ func (l *Log) load(request string) error {
 	in := bufio.NewScanner(bytes.NewReader(text[:whole]))
 	in.Buffer(nil, maxFile)
 	for in.Scan() {
-		if line, err := audit.ParseLine(in.Bytes()); err == nil && line.Checkpoint == "" {
+		line, err := audit.ParseLine(in.Bytes())
+		switch {
+		case err != nil: // an empty line
+		case line.Checkpoint != "":
+			if c, err := audit.Unsigned(line.Checkpoint); err == nil {
+				l.signed = c.Size
+			}
+		default:
 			if err := l.grow(line.Hash); err != nil {
 				return err
 			}
@@ -124,8 +144,12 @@ func (l *Log) Sign(public []byte, sign audit.Signer) error {
 	if _, err := l.file.Write(append(audit.CheckpointLine(note), '\n')); err != nil {
 		return fmt.Errorf("write the ceremony's log: %w", err)
 	}
+	l.signed = l.size
 	return l.file.Sync()
 }
+
+// Signed says that the last record is under a checkpoint.
+func (l *Log) Signed() bool { return l.size > 0 && l.signed == l.size }
 
 // Root is the hash of the log as it is.
 func (l *Log) Root() (audit.Hash, error) { return audit.Root(l.size, l.read) }
@@ -149,7 +173,64 @@ func (l *Log) Last(kind audit.Kind) *audit.Record {
 	return nil
 }
 
-// Close closes the file.
+// Wraps are the records of wraps that were begun: of each one that the HSM was about to be asked for. With [audit.Step.FileSHA] it is one
+// that the HSM did.
+func (l *Log) Wraps() (begun, done []audit.Record) {
+	for _, r := range l.records {
+		if s, ok := r.Data.(*audit.Step); ok && r.Kind == wrapKind {
+			if s.FileSHA == "" {
+				begun = append(begun, r)
+			} else {
+				done = append(done, r)
+			}
+		}
+	}
+	return begun, done
+}
+
+// UsedError says that wrapping keys were used before, in another ceremony.
+type UsedError struct{ Request, File string }
+
+func (e *UsedError) Error() string {
+	return fmt.Sprintf("the wrapping key of this request was used before, in request %s (%s): each import needs parameters of its own; fetch new ones, and have that request signed; nothing was done", e.Request, e.File)
+}
+
+// Class is "caller".
+func (e *UsedError) Class() string { return "caller" }
+
+// Used holds that no other ceremony whose log is in the folder used one of the request's wrapping keys.
+func Used(folder string, q approval.Request) error {
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return fmt.Errorf("look for earlier ceremonies: %w", err)
+	}
+	mine := map[string]bool{}
+	for _, der := range q.WrappingKeys {
+		mine[approval.Fingerprint(der)] = true
+	}
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), LogExt) {
+			continue
+		}
+		text, err := Read(filepath.Join(folder, e.Name()))
+		if err != nil {
+			continue // not of a ceremony
+		}
+		_, err = audit.Verify(bytes.NewReader(text), audit.Options{Each: func(r audit.Record) error {
+			if s, ok := r.Data.(*audit.Step); ok && r.Kind == wrapKind && s.Request != q.ID && mine[s.Key] {
+				return &UsedError{s.Request, e.Name()}
+			}
+			return nil
+		}})
+		var used *UsedError
+		if errors.As(err, &used) {
+			return used
+		}
+	}
+	return nil
+}
+
+// Close closes the file, which unlocks it.
 func (l *Log) Close() error { return l.file.Close() }
 
 // Records reads the records of a room's log, which has to be whole.

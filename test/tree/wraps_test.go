@@ -26,7 +26,7 @@ const root = "../.."
 // ways are all functions that lead to C_WrapKey, and why each may. A function that is not here fails the test: whoever adds one has to say
 // what decides whether it may wrap, and to walk it in TestEveryWayToAWrap or in the scripts of the ceremony.
 func ways() map[string]string {
-	return map[string]string{
+	return map[string]string{ //nolint:gosec // names of functions
 		// In the HSM's package: from the one C call outwards.
 		"hsm/cgo.go library.wrap":          "the one call of C_WrapKey",
 		"hsm/wrap.go Token.wrapOnce":       "one call with a buffer",

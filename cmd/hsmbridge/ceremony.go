@@ -123,7 +123,7 @@ func (a *app) fetch(ctx context.Context, name string, o fetchOptions) error {
 		return err
 	}
 	tokens.IDs = approval.OneLine(strings.Join(conn.ids, " "))
-	q.Endpoint = approval.OneLine(firstOf(d.Endpoint, c.KMS.Endpoint))
+	q.Endpoint = approval.OneLine(kms.Endpoint()) // also when the environment or the AWS files chose it
 	tokens.Endpoint = q.Endpoint
 	rules, needed := c.ApprovalFor(k)
 	life := time.Until(q.ParametersValidTo)
@@ -134,13 +134,6 @@ func (a *app) fetch(ctx context.Context, name string, o fetchOptions) error {
 		return err
 	}
 	return a.writeRequest(ctx, q, tokens, o.out, needed)
-}
-
-func firstOf(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 // fetched fetches n sets of import parameters and says what is asked for with them.

@@ -83,6 +83,13 @@ func (a *app) upload(ctx context.Context, file string, signatures []string) erro
 		}
 	}
 	conn := a.connect(ctx, c, nil)
+	kms, err := conn.destination(ctx, u.dest.ARN)
+	if err != nil {
+		return err
+	}
+	if got := approval.OneLine(kms.Endpoint()); got != u.q.Endpoint {
+		return &exitError{exitRefused, fmt.Errorf("the request is for the KMS endpoint %q, and this machine would call %q: make a new request; nothing was sent", u.q.Endpoint, got)}
+	}
 	im := &importer.Importer{KMS: conn.destination, Record: a.record}
 	r := request(c, u.key, u.dest, importOptions{renew: u.q.Action == string(importer.ActionReimport)})
 	if err := a.tell(ctx, "ceremony-upload", u.q, u.text, "what was wrapped in the HSM room is uploaded next", file); err != nil {
@@ -175,8 +182,8 @@ func (u *uploaded) check(c *configs.Config, signatures []string) error {
 			return &exitError{exitRefused, fmt.Errorf("the wrapped key %d has %d bytes, and %s under %s gives %d: the file was damaged, or the HSM did something else; nothing was sent", i+1, len(k.Bytes), u.q.Algorithm, spec, n)}
 		}
 	}
-	if u.q.Expires != lifeText(u.key) || u.q.KeySpec != string(u.key.KeySpec) || u.q.Endpoint != approval.OneLine(firstOf(u.dest.Endpoint, c.KMS.Endpoint)) {
-		return &exitError{exitRefused, fmt.Errorf("the configuration of %s has changed since the request was made (expiry, key spec or KMS endpoint): make a new request; nothing was sent", u.key.Name)}
+	if u.q.Expires != lifeText(u.key) || u.q.KeySpec != string(u.key.KeySpec) {
+		return &exitError{exitRefused, fmt.Errorf("the configuration of %s has changed since the request was made (expiry or key spec): make a new request; nothing was sent", u.key.Name)}
 	}
 	rules, needed := c.ApprovalFor(u.key)
 	if !needed {

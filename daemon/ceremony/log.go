@@ -80,7 +80,7 @@ func (l *Log) load(request string) error {
 		switch {
 		case err != nil: // an empty line
 		case line.Checkpoint != "":
-			if c, err := audit.Unsigned(line.Checkpoint); err == nil {
+			if c, err := audit.ReadUnsigned(line.Checkpoint); err == nil {
 				l.signed = c.Size
 			}
 		default:

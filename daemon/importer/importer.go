@@ -45,6 +45,8 @@ type Token interface {
 
 // KMS is what an import needs of AWS KMS. [kmsclient.Client] has these methods.
 type KMS interface {
+	// Endpoint is where it calls; empty: AWS's own.
+	Endpoint() string
 	DescribeKey(ctx context.Context, arn string) (kmsclient.KeyInfo, error)
 	GetParametersForImport(ctx context.Context, arn, algorithm, wrappingKeySpec string) (kmsclient.ImportParameters, error)
 	ImportKeyMaterial(ctx context.Context, r kmsclient.ImportRequest) (kmsclient.ImportResult, error)

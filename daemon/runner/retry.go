@@ -55,6 +55,7 @@ func rules() []rule {
 		{codes: CodeApproval, do: again, first: 6 * h, most: 6 * h, person: true},
 		{codes: codeRequestClosed, do: again, first: s, most: m},
 		{codes: codeRejected, do: stop},
+		{codes: codeChanged, do: again, first: s, most: m},
 
 		// The import.
 		{codes: "ExpiredImportTokenException", do: again, first: s, most: m},                                       // parameters are fetched anew

@@ -213,10 +213,12 @@ func (r *Runner) beat(ctx context.Context, l *store.Lease, lost func()) (stop fu
 // task is one attempt of one job.
 type task struct {
 	*Runner
-	lease *store.Lease
-	job   store.Job
-	last  time.Time
-	mu    sync.Mutex
+	lease  *store.Lease
+	job    store.Job
+	config *configs.Config // by which the attempt began
+	key    configs.Key     // of config
+	last   time.Time
+	mu     sync.Mutex
 }
 
 func (t *task) do(ctx context.Context) (store.Outcome, error) {
@@ -232,6 +234,7 @@ func (t *task) do(ctx context.Context) (store.Outcome, error) {
 	if !ok {
 		return store.Outcome{State: store.Cancelled, Message: "the key is no longer in the configuration"}, nil
 	}
+	t.config, t.key = c, k
 	switch t.job.Kind {
 	case store.KindImport:
 		for _, d := range k.Destinations {

@@ -106,6 +106,10 @@ func (s *Store) Revoke(ctx context.Context, key, actor, reason, request string, 
 				return err
 			}
 		}
+		// A standing approval would bring back at once what people have just taken away, when one person takes the revocation back.
+		if err := tx.endRequestsOf(ctx, key, actor, "the key was revoked"); err != nil {
+			return err
+		}
 		j = Job{Key: key, Kind: KindRevoke, Reason: reason, RequestedBy: actor}
 		id, isNew, err := tx.addJob(ctx, &j)
 		if j.ID = id; err != nil || !isNew {

@@ -35,7 +35,8 @@ func openLog(name string) (_ *logFile, err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("another process writes to it: %w", err)
 	}
-	return l, l.look()
+	err = l.look()
+	return l, err
 }
 
 // look reads the end of the file.

@@ -224,7 +224,7 @@ func TestExportOtherHistory(t *testing.T) {
 	for _, end := range []string{"-wal", "-shm"} {
 		_ = os.Remove(filepath.Join(c.dir, "x.db"+end))
 	}
-	if err := os.WriteFile(filepath.Join(c.dir, "x.db"), old, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(c.dir, "x.db"), old, 0o600); err != nil { //nolint:gosec // a directory of this test
 		t.Fatal(err)
 	}
 	c.open()

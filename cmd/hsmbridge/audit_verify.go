@@ -74,14 +74,20 @@ Exit codes: 0, the log is whole; 4, it is not; 2, a file cannot be read or is no
 // verifyFiles checks files one behind the other.
 func (a *app) verifyFiles(names []string, o audit.Options) error {
 	var parts []io.Reader
+	var open []*os.File
+	defer func() {
+		for _, f := range open {
+			_ = f.Close() // it was only read
+		}
+	}()
 	for _, name := range names {
 		in := os.Stdin
 		if name != "-" {
-			f, err := os.Open(name) //nolint:gosec // whoever runs the command names it
+			f, err := os.Open(name)
 			if err != nil {
 				return usageError(err)
 			}
-			defer f.Close() //nolint:errcheck // it was only read
+			open = append(open, f)
 			in = f
 		}
 		parts = append(parts, in, strings.NewReader("\n")) // the last line of a file may have no end

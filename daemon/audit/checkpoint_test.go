@@ -1,6 +1,7 @@
 package audit_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -153,7 +154,7 @@ func openssl(t *testing.T, p pair, note string) {
 		return path
 	}
 	args := []string{"dgst", "-sha256", "-verify", write("key.pem", p.key(t).PEM()), "-signature", write("sig", raw[4:]), write("text", []byte(text+"\n"))}
-	if out, err := exec.CommandContext(t.Context(), "openssl", args...).CombinedOutput(); err != nil { //nolint:gosec // a command of this test
+	if out, err := exec.CommandContext(t.Context(), "openssl", args...).CombinedOutput(); err != nil {
 		t.Errorf("openssl: %v\n%s", err, out)
 	}
 }
@@ -180,10 +181,10 @@ func TestKeys(t *testing.T) {
 	if err != nil || k.Name() != origin || k.SHA256() != p.key(t).SHA256() {
 		t.Fatalf("got %v, %v", k, err)
 	}
-	if _, err := audit.ParseKey(text[strings.Index(string(text), "\n")+1:], ""); err == nil || !strings.Contains(err.Error(), "does not say of which log") {
+	if _, err := audit.ParseKey(text[bytes.IndexByte(text, '\n')+1:], ""); err == nil || !strings.Contains(err.Error(), "does not say of which log") {
 		t.Errorf("without its log: %v", err)
 	}
-	if k, err := audit.ParseKey(text[strings.Index(string(text), "\n")+1:], "hsmbridge/x"); err != nil || k.Name() != "hsmbridge/x" {
+	if k, err := audit.ParseKey(text[bytes.IndexByte(text, '\n')+1:], "hsmbridge/x"); err != nil || k.Name() != "hsmbridge/x" {
 		t.Errorf("with the log beside it: %v", err)
 	}
 	edPublic, _, err := ed25519.GenerateKey(rand.Reader)

@@ -39,7 +39,7 @@ func TestDocs(t *testing.T) {
 	if !*update {
 		t.Fatalf("%s does not say what kinds.go says: run go test ./daemon/audit -update", docs)
 	}
-	if err := os.WriteFile(docs, want, 0o600); err != nil {
+	if err := os.WriteFile(docs, want, 0o600); err != nil { //nolint:gosec // a constant name
 		t.Fatal(err)
 	}
 }

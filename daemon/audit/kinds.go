@@ -205,7 +205,7 @@ func kinds() map[Kind]func() any {
 		"ceremony-fetch":  of[Step],     // online: import parameters were fetched into a request
 		"ceremony-open":   of[Step],     // in the room: a request was opened
 		"ceremony-check":  of[Step],     // in the room: something was compared, and a person confirmed it
-		"ceremony-wrap":   of[Step],     // in the room: the token wrapped the key
+		"ceremony-wrap":   of[Step],     // in the room: the token wraps the key next, and afterwards that it did
 		"ceremony-write":  of[Step],     // in the room: the wrapped key was written
 		"ceremony-end":    of[Step],     // in the room: how it ended
 		"ceremony-upload": of[Step],     // online: the wrapped key was imported into KMS, or was refused

@@ -1,6 +1,7 @@
 package audit_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -83,14 +84,14 @@ func TestKinds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if last := lastOf(t, files); *update && string(last) != string(want) {
+		if last := lastOf(t, files); *update && !bytes.Equal(last, want) {
 			name := golden(k.Kind, len(files)+1)
 			if err := os.WriteFile(name, append(want, '\n'), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			files = append(files, name)
 		}
-		if last := lastOf(t, files); string(last) != string(want) {
+		if last := lastOf(t, files); !bytes.Equal(last, want) {
 			t.Errorf("%s: the last golden record is not what is written now. A new field needs a new file (go test ./daemon/audit -update); a field that is there is neither removed, renamed nor retyped.\n got %s\nwant %s", k.Kind, want, last)
 		}
 		for _, name := range files {
@@ -102,7 +103,7 @@ func TestKinds(t *testing.T) {
 				continue
 			}
 			again, err := r.Encode()
-			if err != nil || string(again) != string(line) {
+			if err != nil || !bytes.Equal(again, line) {
 				t.Errorf("%s is written otherwise now: %v\n got %s\nwant %s", name, err, again, line)
 			}
 		}
@@ -145,7 +146,7 @@ func lastOf(t *testing.T, files []string) []byte {
 
 func read(t *testing.T, name string) []byte {
 	t.Helper()
-	b, err := os.ReadFile(name) //nolint:gosec // a file of this test
+	b, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ type Log struct {
 	now     func() time.Time
 	actor   string
 	size    int64
+	end     int64 // of the file's last whole line
 	hashes  []audit.Hash
 	records []audit.Record
 	signed  int64 // records under the last checkpoint
@@ -92,8 +93,22 @@ func (l *Log) load(request string) error {
 	if err := l.file.Truncate(int64(whole)); err != nil {
 		return fmt.Errorf("open the ceremony's log: %w", err)
 	}
-	_, err = l.file.Seek(int64(whole), 0)
-	return err
+	l.end = int64(whole)
+	return nil
+}
+
+// write adds a line and makes sure that it is on the disk. One that could not be written whole is taken away again, so that the log can go on.
+func (l *Log) write(line []byte) error {
+	line = append(line, '\n')
+	_, err := l.file.WriteAt(line, l.end)
+	if err == nil {
+		err = l.file.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("write the ceremony's log, so nothing more is done: %w", errors.Join(err, l.file.Truncate(l.end)))
+	}
+	l.end += int64(len(line))
+	return nil
 }
 
 func (l *Log) read(indexes []int64) ([]audit.Hash, error) {
@@ -121,11 +136,8 @@ func (l *Log) Add(kind audit.Kind, key, destination, message string, step audit.
 	if err != nil {
 		return err
 	}
-	if _, err := l.file.Write(append(audit.RecordLine(r.N, raw), '\n')); err != nil {
-		return fmt.Errorf("write the ceremony's log, so nothing more is done: %w", err)
-	}
-	if err := l.file.Sync(); err != nil {
-		return fmt.Errorf("write the ceremony's log, so nothing more is done: %w", err)
+	if err := l.write(audit.RecordLine(r.N, raw)); err != nil {
+		return err
 	}
 	l.records = append(l.records, r)
 	return l.grow(audit.LeafHash(raw))
@@ -141,11 +153,11 @@ func (l *Log) Sign(public []byte, sign audit.Signer) error {
 	if err != nil {
 		return err
 	}
-	if _, err := l.file.Write(append(audit.CheckpointLine(note), '\n')); err != nil {
-		return fmt.Errorf("write the ceremony's log: %w", err)
+	if err := l.write(audit.CheckpointLine(note)); err != nil {
+		return err
 	}
 	l.signed = l.size
-	return l.file.Sync()
+	return nil
 }
 
 // Signed says that the last record is under a checkpoint.

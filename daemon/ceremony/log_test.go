@@ -124,7 +124,7 @@ func TestLogRefuses(t *testing.T) {
 		says string
 	}{
 		"empty":     {nil, "it has no record"},
-		"mixed":     {join(lines[0], foreign), "record 1 stands behind record 1"},
+		"mixed":     {join(lines[0], foreign), "there are two different records 1"},
 		"cut":       {text[:len(text)-5], "where record"},
 		"not steps": {audit.RecordLine(1, mustEncode(t, audit.Record{N: 1, Time: now, Kind: "stop", Actor: "a", Message: "m"})), "its first record is of something else"},
 	} {

@@ -157,7 +157,7 @@ func TestNoRecordNoImport(t *testing.T) {
 	defer db.Close() //nolint:errcheck // the end of the test
 	exec := func(statement string) {
 		t.Helper()
-		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+		if _, err := db.ExecContext(t.Context(), statement); err != nil { //nolint:gosec // statements of this test
 			t.Fatal(err)
 		}
 	}

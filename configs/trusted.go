@@ -28,11 +28,11 @@ func trusted(path string, f *os.File) error {
 	if err := owned(path, info, othersWrite); err != nil {
 		return err
 	}
-	real, err := filepath.EvalSymlinks(path)
+	target, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return err //nolint:wrapcheck // it names the file
 	}
-	folder := filepath.Dir(real)
+	folder := filepath.Dir(target)
 	if info, err = os.Stat(folder); err != nil {
 		return err //nolint:wrapcheck // it names the folder
 	}

@@ -40,7 +40,7 @@ func TestTrusted(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "d")
 			path := filepath.Join(dir, "hsmbridge.yaml")
 			for _, err := range []error{
-				os.Mkdir(dir, 0o700), os.WriteFile(path, []byte(text), 0o600), os.Chmod(path, tt.mode), os.Chown(path, tt.owner, -1), os.Chmod(dir, tt.folder), //nolint:gosec // that is what is tested
+				os.Mkdir(dir, 0o700), os.WriteFile(path, []byte(text), 0o600), os.Chmod(path, tt.mode), os.Chown(path, tt.owner, -1), os.Chmod(dir, tt.folder),
 			} {
 				if err != nil {
 					t.Fatal(err)

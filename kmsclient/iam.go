@@ -35,7 +35,8 @@ func Policy(list ...Permissions) ([]byte, error) {
 			return nil, err
 		}
 		for _, s := range statements {
-			if sids[s.Sid]++; sids[s.Sid] > 1 { // a Sid is unique in its policy
+			sids[s.Sid]++
+			if sids[s.Sid] > 1 { // a Sid is unique in its policy
 				s.Sid += strconv.Itoa(sids[s.Sid])
 			}
 			doc.Statement = append(doc.Statement, s)

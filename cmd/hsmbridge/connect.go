@@ -118,6 +118,10 @@ func (c *connections) token(ctx context.Context, name string) (*hsm.Token, error
 		return nil, err // no login after Ctrl-C
 	}
 	t, _ := c.config.Token(name)
+	if err := c.app.parkedByDaemon(ctx, c.config, name); err != nil {
+		c.failed[name] = err
+		return nil, err
+	}
 	open, err := hsm.Open(ctx, hsm.Config{
 		Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI,
 	}, hsm.PINSource(c.pins[name]))

@@ -2,6 +2,9 @@ package store
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -65,4 +68,36 @@ func TestUnparkedInThatMoment(t *testing.T) {
 			t.Errorf("%d jobs were queued after the token was unparked", n)
 		}
 	})
+}
+
+// The parked tokens are read without a daemon: while its files are as kill -9 left them, after it ended in good order, and where none was.
+func TestReadParked(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "hsmbridge.db")
+	read := func() map[string]Parked {
+		t.Helper()
+		return must[map[string]Parked](t)(ReadParked(t.Context(), path))
+	}
+	if got := read(); len(got) != 0 {
+		t.Errorf("without a database: %v", got)
+	}
+	s := must[*Store](t)(Open(t.Context(), Config{Path: path, Daemon: "one"}))
+	if err := errors.Join(s.Park(t.Context(), Parked{Token: "hsm", Code: "CKR_PIN_INCORRECT", Reason: "wrong"}), s.BeginLogin(t.Context(), "spare")); err != nil {
+		t.Fatal(err)
+	}
+	for _, when := range []string{"while its files are in use", "afterwards"} {
+		if got := read(); got["hsm"].Reason != "wrong" || got["spare"].Code != LoginBegun || len(got) != 2 {
+			t.Errorf("%s: %v", when, got)
+		}
+		if when != "afterwards" {
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	files := must[[]os.DirEntry](t)(os.ReadDir(filepath.Dir(path)))
+	for _, f := range files {
+		if strings.HasSuffix(f.Name(), "-wal") || strings.HasSuffix(f.Name(), "-shm") {
+			t.Errorf("reading left %s behind", f.Name())
+		}
+	}
 }

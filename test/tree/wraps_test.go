@@ -24,7 +24,7 @@ import (
 const root = "../.."
 
 // ways are all functions that lead to C_WrapKey, and why each may. A function that is not here fails the test: whoever adds one has to say
-// what decides whether it may wrap, and to walk it in TestEveryWayToAWrap or in the scripts of the ceremony.
+// what decides whether it may wrap, and to walk it in test/fleet (TestNoWayAroundOfficers) or in the scripts of test/daemon.
 func ways() map[string]string {
 	return map[string]string{ //nolint:gosec // names of functions
 		// In the HSM's package: from the one C call outwards.

@@ -51,7 +51,7 @@ func ways() map[string]string {
 		// In the HSM room.
 		"daemon/ceremony/room.go Room.wrap":           "only Room.Wrap calls it",
 		"daemon/ceremony/room.go Room.Wrap":           "checks request, times, approvals, token and object immediately before each wrap",
-		"cmd/hsmceremony/wrap.go session.wrapTrusted": "as the security officer: given to Room.Trusted, which only Room.wrap calls",
+		"cmd/hsmceremony/finish.go session.wrapTrusted": "as the security officer: given to Room.Trusted, which only Room.wrap calls",
 		"cmd/hsmceremony/wrap.go app.wrap":            "gives it to Room.Trusted",
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -60,6 +61,9 @@ signs it.`,
 				rows = append(rows, []string{r.Name, r.Purpose, r.Key, string(r.State), signedBy(r), when.UTC().Format("2006-01-02 15:04"), r.AskedBy, dash(r.Destination)})
 			}
 			table(a.out, []string{"REQUEST", "PURPOSE", "KEY", "STATE", "APPROVALS", "UNTIL (UTC)", "ASKED BY", "DESTINATION"}, rows)
+			if isTerminal(a.err) && slices.ContainsFunc(list, control.Request.Open) {
+				fmt.Fprintf(a.err, "\nhsmbridge show NAME says what would be done and what is different from last time; hsmbridge approve NAME signs it\n")
+			}
 			return nil
 		},
 	}

@@ -1,7 +1,6 @@
 package fleet
 
 import (
-	"context"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +15,7 @@ import (
 func TestStanding(t *testing.T) {
 	x := watch(t, func(w *world) { w.key("k", wrapping.SymmetricDefault, "prove: true") })
 	x.key = "k"
-	ctx := context.Background()
+	ctx := t.Context()
 	first := x.asked()
 	if _, err := x.client.Standing(ctx, "k", control.StandingRequest{For: "60d", Why: "too early"}); err == nil || !strings.Contains(err.Error(), "does not hold material of k") {
 		t.Errorf("a standing approval of what was never imported: %v", err)

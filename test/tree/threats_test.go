@@ -61,7 +61,7 @@ func there(t *testing.T, name string) bool {
 		t.Fatal(err)
 	}
 	for _, f := range files {
-		b, err := os.ReadFile(f) //nolint:gosec // of the tree
+		b, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -116,7 +116,13 @@ signed. --text prints the text alone, byte for byte, to be signed anywhere:
 			case a.json:
 				return writeJSON(a.out, r)
 			}
-			return a.showRequest(r, time.Now())
+			if err := a.showRequest(r, time.Now()); err != nil {
+				return err
+			}
+			if r.Open() && !r.Decision.Approved {
+				fmt.Fprintf(a.out, "\nTo sign it:      hsmbridge approve %[1]s\nTo say no:       hsmbridge reject %[1]s --reason '...'\nTo sign it on another machine: hsmbridge help show\n", r.Name)
+			}
+			return nil
 		},
 	}
 	c.Flags().BoolVar(&text, "text", false, "print the text to sign, and nothing else")
@@ -153,9 +159,6 @@ func (a *app) showRequest(r control.Request, now time.Time) error {
 	a.showDifferences(r)
 	wrapped(a.out, "SHA-256 of the text: ", "  ", fmt.Sprintf("%s (%x)", approval.Short(sum), sum))
 	a.showSignatures(r)
-	if r.Open() && !r.Decision.Approved {
-		fmt.Fprintf(a.out, "\nTo sign it:      hsmbridge approve %s\nTo say no:       hsmbridge reject %s --reason '...'\nTo sign it on another machine: hsmbridge help show\n", q.ID, q.ID)
-	}
 	return nil
 }
 

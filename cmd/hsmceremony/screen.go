@@ -179,7 +179,7 @@ func (s *screens) show(ctx context.Context) error {
 			return err
 		}
 		s.lines = rest
-		s.head(" (continued)")
+		s.head(" (more)")
 	}
 	s.flush()
 	return nil

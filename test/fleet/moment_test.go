@@ -95,8 +95,8 @@ func watch(t *testing.T, more func(w *world)) *watched {
 	x.d, err = daemon.New(t.Context(), daemon.Options{
 		Config: c, Load: load, Log: zap.NewNop(), Version: "test", Poll: 2 * time.Millisecond, NoSync: true, Now: now,
 		Wait: func(context.Context, time.Duration) error { return nil },
-		OpenToken: func(ctx context.Context, c configs.Token, again bool) (daemon.Token, error) {
-			token, err := open(ctx, c, again)
+		OpenToken: func(ctx context.Context, c configs.Token, l daemon.Login) (daemon.Token, error) {
+			token, err := open(ctx, c, l)
 			if err != nil {
 				return nil, err
 			}

@@ -49,10 +49,10 @@ func ways() map[string]string {
 		"daemon/runner/approve.go gated.Wrap":           "wraps what was allowed a moment ago, once",
 		"daemon/tracked.go tracked.Wrap":                "counts calls that hang; it is behind gated",
 		// In the HSM room.
-		"daemon/ceremony/room.go Room.wrap":           "only Room.Wrap calls it",
-		"daemon/ceremony/room.go Room.Wrap":           "checks request, times, approvals, token and object immediately before each wrap",
+		"daemon/ceremony/room.go Room.wrap":             "only Room.Wrap calls it",
+		"daemon/ceremony/room.go Room.Wrap":             "checks request, times, approvals, token and object immediately before each wrap",
 		"cmd/hsmceremony/finish.go session.wrapTrusted": "as the security officer: given to Room.Trusted, which only Room.wrap calls",
-		"cmd/hsmceremony/wrap.go app.wrap":            "gives it to Room.Trusted",
+		"cmd/hsmceremony/wrap.go app.wrap":              "gives it to Room.Trusted",
 	}
 }
 

@@ -125,7 +125,7 @@ func TestTrusted(t *testing.T) {
 	}, "wrap", "-c", w.config, request, "--trusted", "--so-pin-file", so)
 	go func() {
 		tty.waits(1)
-		_, _ = tty.master.WriteString(w.tok.PIN + "\n") //nolint:errcheck // the session shows it
+		_, _ = tty.master.WriteString(w.tok.PIN + "\n")
 	}()
 	if k.until(w.questions(request), "Type the name of the key") == "" {
 		t.Fatal(k.shown())

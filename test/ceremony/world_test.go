@@ -161,7 +161,7 @@ func (w *world) start(change func(*exec.Cmd), args ...string) *talk {
 		w.t.Fatal(err)
 	}
 	go func() {
-		_ = k.cmd.Wait() //nolint:errcheck // the exit code tells
+		_ = k.cmd.Wait()
 		close(k.ended)
 	}()
 	return k

@@ -31,7 +31,7 @@ func (t *Token) Mechanisms(ctx context.Context) ([]MechanismInfo, error) {
 		}
 		var out []MechanismInfo
 		for _, a := range wrapping.Algorithms() {
-			for _, m := range candidates(a) {
+			for _, m := range t.candidates(a) {
 				if slices.ContainsFunc(out, func(i MechanismInfo) bool { return i.Type == m.Type }) {
 					continue
 				}

@@ -62,8 +62,11 @@ func hardware() []Family {
 		{
 			Name: "cloudhsm", Title: "AWS CloudHSM (Client SDK 5)",
 			Match: []Match{
-				{Library: "cloudhsm"}, {LibraryManufacturer: "amazon"},
-				{Module: "libcloudhsm_pkcs11", Manufacturer: "cavium"}, {Module: "libcloudhsm_pkcs11", Manufacturer: "marvell"}, {Module: "libcloudhsm_pkcs11"},
+				{Library: "cloudhsm"},
+				{LibraryManufacturer: "amazon"},
+				{Module: "libcloudhsm_pkcs11", Manufacturer: "cavium"},
+				{Module: "libcloudhsm_pkcs11", Manufacturer: "marvell"},
+				{Module: "libcloudhsm_pkcs11"},
 			},
 			Sources: []Source{
 				{"AWS CloudHSM User Guide, \"Supported mechanisms for the PKCS #11 library for AWS CloudHSM Client SDK 5\"", "https://docs.aws.amazon.com/cloudhsm/latest/userguide/pkcs11-mechanisms.html"},

@@ -161,7 +161,7 @@ func (o *opener) open(ctx context.Context, t configs.Token, again bool) (daemon.
 		return nil, &pinError{err}
 	}
 	token, err := hsm.Open(ctx, hsm.Config{
-		Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, LoginAgain: again,
+		Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, Quirks: t.Quirks, LoginAgain: again,
 	}, hsm.PINSource(source))
 	if err != nil {
 		return nil, err

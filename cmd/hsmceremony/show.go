@@ -37,7 +37,7 @@ func (a *app) can(ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	token, err := hsm.Open(ctx, hsm.Config{Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI}, hsm.PINSource(source))
+	token, err := hsm.Open(ctx, hsm.Config{Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, Quirks: t.Quirks}, hsm.PINSource(source))
 	if err != nil {
 		return err
 	}

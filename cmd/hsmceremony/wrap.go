@@ -311,7 +311,7 @@ func (s *session) open(ctx context.Context, t configs.Token) error {
 		return err
 	}
 	s.user = hsm.PINSource(source)
-	s.token, err = hsm.Open(ctx, hsm.Config{Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI}, s.user)
+	s.token, err = hsm.Open(ctx, hsm.Config{Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, Quirks: t.Quirks}, s.user)
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,7 @@ import (
 
 // learn finds out which quirks apply to the token that was found.
 func (t *Token) learn(c Config) error {
-	t.library = t.module.about()
+	t.library, t.moduleName = t.module.about(), c.Module
 	t.quirks = quirks.For(quirks.Seen{
 		Manufacturer: t.identity.Manufacturer, Model: t.identity.Model, Firmware: t.identity.Firmware,
 		LibraryManufacturer: t.library.Manufacturer, Library: t.library.Description, Module: c.Module,

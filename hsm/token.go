@@ -50,7 +50,9 @@ type Token struct {
 	epoch    uint64
 	warnings []string
 	library  Library
-	quirks   quirks.Quirks
+
+	moduleName string // as the configuration has it
+	quirks     quirks.Quirks
 
 	pinTriesLow bool
 

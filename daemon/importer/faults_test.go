@@ -311,11 +311,11 @@ func TestKMSFaults(t *testing.T) {
 
 const preface = `# Faults of KMS and of the way to it
 
-Made by ` + "`go test ./daemon/importer -run KMSFaults -update`" + `, which holds it: an import of a new key, with one fault at one call of KMS, then the same import
+Made by ` + "`go test ./daemon/importer -run KMSFaults -update`" + `, which holds it: an import of a new key, or a renewal, with one fault at one call of KMS, then the same import
 again without the fault. In every row the second run leaves KMS with the key, once and proved, and no run says that KMS holds a key
 which it does not.
 
-The import is given as its result and the proof, or the error's code and its class, which decides what the daemon does: *kms* is tried again, *caller*
-needs a person. Calls that change nothing are sent twice here (five times by default); ImportKeyMaterial is sent once, and what became of it is
+The import is given as its result and the proof, or the error's code and its class, by which daemon/runner/retry.go decides what the daemon does: all of
+these are tried again, but for untrusted parameters, which need a person. Calls that change nothing are sent twice here (five times by default); ImportKeyMaterial is sent once, and what became of it is
 read back. Faults are the emulator's (docs/emulator.md), or done to the connection.
 `

@@ -10,6 +10,7 @@ package configs
 
 import (
 	"hsmbridge/hsm/pkcs11uri"
+	"hsmbridge/hsm/quirks"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -57,7 +58,7 @@ type KMS struct {
 	WatchEvery Duration `yaml:"watch_every,omitempty"`
 }
 
-// Token is one token of an HSM, reached through its PKCS #11 module. Exactly one source of its PIN is given.
+// Token is one token of an HSM, reached through its PKCS #11 module. Exactly one source of its PIN is given, and none where it is typed at the device.
 type Token struct {
 	// Name by which keys and commands refer to the token.
 	Name string `yaml:"name" jsonschema:"required"`
@@ -79,6 +80,8 @@ type Token struct {
 	Environment map[string]string `yaml:"environment,omitempty"`
 	// String for CK_C_INITIALIZE_ARGS.pReserved, which NSS wants: configdir='sql:/path/to/database'.
 	ModuleParameters string `yaml:"module_parameters,omitempty"`
+	// How this token differs from the standard, where hsmbridge's table of HSM families does not know it or is wrong. See docs/hsms.md.
+	Quirks quirks.Override `yaml:"quirks,omitempty"`
 }
 
 // Command is a program and its arguments. In YAML it is a list, or a text for /bin/sh -c.

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"hsmbridge/hsm/pkcs11uri"
+	"hsmbridge/hsm/quirks"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -325,7 +326,7 @@ func FuzzParse(f *testing.F) {
 func allKeys() []string {
 	var names []string
 	for _, t := range []reflect.Type{
-		reflect.TypeFor[Config](), reflect.TypeFor[KMS](), reflect.TypeFor[Token](), reflect.TypeFor[Key](), reflect.TypeFor[Wrapping](),
+		reflect.TypeFor[Config](), reflect.TypeFor[KMS](), reflect.TypeFor[Token](), reflect.TypeFor[quirks.Override](), reflect.TypeFor[Key](), reflect.TypeFor[Wrapping](),
 		reflect.TypeFor[Schedule](), reflect.TypeFor[Window](), reflect.TypeFor[Backup](), reflect.TypeFor[Destination](),
 		reflect.TypeFor[Quota](), reflect.TypeFor[Control](), reflect.TypeFor[Metrics](), reflect.TypeFor[Log](),
 	} {

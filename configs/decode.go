@@ -67,6 +67,9 @@ func (d *decoder) decode(path string, node ast.Node, v reflect.Value) {
 		isText = false // a text or a mapping: a destination
 	}
 	switch kind := v.Kind(); {
+	case kind == reflect.Pointer: // given or not, which its zero value would not tell
+		v.Set(reflect.New(v.Type().Elem()))
+		d.decode(path, node, v.Elem())
 	case kind == reflect.Slice && (isSequence || !isText):
 		d.decodeSlice(path, node, v)
 	case isText:

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -14,6 +15,7 @@ import (
 	validator2020 "github.com/santhosh-tekuri/jsonschema/v6"
 
 	"hsmbridge/hsm/pkcs11uri"
+	"hsmbridge/hsm/quirks"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -22,6 +24,9 @@ func generateSchema(t *testing.T) []byte {
 	t.Helper()
 	r := reflector.Reflector{FieldNameTag: "yaml", RequiredFromJSONSchemaTags: true, Anonymous: true, Mapper: scalarSchema}
 	if err := r.AddGoComments("hsmbridge/configs", "./", reflector.WithFullComment()); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.AddGoComments("hsmbridge/configs", "../hsm/quirks", reflector.WithFullComment()); err != nil {
 		t.Fatal(err)
 	}
 	s := r.Reflect(Config{})
@@ -96,6 +101,12 @@ func scalarSchema(t reflect.Type) *reflector.Schema {
 	case reflect.TypeFor[Command]():
 		word := &reflector.Schema{Type: "string", MinLength: ptr(1)}
 		return &reflector.Schema{OneOf: []*reflector.Schema{word, {Type: "array", Items: word, MinItems: ptr(1)}}}
+	case reflect.TypeFor[quirks.Mechanism]():
+		return &reflector.Schema{Type: "string", Pattern: quirks.MechanismPattern}
+	case reflect.TypeFor[quirks.Attribute]():
+		return &reflector.Schema{Type: "string", Pattern: quirks.AttributePattern}
+	case reflect.TypeFor[quirks.PINFormat]():
+		return &reflector.Schema{Type: "string", Enum: enum(quirks.PINFormats())}
 	case reflect.TypeFor[wrapping.KeySpec]():
 		return &reflector.Schema{Type: "string", Enum: enum(wrapping.KeySpecs())}
 	case reflect.TypeFor[wrapping.Algorithm]():
@@ -143,7 +154,12 @@ func refinements() map[string]func(*reflector.Schema) {
 				given("pin_command", &reflector.Schema{}),
 				given("pin_prompt", &reflector.Schema{Const: true}),
 				given("pin_credential", &reflector.Schema{MinLength: ptr(1)}),
+				given("quirks", given("protected_authentication_path", &reflector.Schema{Const: true})),
 			}
+		},
+		"Override.family": func(s *reflector.Schema) { s.Enum = enum(quirks.FamilyNames()) },
+		"Override.max_sessions": func(s *reflector.Schema) {
+			s.Minimum, s.Maximum = json.Number(strconv.Itoa(quirks.LeastSessions)), json.Number(strconv.Itoa(quirks.MostSessions))
 		},
 		"Approval.allowed_signers": file0,
 		"Audit.uri":                func(s *reflector.Schema) { s.Pattern = "^$|" + s.Pattern },

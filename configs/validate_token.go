@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"hsmbridge/hsm/quirks"
 )
 
 func (v validator) token(path string, t *Token) {
@@ -22,6 +24,7 @@ func (v validator) token(path string, t *Token) {
 			v.problem(uri, `names no token: any would do, also a wrong one; write "pkcs11:token=LABEL"`)
 		}
 	}
+	v.quirks(path+".quirks", t)
 	v.pinSource(path, t)
 	for _, name := range slices.Sorted(maps.Keys(t.Environment)) {
 		at := path + ".environment." + name
@@ -82,7 +85,9 @@ func (v validator) pinSource(path string, t *Token) {
 	switch {
 	case len(given) > 1:
 		v.problem(path+"."+given[1], "%s are both given: exactly one of %s says where the PIN comes from", strings.Join(given[:2], " and "), choice)
-	case len(given) == 0 && v.ok(path):
+	case len(given) > 0 && t.Quirks.NeedsNoPIN():
+		v.problem(path+"."+given[0], "%s is given, and quirks.protected_authentication_path says that the PIN is typed at the device: leave one of them out", given[0])
+	case len(given) == 0 && v.ok(path) && !t.Quirks.NeedsNoPIN():
 		v.problem(path, "where does the PIN come from? Give one of %s", choice)
 	}
 	if t.PINCredential != "" {
@@ -90,6 +95,32 @@ func (v validator) pinSource(path string, t *Token) {
 	}
 	if at := path + ".pin_command"; v.ok(at) && len(t.PINCommand) > 0 && (t.PINCommand[0] == "" || t.PINCommand[len(t.PINCommand)-1] == "") {
 		v.problem(at, "pin_command is empty: write the command that prints the PIN")
+	}
+}
+
+// quirks checks what the configuration says in place of the table of HSM families.
+func (v validator) quirks(path string, t *Token) {
+	q := t.Quirks
+	if at := path + ".family"; v.ok(at) && !slices.Contains(quirks.FamilyNames(), q.Family) {
+		v.problem(at, "%q is no family of HSMs that hsmbridge knows: there are %s", q.Family, strings.Join(quirks.FamilyNames(), ", "))
+	}
+	if at := path + ".pin_format"; v.ok(at) && !slices.Contains(quirks.PINFormats(), q.PINFormat) {
+		v.problem(at, "%q is no form of a PIN: there are %s", q.PINFormat, list(quirks.PINFormats()))
+	}
+	if at := path + ".max_sessions"; v.ok(at) && (q.MaxSessions < quirks.LeastSessions || q.MaxSessions > quirks.MostSessions) {
+		v.problem(at, "max_sessions is from %d to %d: one session keeps the login, the others work", quirks.LeastSessions, quirks.MostSessions)
+	}
+	for i, m := range q.AESKeyWrap {
+		at := element(path+".aes_key_wrap", i)
+		if v.ok(at) && slices.ContainsFunc(q.AESKeyWrap[:i], func(other quirks.Mechanism) bool { return other.Type == m.Type }) {
+			v.problem(at, "the mechanism 0x%08X is listed twice", m.Type)
+		}
+	}
+	for i, a := range q.PublicKeyAttributes {
+		at := element(path+".public_key_attributes", i)
+		if v.ok(at) && slices.ContainsFunc(q.PublicKeyAttributes[:i], func(other quirks.Attribute) bool { return other.Name == a.Name }) {
+			v.problem(at, "%s is listed twice", a.Name)
+		}
 	}
 }
 

@@ -32,7 +32,7 @@ func (d *Daemon) tokenStates() []control.Token {
 			id := s.token.Identity()
 			t.State, t.Serial, t.Model, t.Firmware, t.Busy = "open", id.Serial, id.Model, id.Firmware, int(s.token.busy.Load())
 		}
-		t.PINTriesLow = s.low
+		t.PINTriesLow, t.Warnings = s.low, s.warned
 		s.Unlock()
 		out = append(out, t)
 	}

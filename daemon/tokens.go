@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,11 +17,13 @@ import (
 	"hsmbridge/daemon/importer"
 	"hsmbridge/daemon/runner"
 	"hsmbridge/daemon/store"
+	"hsmbridge/hsm/wrapping"
 )
 
 // Token is an open token. [hsmbridge/hsm.Token] has these methods.
 type Token interface {
 	signingToken
+	Keys(ctx context.Context) ([]wrapping.Key, error)
 	Warnings() []string
 	PINTriesLow() bool
 	Close() error
@@ -62,7 +65,8 @@ type slot struct {
 	low     bool
 	begun   bool // it stands in the database that a login is under way
 
-	unwritten bool // it does not stand in the database that the token is parked
+	unwritten bool     // it does not stand in the database that the token is parked
+	warned    []string // of the open token: what a person should know of it and of its keys
 }
 
 // openTime bounds C_Initialize, C_OpenSession and C_Login together.
@@ -179,10 +183,33 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 	s.token = &tracked{Token: token, calls: ts.calls, name: name}
 	id := token.Identity()
 	ts.log.Info("token opened", zap.String("token", name), zap.String("serial", id.Serial), zap.String("model", id.Model), zap.String("firmware", id.Firmware))
-	for _, w := range token.Warnings() {
+	s.warned = token.Warnings()
+	for _, w := range s.warned {
 		ts.log.Warn(w, zap.String("token", name))
 	}
+	go ts.inspect(context.WithoutCancel(ctx), name, s, s.token)
 	return s.token, nil
+}
+
+// inspect looks at all keys of a token that was just opened, and says which of them could leave it past the configuration. Nobody waits for it.
+func (ts *tokens) inspect(ctx context.Context, name string, s *slot, t *tracked) {
+	ctx, cancel := context.WithTimeout(ctx, openTime)
+	defer cancel()
+	keys, err := t.Keys(ctx)
+	s.Lock()
+	defer s.Unlock()
+	if s.token != t {
+		return // it was closed meanwhile
+	}
+	if err != nil {
+		ts.log.Warn("the keys of the token could not be looked through", zap.String("token", name), zap.Error(err))
+		return
+	}
+	found := ts.config().ExposureWarnings(name, keys)
+	for _, w := range found {
+		ts.log.Warn(w, zap.String("token", name))
+	}
+	s.warned = append(slices.Clone(s.warned), found...)
 }
 
 // alone waits until no other daemon logs in to the token: a wrong PIN costs one try, not one for each daemon.
@@ -335,7 +362,7 @@ func (ts *tokens) unpark(ctx context.Context, name, actor string) error {
 // shut closes a slot's token. Closing may hang with the module, so nobody waits for it.
 func (ts *tokens) shut(s *slot, name string) {
 	t := s.token
-	s.token = nil
+	s.token, s.warned = nil, nil
 	if t == nil {
 		return
 	}

@@ -51,6 +51,12 @@ func (t *tracked) Find(ctx context.Context, u pkcs11uri.URI) (wrapping.Key, erro
 	return t.Token.Find(ctx, u)
 }
 
+// Keys lists all keys.
+func (t *tracked) Keys(ctx context.Context) ([]wrapping.Key, error) {
+	defer t.call("list keys")()
+	return t.Token.Keys(ctx)
+}
+
 // Generate makes a key.
 func (t *tracked) Generate(ctx context.Context, spec wrapping.KeySpec, label string, id []byte) (wrapping.Key, error) {
 	defer t.exclusive("generate")()

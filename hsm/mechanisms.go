@@ -31,7 +31,7 @@ func (t *Token) Mechanisms(ctx context.Context) ([]MechanismInfo, error) {
 		}
 		var out []MechanismInfo
 		for _, a := range wrapping.Algorithms() {
-			for _, m := range candidates(a) {
+			for _, m := range t.candidates(a) {
 				if slices.ContainsFunc(out, func(i MechanismInfo) bool { return i.Type == m.Type }) {
 					continue
 				}
@@ -56,4 +56,43 @@ func (t *Token) SessionObjects(ctx context.Context) (int, error) {
 		}
 		return len(found), nil
 	})
+}
+
+// ListedMechanism is an entry of a token's list as the token gives it.
+type ListedMechanism struct {
+	Type     uint
+	Flags    uint // CK_MECHANISM_INFO.flags
+	Min, Max uint // key size, in bits or bytes as the mechanism has it
+	Known    bool // the token says more than the number: flags and sizes
+}
+
+// MechanismList is the token's whole list, in its order.
+func (t *Token) MechanismList(ctx context.Context) ([]ListedMechanism, error) {
+	return read(ctx, t, func(pkcs11.SessionHandle) ([]ListedMechanism, error) {
+		list, err := t.module.ctx.GetMechanismList(t.slot)
+		if err != nil {
+			return nil, fault("C_GetMechanismList", err, about{what: t.name})
+		}
+		var out []ListedMechanism
+		for _, m := range list {
+			l := ListedMechanism{Type: m.Mechanism}
+			if info, err := t.module.ctx.GetMechanismInfo(t.slot, []*pkcs11.Mechanism{pkcs11.NewMechanism(m.Mechanism, nil)}); err == nil {
+				l.Flags, l.Min, l.Max, l.Known = info.Flags, info.MinKeySize, info.MaxKeySize, true
+			}
+			out = append(out, l)
+		}
+		return out, nil
+	})
+}
+
+// place is what the slot says of itself: its description often names a machine or a site.
+func (t *Token) place(ctx context.Context) (description, manufacturer string, err error) {
+	both, err := read(ctx, t, func(pkcs11.SessionHandle) ([2]string, error) {
+		info, err := t.module.ctx.GetSlotInfo(t.slot)
+		if err != nil {
+			return [2]string{}, fault("C_GetSlotInfo", err, about{what: t.name})
+		}
+		return [2]string{trim(info.SlotDescription), trim(info.ManufacturerID)}, nil
+	})
+	return both[0], both[1], err
 }

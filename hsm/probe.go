@@ -151,7 +151,7 @@ func (p *prober) trials(ctx context.Context, spec wrapping.KeySpec) ([]wrapping.
 	}
 	var out []wrapping.Trial
 	for _, a := range spec.Order() {
-		for _, m := range candidates(a) {
+		for _, m := range p.t.candidates(a) {
 			for _, w := range wrapping.WrappingKeySpecs() {
 				if err := ctx.Err(); err != nil {
 					return nil, err

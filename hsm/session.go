@@ -8,7 +8,7 @@ import (
 )
 
 func (t *Token) openSession() (pkcs11.SessionHandle, error) {
-	s, err := t.module.ctx.OpenSession(t.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	s, err := t.module.ctx.OpenSession(t.slot, t.sessionFlags())
 	if err != nil {
 		return 0, fault("C_OpenSession", err, about{what: t.name})
 	}

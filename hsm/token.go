@@ -15,6 +15,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"hsmbridge/hsm/pkcs11uri"
+	"hsmbridge/hsm/quirks"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -26,6 +27,7 @@ type Config struct {
 	Environment map[string]string // set before C_Initialize
 	URI         pkcs11uri.URI     // must match exactly one initialised token
 	MaxSessions int               // open at once; 0: 16, or what the token says if that is less
+	Quirks      quirks.Override   // in place of what is known of the token's family
 	LoginAgain  bool              // a person says that the cause of an earlier refusal is mended: one more login is tried
 }
 
@@ -47,13 +49,18 @@ type Token struct {
 	flags    uint
 	epoch    uint64
 	warnings []string
+	library  Library
+
+	moduleName string // as the configuration has it
+	quirks     quirks.Quirks
 
 	pinTriesLow bool
 
 	sessions chan struct{} // one place for each session that may be open
 	mu       sync.Mutex
 	idle     []pkcs11.SessionHandle
-	anchor   pkcs11.SessionHandle // keeps the login while no other session is open
+	anchor   pkcs11.SessionHandle           // keeps the login while no other session is open
+	stored   map[pkcs11.ObjectHandle]string // token objects that are to be destroyed, with their labels
 	closed   bool
 	running  sync.WaitGroup
 }
@@ -83,6 +90,9 @@ func (t *Token) open(ctx context.Context, c Config, pin PINSource) error {
 		return err
 	}
 	t.flags = info.Flags
+	if err := t.learn(c); err != nil {
+		return err
+	}
 	n := c.MaxSessions
 	if n <= 0 {
 		n = defaultSessions
@@ -91,11 +101,18 @@ func (t *Token) open(ctx context.Context, c Config, pin PINSource) error {
 	if most := int(info.MaxRwSessionCount); most > 1 && most-1 < n {
 		n = most - 1
 	}
+	if most := t.quirks.MaxSessions; most > 1 && most-1 < n {
+		n = most - 1
+	}
 	t.sessions = make(chan struct{}, n)
 	if t.anchor, err = t.openSession(); err != nil {
 		return err
 	}
-	return t.login(ctx, pin, c.LoginAgain)
+	if err := t.login(ctx, pin, c.LoginAgain); err != nil {
+		return err
+	}
+	t.sweep(t.anchor)
+	return nil
 }
 
 // findSlot finds the one token that the URI names.
@@ -203,7 +220,7 @@ func (t *Token) Close() error {
 			Fix: "end this process; the HSM drops its sessions and their objects then",
 		}
 	}
-	var errs []error
+	errs := []error{t.sweepOwn(t.anchor)}
 	for _, s := range append(idle, t.anchor) {
 		if err := t.module.ctx.CloseSession(s); err != nil && classOf(err) != ClassSession {
 			errs = append(errs, fault("C_CloseSession", err, about{what: t.name}))
@@ -251,11 +268,14 @@ func (t *Token) login(ctx context.Context, pin PINSource, again bool) error {
 		t.warnings = append(t.warnings, "a wrong PIN was given to this token before, few tries are left (CKF_USER_PIN_COUNT_LOW)")
 	}
 	var secret []byte
-	if info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH == 0 && pin != nil {
+	if info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH == 0 && !t.quirks.ProtectedPath && pin != nil {
 		if secret, err = pin(ctx, t.identity); err != nil {
 			return &Error{Op: "get the PIN of " + t.name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err, mark: PINUnavailable}
 		}
 		defer clear(secret)
+		if err := t.checkPIN(secret); err != nil {
+			return err
+		}
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("log in to %s: %w; no login was tried", t.name, err)
 		}

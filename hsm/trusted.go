@@ -33,6 +33,12 @@ func (t *Token) WrapTrusted(ctx context.Context, so, user PINSource, object pkcs
 			Fix: "a key that may be wrapped only under trusted keys (CKA_WRAP_WITH_TRUSTED) needs a token with CKM_RSA_AES_KEY_WRAP; nothing was wrapped",
 		}
 	}
+	if t.quirks.TokenPublicKey {
+		return nil, &Error{
+			Op: "wrap under a trusted key", ErrClass: ClassCaller, Cause: "this token takes a wrapping public key only as a token object (quirks.public_key_as_token_object), and a trusted key must not outlive its session",
+			Fix: "use another token for keys with CKA_WRAP_WITH_TRUSTED; nothing was wrapped",
+		}
+	}
 	if err := t.aloneWith(ctx); err != nil {
 		return nil, err
 	}
@@ -220,6 +226,9 @@ func (t *Token) loginAs(ctx context.Context, s pkcs11.SessionHandle, who uint, p
 			return &Error{Op: "get the PIN of the " + name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err, mark: PINUnavailable}
 		}
 		defer clear(secret)
+		if err := t.checkPIN(secret); err != nil {
+			return err
+		}
 	}
 	switch err := t.module.lib.loginAs(uint(s), who, secret); {
 	case who == pkcs11.CKU_SO && isCode(err, pkcs11.CKR_USER_TYPE_INVALID):

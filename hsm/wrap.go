@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/big"
 
 	"github.com/miekg/pkcs11"
 
@@ -119,20 +118,23 @@ func (t *Token) refuse(key wrapping.Key) error {
 // ErrNotExportable says that a key's own attributes forbid the wrap; the token was not asked.
 var ErrNotExportable = errors.New("the key's attributes do not let it leave the token")
 
-// loadPublic makes the public key a session object that can do nothing but wrap.
+// loadPublic makes the public key an object in the token that can do nothing but wrap: see publicTemplate.
 func (t *Token) loadPublic(s pkcs11.SessionHandle, pub *rsa.PublicKey) (pkcs11.ObjectHandle, error) {
-	h, err := t.module.ctx.CreateObject(s, []*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY),
-		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA),
-		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), // never stored; tpm2-pkcs11 stores by default
-		pkcs11.NewAttribute(pkcs11.CKA_WRAP, true),
-		pkcs11.NewAttribute(pkcs11.CKA_MODULUS, pub.N.Bytes()),
-		pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, big.NewInt(int64(pub.E)).Bytes()),
-	})
+	template, label, err := t.publicTemplate(pub)
+	if err != nil {
+		return 0, err
+	}
+	h, err := t.module.ctx.CreateObject(s, template)
+	if err == nil && label != "" {
+		t.keepTrack(h, label)
+	}
 	return h, fault("C_CreateObject", err, about{what: t.name, key: "the wrapping public key"})
 }
 
 func (t *Token) destroy(s pkcs11.SessionHandle, h pkcs11.ObjectHandle) error {
+	if label, ok := t.storedLabel(h); ok {
+		return t.destroyStored(s, h, label)
+	}
 	err := t.module.ctx.DestroyObject(s, h)
 	if isCode(err, pkcs11.CKR_SESSION_HANDLE_INVALID) || isCode(err, pkcs11.CKR_SESSION_CLOSED) || isCode(err, pkcs11.CKR_OBJECT_HANDLE_INVALID) {
 		return nil // the session took its objects along
@@ -240,9 +242,13 @@ func oaepCall(mechanism uint, form parameterForm, a wrapping.Algorithm) wrapCall
 // tokens and gives too little on others (NSS with CKM_AES_KEY_WRAP_KWP). A token that wants more room says
 // how much, and gets it once.
 func (t *Token) wrapOnce(s pkcs11.SessionHandle, c wrapCall, wk, key pkcs11.ObjectHandle, room int) ([]byte, error) {
+	room = t.room(room)
 	out := make([]byte, room)
 	n, err := t.module.lib.wrap(uint(s), c, uint(wk), uint(key), out)
 	if isCode(err, pkcs11.CKR_BUFFER_TOO_SMALL) {
+		if t.quirks.NoLengthQuery {
+			n = 0 // what it says is wrong
+		}
 		out = make([]byte, max(2*room, min(n, 1<<20)))
 		n, err = t.module.lib.wrap(uint(s), c, uint(wk), uint(key), out)
 	}

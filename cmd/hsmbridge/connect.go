@@ -123,7 +123,7 @@ func (c *connections) token(ctx context.Context, name string) (*hsm.Token, error
 		return nil, err
 	}
 	open, err := hsm.Open(ctx, hsm.Config{
-		Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI,
+		Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, Quirks: t.Quirks,
 	}, hsm.PINSource(c.pins[name]))
 	if err != nil {
 		c.failed[name] = err

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hsmbridge/configs"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -57,11 +58,12 @@ type keyRow struct {
 	Token string `json:"token"`
 	ID    string `json:"id"`
 	wrapping.Key
-	Importable bool `json:"importable"`
+	Importable bool     `json:"importable"`
+	Warnings   []string `json:"warnings,omitempty"` // how it, or another key with its help, could leave the HSM past the configuration
 }
 
-func rowOf(token string, k wrapping.Key) keyRow {
-	return keyRow{Token: token, ID: hex.EncodeToString(k.ID), Key: k, Importable: len(k.Blockers) == 0}
+func rowOf(c *configs.Config, token string, k wrapping.Key) keyRow {
+	return keyRow{Token: token, ID: hex.EncodeToString(k.ID), Key: k, Importable: len(k.Blockers) == 0, Warnings: c.Exposures(token, []wrapping.Key{k})[0]}
 }
 
 func (a *app) listKeys(ctx context.Context, names []string) error {
@@ -86,17 +88,17 @@ func (a *app) listKeys(ctx context.Context, names []string) error {
 		if !a.json && i > 0 {
 			fmt.Fprintln(a.out)
 		}
-		if err := a.printKeys(name, keys); err != nil {
+		if err := a.printKeys(conn.config, name, keys); err != nil {
 			return err
 		}
 	}
 	return several(failed)
 }
 
-func (a *app) printKeys(token string, keys []wrapping.Key) error {
+func (a *app) printKeys(c *configs.Config, token string, keys []wrapping.Key) error {
 	if a.json {
 		for _, k := range keys {
-			if err := writeJSON(a.out, rowOf(token, k)); err != nil {
+			if err := writeJSON(a.out, rowOf(c, token, k)); err != nil {
 				return err
 			}
 		}
@@ -114,6 +116,11 @@ func (a *app) printKeys(token string, keys []wrapping.Key) error {
 	for _, k := range keys {
 		for _, b := range k.Blockers {
 			wrapped(a.out, "  "+k.Label+": ", "    ", b)
+		}
+	}
+	for i, warnings := range c.Exposures(token, keys) {
+		for _, w := range warnings {
+			wrapped(a.out, "  warning, "+keys[i].Label+": ", "    ", w)
 		}
 	}
 	return nil
@@ -170,10 +177,10 @@ func (a *app) generateKey(ctx context.Context, args []string, token, spec, label
 		return err
 	}
 	if a.json {
-		return writeJSON(a.out, rowOf(token, k))
+		return writeJSON(a.out, rowOf(c, token, k))
 	}
 	fmt.Fprintf(a.out, "Generated in token %s and read back: sensitive, extractable only under a wrapping key.\n", token)
-	return a.printKeys(token, []wrapping.Key{k})
+	return a.printKeys(c, token, []wrapping.Key{k})
 }
 
 func orUnknown(s string) string {

@@ -13,16 +13,28 @@ import (
 )
 
 func (a *app) probeCommand() *cobra.Command {
-	return a.loginFlag(a.jsonFlag(&cobra.Command{
+	var file string
+	c := a.loginFlag(a.jsonFlag(&cobra.Command{
 		Use:   "probe [TOKEN...]",
 		Short: "Prove by trial which AWS wrapping algorithms a token can do",
 		Long: `Prove by trial which AWS wrapping algorithms a token can do.
 
 A token's list of mechanisms says little: each mechanism is tried with throwaway session keys, which are wrapped
 under throwaway RSA keys, decrypted outside the token and compared. No key that is stored in the token is touched
-and nothing is left behind.`,
-		RunE: func(c *cobra.Command, args []string) error { return a.probe(c.Context(), args) },
+and nothing is left behind.
+
+--report writes what was found on one token to a new file that can be attached to an issue: what manufacturer, model, firmware and library
+say of themselves, the list of mechanisms and the trials. It holds no label, serial number, slot description, path or name.`,
+		Example: "  hsmbridge probe\n  hsmbridge probe demo --report demo.json",
+		RunE: func(c *cobra.Command, args []string) error {
+			if file != "" {
+				return a.writeReport(c.Context(), file, args)
+			}
+			return a.probe(c.Context(), args)
+		},
 	}, "print one JSON object per token, each on a line"))
+	c.Flags().StringVar(&file, "report", "", "write a report without labels and serial numbers to the new `file`; - prints it")
+	return c
 }
 
 // probeReport is what a probe found; its JSON is the machine's twin of the printed tables.

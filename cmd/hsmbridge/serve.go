@@ -162,7 +162,7 @@ func (o *opener) open(ctx context.Context, t configs.Token, l daemon.Login) (dae
 		return nil, &pinError{err}
 	}
 	token, err := hsm.Open(ctx, hsm.Config{
-		Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, LoginAgain: l.Again,
+		Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, Quirks: t.Quirks, LoginAgain: l.Again,
 	}, func(ctx context.Context, id wrapping.TokenIdentity) ([]byte, error) {
 		secret, err := source(ctx, id)
 		if err == nil {

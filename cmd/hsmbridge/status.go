@@ -96,6 +96,9 @@ func (a *app) printStatus(s control.Status) {
 		if t.State == "resting" {
 			wrapped(a.out, "  "+t.Name+": ", "    ", t.Reason)
 		}
+		for _, w := range t.Warnings {
+			wrapped(a.out, "  "+t.Name+": ", "    ", printable(w))
+		}
 	}
 	if len(s.Running) > 0 {
 		fmt.Fprintln(a.out)

@@ -185,7 +185,7 @@ func openToken(ctx context.Context, t configs.Token) (*hsm.Token, hsm.PINSource,
 		return nil, nil, err
 	}
 	user := hsm.PINSource(source)
-	token, err := hsm.Open(ctx, hsm.Config{Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI}, user)
+	token, err := hsm.Open(ctx, hsm.Config{Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, Quirks: t.Quirks}, user)
 	return token, user, err
 }
 

@@ -88,7 +88,8 @@ type Token struct {
 	Model       string    `json:"model,omitempty"`
 	Firmware    string    `json:"firmware,omitempty"`
 	PINTriesLow bool      `json:"pin_tries_low,omitempty"`
-	Busy        int       `json:"busy"` // calls that run now
+	Warnings    []string  `json:"warnings,omitempty"` // of an open token: what a person should know of it and of its keys
+	Busy        int       `json:"busy"`               // calls that run now
 }
 
 // Expiry is a destination and when it ends.

@@ -31,9 +31,12 @@ const maxBytes = 1024
 const commandTimeout = 60 * time.Second
 
 // Prepare makes the source of a token's PIN. A pin_command is run at once, because a process must not start
-// others once a PKCS#11 module is initialised in it; everything else waits until the token is found.
+// others once a PKCS#11 module is initialised in it; everything else waits until the token is found. The source is nil for a token whose PIN
+// is typed at the device.
 func Prepare(ctx context.Context, t configs.Token) (Source, error) {
 	switch {
+	case t.Quirks.NeedsNoPIN():
+		return nil, nil // it is typed at the device
 	case t.PINFile != "":
 		return func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return fromFile(t.PINFile) }, nil
 	case len(t.PINCommand) > 0:

@@ -72,7 +72,7 @@ func rules() []rule {
 
 		// Permission: it comes back when somebody mends it.
 		{codes: "AccessDeniedException AccessDenied NotAuthorized UnauthorizedOperation", do: again, first: 10 * m, most: 6 * h, person: true},
-		{codes: "NoCredentials ExpiredTokenException ExpiredToken RequestExpired", do: again, first: m, most: h, person: true},
+		{codes: "NoCredentials ExpiredTokenException ExpiredToken RequestExpired RequestTimeTooSkewed", do: again, first: m, most: h, person: true},
 		{codes: "UnrecognizedClientException InvalidClientTokenId InvalidSignatureException SignatureDoesNotMatch", do: again, first: 10 * m, most: 6 * h, person: true},
 
 		// KMS and the way to it.

@@ -56,7 +56,7 @@ func TestPolicy(t *testing.T) {
 		{"NotTheSameKey", "kms", stop},
 		{"", "caller", stop},
 		{"ThrottlingException HeldBack KMSInternalException DependencyTimeoutException ServiceUnavailable Timeout ConnectionCut ConnectionRefused DNSFailure Unreachable", "kms", again},
-		{"ExpiredImportTokenException InvalidImportTokenException AccessDeniedException NotFoundException KMSInvalidStateException NoCredentials ExpiredTokenException", "caller", again},
+		{"ExpiredImportTokenException InvalidImportTokenException AccessDeniedException NotFoundException KMSInvalidStateException NoCredentials ExpiredTokenException RequestTimeTooSkewed", "caller", again},
 		{"NoBackup", "caller", again},
 		{"ClockSkew RotationPending", "kms", again},
 		{"Database", "database", again},

@@ -79,6 +79,7 @@ func Run(t *testing.T, fresh func(tb testing.TB, label string) token.Token, want
 	t.Run("open", func(t *testing.T) { testOpen(t, tok) })
 	t.Run("probe", func(t *testing.T) { testProbe(t, tok, want) })
 	t.Run("generate and wrap", func(t *testing.T) { testGenerateAndWrap(t, tok, want) })
+	t.Run("report", func(t *testing.T) { testReport(t, tok) })
 	t.Run("signing", func(t *testing.T) { testSigning(t, fresh(t, "signing")) })
 	t.Run("trusted", func(t *testing.T) { testTrusted(t, fresh(t, "trusted"), want.NoTrust) })
 	t.Run("find", func(t *testing.T) { testFind(t, tok) })

@@ -32,11 +32,13 @@ type Fault struct {
 	Times     int           `json:"times"`     // 0: once
 	Skip      int           `json:"skip"`      // requests that pass first
 	Delay     time.Duration `json:"delay"`
-	Cut       string        `json:"cut"`  // "before" or "after" the request takes effect: the connection is closed without an answer
+	Cut       string        `json:"cut"`  // "before" or "after" the request takes effect: the connection is closed without an answer; "during": after half of the answer
+	Drip      time.Duration `json:"drip"` // the request takes effect, and the answer comes one byte at a time with this between them
 	Code      string        `json:"code"` // answer with this error; nothing takes effect
 	Message   string        `json:"message"`
-	Status    int           `json:"status"` // of Code; 0: 400
-	Body      string        `json:"body"`   // answer with this in place of JSON
+	Status    int           `json:"status"` // of Code or Body; 0: 400 or 200
+	Body      string        `json:"body"`   // the request takes effect, and this is answered in place of KMS's JSON
+	Type      string        `json:"type"`   // Content-Type of Body; empty: text/html
 }
 
 func (f *Fault) status() int {
@@ -62,6 +64,13 @@ func (s *Server) AddFault(f Fault) {
 		f.Times = 1
 	}
 	s.faults = append(s.faults, &f)
+}
+
+// ClearFaults ends all faults.
+func (s *Server) ClearFaults() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = nil
 }
 
 // fault takes the fault that meets this request, if any.
@@ -211,6 +220,8 @@ func (s *Server) control(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		s.AddFault(f)
+	case "DELETE /_emulator/faults":
+		s.ClearFaults()
 	case "POST /_emulator/hostile":
 		var h Hostile
 		if !decode(&h) {

@@ -15,11 +15,13 @@
 package kmsemu
 
 import (
+	"cmp"
 	"crypto/rsa"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -145,12 +147,39 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f != nil && f.Cut == "after" {
 		panic(http.ErrAbortHandler)
 	}
-	if f != nil && f.Body != "" {
-		w.Header().Set("Content-Type", "text/html")
+	switch {
+	case f != nil && f.Body != "":
+		w.Header().Set("Content-Type", cmp.Or(f.Type, "text/html"))
+		w.WriteHeader(cmp.Or(f.Status, http.StatusOK))
 		_, _ = io.WriteString(w, f.Body)
-		return
+	case f != nil && f.Cut == "during":
+		s.broken(w, out, err, 0)
+		panic(http.ErrAbortHandler)
+	case f != nil && f.Drip > 0:
+		s.broken(w, out, err, f.Drip)
+	default:
+		s.reply(w, out, err)
 	}
-	s.reply(w, out, err)
+}
+
+// broken sends the answer a byte at a time, or no more than half of it.
+func (s *Server) broken(w http.ResponseWriter, out any, err error, drip time.Duration) {
+	status, body := s.answer(w, out, err)
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	if drip == 0 {
+		body = body[:len(body)/2]
+	}
+	for i := range body {
+		if _, err := w.Write(body[i : i+1]); err != nil {
+			return
+		}
+		if drip > 0 {
+			_ = http.NewResponseController(w).Flush()
+			time.Sleep(drip)
+		}
+	}
+	_ = http.NewResponseController(w).Flush()
 }
 
 // region is the Region of the signature's credential scope: one emulator serves every Region.
@@ -164,6 +193,13 @@ func region(r *http.Request, otherwise string) string {
 }
 
 func (s *Server) reply(w http.ResponseWriter, out any, err error) {
+	status, body := s.answer(w, out, err)
+	w.WriteHeader(status)
+	_, _ = w.Write(body)
+}
+
+// answer sets the headers of an answer and gives its status and body.
+func (s *Server) answer(w http.ResponseWriter, out any, err error) (status int, body []byte) {
 	s.mu.Lock()
 	s.serial++
 	id := fmt.Sprintf("00000000-0000-4000-8000-%012d", s.serial)
@@ -175,14 +211,16 @@ func (s *Server) reply(w http.ResponseWriter, out any, err error) {
 		if !ok {
 			e = &awsError{Code: "KMSInternalException", Message: err.Error(), status: http.StatusInternalServerError}
 		}
-		w.WriteHeader(e.status)
-		_ = json.NewEncoder(w).Encode(map[string]string{"__type": e.Code, "message": e.Message})
-		return
+		body, _ = json.Marshal(map[string]string{"__type": e.Code, "message": e.Message}) // texts always have a form
+		return e.status, body
 	}
 	if out == nil {
 		out = struct{}{}
 	}
-	_ = json.NewEncoder(w).Encode(out)
+	if body, err = json.Marshal(out); err != nil {
+		return http.StatusInternalServerError, []byte("{}")
+	}
+	return http.StatusOK, body
 }
 
 // call runs one operation under the lock and logs it.

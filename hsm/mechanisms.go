@@ -47,6 +47,42 @@ func (t *Token) Mechanisms(ctx context.Context) ([]MechanismInfo, error) {
 	})
 }
 
+// askWhetherItWraps gives the reason when no key can leave the token: it lists no mechanism with CKF_WRAP, and C_WrapKey is not there.
+// Neither is believed alone: lists lie both ways. The call names no objects, so that it can wrap nothing.
+func (t *Token) askWhetherItWraps() string {
+	list, err := t.module.ctx.GetMechanismList(t.slot)
+	if err != nil {
+		return ""
+	}
+	for _, a := range wrapping.Algorithms() {
+		for _, m := range candidates(a) {
+			if !slices.ContainsFunc(list, func(l *pkcs11.Mechanism) bool { return l.Mechanism == m.Type }) {
+				continue
+			}
+			info, err := t.module.ctx.GetMechanismInfo(t.slot, []*pkcs11.Mechanism{pkcs11.NewMechanism(m.Type, nil)})
+			if err != nil || info.Flags&pkcs11.CKF_WRAP != 0 {
+				return ""
+			}
+		}
+	}
+	_, err = t.module.lib.wrap(uint(t.anchor), oaepCall(pkcs11.CKM_RSA_PKCS_OAEP, oaepForm, wrapping.OAEPSHA1), 0, 0, make([]byte, 512))
+	if !isCode(err, pkcs11.CKR_FUNCTION_NOT_SUPPORTED) {
+		return ""
+	}
+	return "the token cannot wrap keys: it lists no mechanism that wraps, and C_WrapKey answers " + codeName(pkcs11.CKR_FUNCTION_NOT_SUPPORTED)
+}
+
+// refuseToWrap is an error on a token that cannot wrap.
+func (t *Token) refuseToWrap(op string) error {
+	if t.cannotWrap == "" {
+		return nil
+	}
+	return &Error{
+		Op: op, ErrClass: ClassCaller, Code: pkcs11.CKR_FUNCTION_NOT_SUPPORTED, Name: codeName(pkcs11.CKR_FUNCTION_NOT_SUPPORTED), Cause: t.cannotWrap,
+		Fix: "keys for AWS KMS have to be made in an HSM that wraps; nothing was done", Err: ErrNotExportable,
+	}
+}
+
 // SessionObjects counts the session objects that this process can see in the token: 0 when nothing was left behind.
 func (t *Token) SessionObjects(ctx context.Context) (int, error) {
 	return read(ctx, t, func(s pkcs11.SessionHandle) (int, error) {

@@ -31,6 +31,9 @@ func (t *Token) WrapTrusted(ctx context.Context, so, user PINSource, object pkcs
 			Fix: "a key that may be wrapped only under trusted keys (CKA_WRAP_WITH_TRUSTED) needs a token with CKM_RSA_AES_KEY_WRAP; nothing was wrapped",
 		}
 	}
+	if err := t.refuseToWrap("wrap under a trusted key"); err != nil {
+		return nil, err
+	}
 	if err := t.aloneWith(ctx); err != nil {
 		return nil, err
 	}

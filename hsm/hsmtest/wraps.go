@@ -63,7 +63,7 @@ func keyCount(t *testing.T, h *hsm.Token) int {
 }
 
 // testGenerateAndWrap generates every key that the token can, wraps it by every plan and opens it outside.
-func testGenerateAndWrap(t *testing.T, tok token.Token, want Expect) {
+func testGenerateAndWrap(t *testing.T, tok token.Token, keys throwaways, want Expect) {
 	t.Helper()
 	h := Open(t, tok)
 	caps, err := h.Probe(t.Context(), wrapping.KeySpecs()...)
@@ -88,7 +88,7 @@ func testGenerateAndWrap(t *testing.T, tok token.Token, want Expect) {
 				t.Errorf("generated again: %v, want ErrExists", err)
 			}
 			for _, plan := range wrapping.Select(spec, caps, wrapping.Policy{AllowPKCS1v15: true}).Plans {
-				wrapAndOpen(t, h, key, plan, want)
+				wrapAndOpen(t, h, key, plan, keys[plan.WrappingKeySpec], want)
 				opened++
 			}
 		})
@@ -99,12 +99,8 @@ func testGenerateAndWrap(t *testing.T, tok token.Token, want Expect) {
 }
 
 // wrapAndOpen wraps key by the plan and checks outside the token that it is that key.
-func wrapAndOpen(t *testing.T, h *hsm.Token, key wrapping.Key, plan wrapping.Plan, want Expect) {
+func wrapAndOpen(t *testing.T, h *hsm.Token, key wrapping.Key, plan wrapping.Plan, rsa *trial.RSAKey, want Expect) {
 	t.Helper()
-	rsa, err := trial.NewRSAKey(plan.WrappingKeySpec)
-	if err != nil {
-		t.Fatal(err)
-	}
 	out, err := h.Wrap(t.Context(), key, rsa.Public(), plan)
 	if err != nil {
 		t.Fatalf("%s under %s: %v", plan.Algorithm, plan.WrappingKeySpec, err)
@@ -190,7 +186,7 @@ func checkPair(t *testing.T, h *hsm.Token, key wrapping.Key, material []byte) {
 }
 
 // testConcurrent wraps with as many goroutines as are common in production.
-func testConcurrent(t *testing.T, tok token.Token, want Expect) {
+func testConcurrent(t *testing.T, tok token.Token, keys throwaways, want Expect) {
 	t.Helper()
 	if want.Chosen[wrapping.SymmetricDefault] == "" {
 		t.Fatal("the contract needs a token that wraps AES keys")
@@ -205,10 +201,7 @@ func testConcurrent(t *testing.T, tok token.Token, want Expect) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rsa, err := trial.NewRSAKey(plan.WrappingKeySpec)
-	if err != nil {
-		t.Fatal(err)
-	}
+	rsa := keys[plan.WrappingKeySpec]
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {

@@ -61,4 +61,5 @@ func testCannotWrap(t *testing.T, tok token.Token, want Expect) {
 	class(t, err, hsm.ClassCaller, "CKR_FUNCTION_NOT_SUPPORTED", want.CannotWrap)
 	_, err = h.WrapTrusted(ctx, PIN(tok.SOPIN), PIN(tok.PIN), pkcs11uri.URI{Object: "stay"}, rsa.Public(), plan)
 	class(t, err, hsm.ClassCaller, want.CannotWrap)
+	testMatrix(t, tok, want.Matrix, caps, nil)
 }

@@ -31,6 +31,8 @@ type Expect struct {
 	NoCheckValue bool
 	// CannotWrap is what a token says of itself that wraps nothing and makes no secret keys; empty: it wraps.
 	CannotWrap string
+	// Matrix is the token's part of docs/matrix.md.
+	Matrix Part
 }
 
 // URI parses a PKCS #11 URI or fails the test.
@@ -85,8 +87,9 @@ func Run(t *testing.T, fresh func(tb testing.TB, label string) token.Token, want
 		t.Run("cannot wrap", func(t *testing.T) { testCannotWrap(t, tok, want) })
 	} else {
 		keys := newThrowaways(t)
-		t.Run("probe", func(t *testing.T) { testProbe(t, tok, want) })
-		t.Run("generate and wrap", func(t *testing.T) { testGenerateAndWrap(t, tok, keys, want) })
+		var caps wrapping.Capabilities
+		t.Run("probe", func(t *testing.T) { caps = testProbe(t, tok, want) })
+		t.Run("generate and wrap", func(t *testing.T) { testGenerateAndWrap(t, tok, caps, keys, want) })
 		t.Run("keys that must not leave", func(t *testing.T) { testMustNotLeave(t, tok, keys, want) })
 		t.Run("many at once", func(t *testing.T) { testConcurrent(t, tok, keys, want) })
 	}

@@ -42,45 +42,55 @@ func GenerateAES(t *testing.T, tok token.Token, label string, attribute uint, va
 	raw(t, tok, func(c *pkcs11.Ctx, s pkcs11.SessionHandle) { rawAES(t, c, s, label, attribute, value) })
 }
 
-// raw runs f on a session of its own in the same process, to make what hsm itself never makes. The token is open in this process, but a
-// module of p11-kit knows that only of the function list by which it was opened.
+// raw runs f on a session of its own in the same process, to make what hsm itself never makes. The token is open in this process.
 func raw(t *testing.T, tok token.Token, f func(c *pkcs11.Ctx, s pkcs11.SessionHandle)) {
+	t.Helper()
+	rawModule(t, tok, func(c *pkcs11.Ctx) {
+		slots, err := c.GetSlotList(true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, slot := range slots {
+			info, err := c.GetTokenInfo(slot)
+			if err != nil || strings.TrimRight(info.Label, " \x00") != tok.Label {
+				continue
+			}
+			s, err := c.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Login(s, pkcs11.CKU_USER, tok.PIN); err != nil && !errors.Is(err, pkcs11.Error(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) {
+				t.Fatal(err)
+			}
+			f(c, s)
+			if err := c.CloseSession(s); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+		t.Fatalf("no token %q", tok.Label)
+	})
+}
+
+// rawModule runs f with the module, which is initialised in this process; one of p11-kit knows that only of the function list by which
+// it was.
+func rawModule(t *testing.T, tok token.Token, f func(c *pkcs11.Ctx)) {
 	t.Helper()
 	c := pkcs11.New(tok.Module)
 	if c == nil {
 		t.Fatalf("load %s", tok.Module)
 	}
 	defer c.Destroy()
-	slots, err := c.GetSlotList(true)
-	if errors.Is(err, pkcs11.Error(pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED)) {
+	switch _, err := c.GetInfo(); {
+	case errors.Is(err, pkcs11.Error(pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED)):
 		if err := c.Initialize(); err != nil {
 			t.Fatal(err)
 		}
 		defer c.Finalize() //nolint:errcheck // the test is over
-		slots, err = c.GetSlotList(true)
-	}
-	if err != nil {
+	case err != nil:
 		t.Fatal(err)
 	}
-	for _, slot := range slots {
-		info, err := c.GetTokenInfo(slot)
-		if err != nil || strings.TrimRight(info.Label, " \x00") != tok.Label {
-			continue
-		}
-		s, err := c.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.Login(s, pkcs11.CKU_USER, tok.PIN); err != nil && !errors.Is(err, pkcs11.Error(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) {
-			t.Fatal(err)
-		}
-		f(c, s)
-		if err := c.CloseSession(s); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	t.Fatalf("no token %q", tok.Label)
+	f(c)
 }
 
 // rawAES generates an AES-256 key with one attribute as given.

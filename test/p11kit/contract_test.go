@@ -1,6 +1,7 @@
 package p11kit_test
 
 import (
+	"flag"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -12,6 +13,15 @@ import (
 	"hsmbridge/test/softhsm"
 	"hsmbridge/test/token"
 )
+
+var update = flag.Bool("update", false, "write the tokens' parts of docs/matrix.md anew")
+
+// part is a token's part of docs/matrix.md.
+func part(name, how string, packages ...string) hsmtest.Part {
+	return hsmtest.Part{Name: name, How: how, Packages: packages, Update: *update}
+}
+
+const proxied = "The module is p11-kit-proxy.so, which shows SoftHSM and NSS as one."
 
 // both makes a SoftHSM and an NSS token behind one proxy. Label and place of the NSS token are what p11-kit has read at first.
 func both(tb testing.TB, label string) (softHSM, nssToken token.Token) {
@@ -35,6 +45,7 @@ func secrets(a wrapping.Algorithm) map[wrapping.KeySpec]wrapping.Algorithm {
 
 func TestProxySoftHSM(t *testing.T) {
 	want := hsmtest.Expect{
+		Matrix: part("SoftHSM behind the p11-kit proxy", proxied, "p11-kit-modules", "libsofthsm2"),
 		Chosen: secrets(wrapping.OAEPSHA1),
 		Reasons: map[wrapping.KeySpec]string{
 			wrapping.KeyRSA2048: padded, wrapping.ECCNISTP256: padded, wrapping.ECCEdwards25519: "CKR_KEY_NOT_WRAPPABLE (0x69)",
@@ -51,6 +62,7 @@ func TestProxySoftHSM(t *testing.T) {
 
 func TestProxyNSS(t *testing.T) {
 	want := hsmtest.Expect{
+		Matrix:  part("NSS softokn behind the p11-kit proxy", proxied, "p11-kit-modules", "libnss3"),
 		NoTrust: "CKR_USER_TYPE_INVALID",
 		Chosen:  secrets(wrapping.OAEPSHA256),
 		Reasons: map[wrapping.KeySpec]string{
@@ -77,6 +89,7 @@ func TestServedSoftHSM(t *testing.T) {
 		tb.Helper()
 		return p11kit.Serve(tb, softhsm.New(tb, label).Token).Token
 	}, hsmtest.Expect{
+		Matrix: part("SoftHSM served by p11-kit", p11kit.HowServed, "p11-kit", "p11-kit-modules", "libsofthsm2"),
 		Chosen: secrets(wrapping.OAEPSHA1),
 		Reasons: map[wrapping.KeySpec]string{
 			wrapping.KeyRSA2048: "CKR_MECHANISM_INVALID (0x70)", wrapping.ECCNISTP384: "CKR_MECHANISM_INVALID (0x70)",
@@ -92,6 +105,7 @@ func without(specs ...wrapping.KeySpec) []wrapping.KeySpec {
 
 func TestServedNSS(t *testing.T) {
 	want := hsmtest.Expect{
+		Matrix:    part("NSS softokn served by p11-kit", p11kit.HowServed, "p11-kit", "p11-kit-modules", "libnss3"),
 		NoTrust:   "CKR_USER_TYPE_INVALID",
 		Chosen:    secrets(wrapping.OAEPSHA256),
 		Reasons:   map[wrapping.KeySpec]string{wrapping.KeyRSA2048: "CKR_MECHANISM_INVALID (0x70)"},

@@ -5,7 +5,7 @@
 // strips every AES key wrap mechanism.
 //
 // The configuration of p11-kit belongs to the machine, and root's is ignored where a user's would be read. So the tests of a package that
-// uses [Proxy] or [Serve] run in private namespaces, which [Main] enters from TestMain.
+// uses [Proxy] run in private namespaces, which [Main] enters from TestMain.
 package p11kit
 
 import (
@@ -31,6 +31,9 @@ const (
 	modules     = "/usr/share/p11-kit/modules"      // of packages
 	machine     = "/etc/pkcs11"                     // of the administrator
 )
+
+// HowServed says how a token of [Serve] is reached.
+const HowServed = "The module is p11-kit-client.so, which reaches a `p11-kit server` over a Unix socket. Its protocol strips the mechanisms that it does not know."
 
 // Main is the body of a TestMain: the package's tests run where p11-kit knows only the modules that they name.
 func Main(m *testing.M) {
@@ -126,10 +129,12 @@ type Server struct {
 	cmd    *exec.Cmd
 }
 
-// Serve starts a server for the token. It ends with the test.
+// Serve starts a server for the token. It ends with the test. Outside [Main] the token's module must need no parameters.
 func Serve(tb testing.TB, t token.Token) *Server {
 	tb.Helper()
-	configure(tb, []token.Token{t})
+	if Dir() != "" || t.Parameters != "" {
+		configure(tb, []token.Token{t})
+	}
 	client, err := token.Module("p11-kit-client.so", "pkcs11")
 	if err != nil {
 		tb.Fatal(err)
@@ -162,7 +167,11 @@ func (s *Server) Start(tb testing.TB) {
 		tb.Fatal(err)
 	}
 	var said bytes.Buffer
-	s.cmd = exec.Command(path, "server", "--foreground", "--name", s.socket, s.served.URI()) //nolint:noctx // it lives until Kill
+	args := []string{"server", "--foreground", "--name", s.socket}
+	if Dir() == "" {
+		args = append(args, "--provider", s.served.Module)
+	}
+	s.cmd = exec.Command(path, append(args, s.served.URI())...) //nolint:noctx // it lives until Kill
 	s.cmd.Env = s.served.Environ()
 	s.cmd.Stdout, s.cmd.Stderr = &said, &said
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // it has a process for each connection

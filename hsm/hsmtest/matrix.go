@@ -68,8 +68,7 @@ func testMatrix(t *testing.T, tok token.Token, part Part, caps wrapping.Capabili
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, parts := splitParts(string(text))
-	_, written, _ := strings.Cut(parts[part.Name], "\n\n|") // versions of packages may be newer than when it was written
+	_, written, _ := strings.Cut(splitParts(string(text))[part.Name], "\n\n|") // versions of packages may be newer than when it was written
 	if diff := cmp.Diff(strings.TrimSpace("|"+written), strings.TrimSpace(table)); diff != "" {
 		t.Errorf("%s, part %q, is not what this run found (-written +found); if that is right, run `make matrix`:\n%s", matrixFile, part.Name, diff)
 	}
@@ -218,15 +217,15 @@ func describePart(t *testing.T, tok token.Token, part Part, caps wrapping.Capabi
 	return b.String()
 }
 
-// splitParts gives what stands before the first part, and the parts by their headings.
-func splitParts(text string) (before string, parts map[string]string) {
-	parts = map[string]string{}
+// splitParts gives the parts by their headings.
+func splitParts(text string) map[string]string {
+	parts := map[string]string{}
 	sections := strings.Split("\n"+text, "\n## ")
 	for _, s := range sections[1:] {
 		name, rest, _ := strings.Cut(s, "\n")
 		parts[name] = strings.Trim(rest, "\n") + "\n"
 	}
-	return strings.TrimPrefix(sections[0], "\n"), parts
+	return parts
 }
 
 // updatePart writes one part, beside the tests of other packages that do the same.
@@ -244,7 +243,7 @@ func updatePart(t *testing.T, file, name, text string) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}
-	_, parts := splitParts(string(old))
+	parts := splitParts(string(old))
 	parts[name] = text
 	names := make([]string, 0, len(parts))
 	for n := range parts {

@@ -139,7 +139,7 @@ func Serve(tb testing.TB, t token.Token) *Server {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "p11") // a socket's path has room for 107 bytes, which the directory of a test can exceed
+	dir, err := os.MkdirTemp("", "p11") //nolint:usetesting // a socket's path has room for 107 bytes, which the directory of a test can exceed
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -69,7 +69,7 @@ func start(tb testing.TB) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "tpm")
+	dir, err := os.MkdirTemp("", "tpm") //nolint:usetesting // see above
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -85,8 +85,12 @@ func start(tb testing.TB) string {
 		cancel()
 		tb.Fatalf("start swtpm: %v", err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	var end error // of swtpm, once ended is closed
+	ended := make(chan struct{})
+	go func() {
+		end = cmd.Wait()
+		close(ended)
+	}()
 	tb.Cleanup(func() {
 		cancel()
 		<-ended
@@ -102,9 +106,8 @@ func start(tb testing.TB) string {
 			tb.Fatalf("swtpm was not ready after 30 s: %v\n%s", err, said.String())
 		}
 		select {
-		case err := <-ended:
-			ended <- err
-			tb.Fatalf("swtpm ended at once: %v\n%s", err, said.String())
+		case <-ended:
+			tb.Fatalf("swtpm ended at once: %v\n%s", end, said.String())
 		default:
 		}
 	}

@@ -61,14 +61,16 @@ type Audit struct {
 
 func (a *Audit) setDefaults() { a.Generate = GenerateNever }
 
-// Export is a place to which the audit log is copied. Exactly one of its fields is given.
+// Export is a place to which the audit log is copied. Exactly one of file, syslog and stdout is given.
 type Export struct {
 	// File to which lines are appended. A relative path starts in the folder of the configuration file.
 	File string `yaml:"file,omitempty"`
-	// Syslog: local, or udp://HOST:PORT, or tcp://HOST:PORT.
+	// Syslog: local, or unix:///PATH of a datagram socket, or udp://HOST:PORT, or tcp://HOST:PORT.
 	Syslog string `yaml:"syslog,omitempty"`
 	// The daemon's standard output.
 	Stdout bool `yaml:"stdout,omitempty"`
+	// Nothing is done before its record is there; while it cannot be written, nothing is done at all.
+	Required bool `yaml:"required,omitempty"`
 }
 
 // Name is the place as it is shown and remembered.

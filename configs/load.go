@@ -27,6 +27,9 @@ func Load(path string) (*Config, error) {
 		return nil, fmt.Errorf("read the configuration: %w; hsmbridge config init writes one to start from", err)
 	}
 	defer f.Close() //nolint:errcheck // it was only read
+	if err := trusted(path, f); err != nil {
+		return nil, fmt.Errorf("read the configuration: %s: %w", path, err)
+	}
 	data, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)

@@ -1,9 +1,7 @@
 package configs
 
 import (
-	"net"
 	"net/url"
-	"os"
 	"strings"
 
 	"hsmbridge/daemon/approval"
@@ -78,7 +76,7 @@ func (v validator) signers(path string, a *Approval, seen map[string]bool, owner
 	}
 	v.path(at, a.AllowedSigners, "the file of officers")
 	file := resolve(v.folder, a.AllowedSigners)
-	text, err := os.ReadFile(file)
+	text, err := readTrusted(file)
 	if err != nil {
 		v.problem(at, "the file of officers cannot be read: %v", err)
 		return
@@ -208,12 +206,20 @@ func (v validator) export(path string, e *Export, names map[string]bool) {
 	}
 	if at := path + ".syslog"; v.ok(at) && e.Syslog != "local" {
 		u, err := url.Parse(e.Syslog)
-		if err == nil {
-			_, _, err = net.SplitHostPort(u.Host)
+		ok := err == nil
+		switch {
+		case ok && u.Scheme == "unix":
+			ok = u.Host == "" && strings.HasPrefix(u.Path, "/")
+		case ok:
+			_, _, ok = hostPort(u.Host)
+			ok = ok && (u.Scheme == "udp" || u.Scheme == "tcp") && u.Path == ""
 		}
-		if err != nil || u.Scheme != "udp" && u.Scheme != "tcp" || u.Path != "" {
-			v.problem(at, "%q is neither local nor udp://HOST:PORT nor tcp://HOST:PORT", e.Syslog)
+		if !ok {
+			v.problem(at, "%q is neither local nor unix:///PATH nor udp://HOST:PORT nor tcp://HOST:PORT", e.Syslog)
 		}
+	}
+	if at := path + ".required"; v.ok(at) && e.Required && strings.HasPrefix(e.Syslog, "udp:") {
+		v.problem(at, "a datagram to another machine may be lost without a word: require a file, or tcp://")
 	}
 	if names[e.Name()] {
 		v.problem(path, "the log is copied there already")

@@ -1,7 +1,6 @@
 package configs
 
 import (
-	"net"
 	"net/netip"
 	"net/url"
 	"regexp"
@@ -159,11 +158,11 @@ func (v validator) metrics() {
 	if !v.ok(at) || value == "" || value == noMetrics {
 		return
 	}
-	host, port, err := net.SplitHostPort(value)
+	host, port, ok := hostPort(value)
 	n, notNumber := strconv.ParseUint(port, 10, 16)
 	_, notAddress := netip.ParseAddr(host)
 	switch {
-	case err != nil:
+	case !ok:
 		v.problem(at, "%q is not an address and a port: %s; or none", value, example)
 	case host == "":
 		v.problem(at, "without a host these are all interfaces: %s", example)

@@ -1,7 +1,7 @@
 package configs
 
 import (
-	"net"
+	"net/netip"
 	"net/url"
 	"strings"
 )
@@ -44,6 +44,20 @@ func (v validator) endpoint(path, value string) {
 }
 
 func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.Zone() == "" && ip.Unmap().IsLoopback()
+}
+
+// hostPort splits host:port and [address]:port. Package net has this too, and is kept out of what goes into the HSM room.
+func hostPort(s string) (host, port string, ok bool) {
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 {
+		return "", "", false
+	}
+	host, port = s[:i], s[i+1:]
+	if inside, cut := strings.CutPrefix(host, "["); cut {
+		host, cut = strings.CutSuffix(inside, "]")
+		return host, port, cut && !strings.ContainsAny(host, "[]")
+	}
+	return host, port, !strings.ContainsAny(host, ":[]")
 }

@@ -17,8 +17,8 @@ import (
 )
 
 // policy is what counts for a key now.
-func (d *Daemon) policy(key string) (configs.Approval, approval.Policy, error) {
-	k, err := d.key(key)
+func (d *Daemon) policy(ctx context.Context, key string) (configs.Approval, approval.Policy, error) {
+	k, err := d.revocable(ctx, key) // that of a key which was taken out of the configuration is the default
 	if err != nil {
 		return configs.Approval{}, approval.Policy{}, err
 	}
@@ -101,7 +101,7 @@ func (d *Daemon) describe(ctx context.Context, r store.Request) (control.Request
 		signed = append(signed, []byte(s.Signature))
 		q.Signed = append(q.Signed, s)
 	}
-	_, policy, err := d.policy(r.Key)
+	_, policy, err := d.policy(ctx, r.Key)
 	switch {
 	case errors.Is(err, control.ErrRefused), errors.Is(err, control.ErrNotFound):
 		q.Decision.Message = err.Error()
@@ -131,7 +131,7 @@ func (d *Daemon) Approve(ctx context.Context, actor, name, signature string) (co
 	if !r.Open() {
 		return control.Request{}, closed(r)
 	}
-	_, policy, err := d.policy(r.Key)
+	_, policy, err := d.policy(ctx, r.Key)
 	if err != nil {
 		return control.Request{}, err
 	}
@@ -226,7 +226,7 @@ func (d *Daemon) Reject(ctx context.Context, actor, name, reason, signature stri
 	if !r.Open() {
 		return control.Request{}, closed(r)
 	}
-	_, policy, err := d.policy(r.Key)
+	_, policy, err := d.policy(ctx, r.Key)
 	if err != nil {
 		return control.Request{}, err
 	}
@@ -273,7 +273,7 @@ func (d *Daemon) end(ctx context.Context, r store.Request, state store.RequestSt
 
 // Standing asks officers to approve renewals of the same material in advance: one request for each destination and key material.
 func (d *Daemon) Standing(ctx context.Context, actor, key string, in control.StandingRequest) ([]control.Request, error) {
-	rules, _, err := d.policy(key)
+	rules, _, err := d.policy(ctx, key)
 	if err != nil {
 		return nil, err
 	}
@@ -310,7 +310,7 @@ func (d *Daemon) named(ctx context.Context, list []store.Request) ([]control.Req
 
 // ask asks officers about something that is done by a person's command and not by a job. One that is open already is the one.
 func (d *Daemon) ask(ctx context.Context, purpose approval.Purpose, actor, key, reason string) error {
-	rules, _, err := d.policy(key)
+	rules, _, err := d.policy(ctx, key)
 	if err != nil {
 		return err
 	}
@@ -323,7 +323,7 @@ func (d *Daemon) ask(ctx context.Context, purpose approval.Purpose, actor, key, 
 			return &control.WaitsError{Request: r.Name, Message: fmt.Sprintf("officers are asked about it already (request %s, by %s); nothing is done before they approve: hsmbridge show %s", r.Name, r.AskedBy, r.Name)}
 		}
 	}
-	k, err := d.key(key)
+	k, err := d.revocable(ctx, key)
 	if err != nil {
 		return err
 	}

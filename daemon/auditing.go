@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -37,7 +38,8 @@ type auditor struct {
 	now    func() time.Time
 	stdout func(line []byte) error
 
-	signing sync.Mutex // one signature at a time
+	signing   sync.Mutex // one signature at a time
+	exporting sync.Mutex // one place at a time
 
 	mu      sync.Mutex
 	problem string           // why the last checkpoint could not be signed
@@ -163,12 +165,22 @@ func (a *auditor) sign(ctx context.Context) (store.Checkpoint, error) {
 	if err != nil {
 		return none, err
 	}
-	if err := a.known(ctx, public); err != nil {
-		return none, err
-	}
-	c, err := a.store.Tree(ctx)
+	earlier, err := a.earlier(ctx)
 	if err != nil {
 		return none, err
+	}
+	c, err := a.store.TreeSince(ctx, earlier)
+	if err != nil {
+		return none, fmt.Errorf("nothing is signed: %w; keep the database as it is, compare it with a copy by hsmbridge audit verify, and go on with a backup", err)
+	}
+	changed, err := a.known(ctx, public)
+	if err != nil {
+		return none, err
+	}
+	if changed {
+		if c, err = a.store.Tree(ctx); err != nil {
+			return none, err
+		}
 	}
 	note, err := c.Sign(public, func(message []byte) ([]byte, error) { return token.SignVerified(ctx, key, public, message) })
 	if err != nil {
@@ -214,27 +226,63 @@ func (a *auditor) key(ctx context.Context) (signingToken, wrapping.Key, []byte, 
 }
 
 // known writes down which key signs, when it is another one than before.
-func (a *auditor) known(ctx context.Context, public []byte) error {
+func (a *auditor) known(ctx context.Context, public []byte) (changed bool, err error) {
 	old, err := a.store.AuditKey(ctx)
 	if err != nil || bytes.Equal(old, public) {
-		return err
+		return false, err
 	}
 	origin, err := a.store.Origin(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	key, err := audit.NewKey(origin, public)
 	if err != nil {
-		return err
+		return false, err
 	}
 	sum := key.SHA256()
 	message := "checkpoints of the audit log are signed by this key from now on"
 	if len(old) > 0 {
 		message += "; another one signed them before"
 	}
-	return a.store.SetAuditKey(ctx, public, store.Event{
-		Kind: "audit-key", Message: message, Fields: map[string]string{"sha256": hex.EncodeToString(sum[:]), "verifier": fmt.Sprintf("%s+%08x", origin, key.KeyHash())},
+	return true, a.store.SetAuditKey(ctx, public, store.Event{
+		Kind: "audit-key", Message: message, Fields: map[string]string{
+			"sha256": hex.EncodeToString(sum[:]), "verifier": fmt.Sprintf("%s+%08x", origin, key.KeyHash()), "public_key": base64.StdEncoding.EncodeToString(public),
+		},
 	})
+}
+
+// earlier is the last checkpoint, which a key has signed that the log names. The zero one: none was signed yet.
+func (a *auditor) earlier(ctx context.Context) (audit.Checkpoint, error) {
+	last, found, err := a.store.LastCheckpoint(ctx)
+	if err != nil || !found {
+		return audit.Checkpoint{}, err
+	}
+	origin, err := a.store.Origin(ctx)
+	if err != nil {
+		return audit.Checkpoint{}, err
+	}
+	der, err := a.store.AuditKey(ctx)
+	if err != nil {
+		return audit.Checkpoint{}, err
+	}
+	try := func(der []byte) (audit.Checkpoint, error) {
+		key, err := audit.NewKey(origin, der)
+		if err != nil {
+			return audit.Checkpoint{}, err
+		}
+		return key.Open(last.Note)
+	}
+	c, err := try(der)
+	if err == nil {
+		return c, nil
+	}
+	keys, kerr := a.store.AuditKeys(ctx) // the key was replaced, and nothing signed since
+	for _, der := range keys {
+		if c, err := try(der); err == nil {
+			return c, nil
+		}
+	}
+	return c, errors.Join(fmt.Errorf("nothing is signed, because the last checkpoint in the database is not good: %w; keep the database as it is, and compare it with a copy by hsmbridge audit verify", err), kerr)
 }
 
 // state is what there is to say of the log at a glance.
@@ -251,7 +299,7 @@ func (a *auditor) state(ctx context.Context) (control.Audit, error) {
 	s.Problem = a.problem
 	for _, e := range c.Export {
 		x := control.AuditExport{To: e.Name()}
-		next, nerr := a.store.Exported(ctx, e.Name())
+		next, _, nerr := a.store.Exported(ctx, e.Name())
 		err = errors.Join(err, nerr)
 		x.Behind = size - (next - 1)
 		if f := a.failed[e.Name()]; f != nil {

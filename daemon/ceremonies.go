@@ -1,12 +1,11 @@
 package daemon
 
 import (
-	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 
 	"hsmbridge/daemon/audit"
 	"hsmbridge/daemon/ceremony"
@@ -25,7 +24,8 @@ func (d *Daemon) CeremonyStep(ctx context.Context, actor string, s control.Cerem
 	})
 }
 
-// MergeCeremony takes the room's log over: each record as it is, once.
+// MergeCeremony takes the room's log over: each record as it is, once. A log whose beginning is not the one that was taken over before is
+// refused.
 func (d *Daemon) MergeCeremony(ctx context.Context, actor, log string) (int, error) {
 	records, err := ceremony.Records([]byte(log))
 	if err != nil {
@@ -33,23 +33,21 @@ func (d *Daemon) MergeCeremony(ctx context.Context, actor, log string) (int, err
 	}
 	step, _ := records[0].Data.(*audit.Step)
 	origin := ceremony.Origin(step.Request)
-	var events []store.Event
-	in := bufio.NewScanner(strings.NewReader(log))
-	const longest = 1 << 20
-	in.Buffer(nil, longest)
-	for in.Scan() {
-		line, err := audit.ParseLine(in.Bytes())
-		if err != nil || line.Checkpoint != "" {
-			continue
-		}
-		r, err := audit.Decode(line.Record)
+	var list []store.Merging
+	for _, r := range records {
+		raw, err := r.Encode() // to the byte what stands in the log
 		if err != nil {
-			return 0, fmt.Errorf("%w: %w", err, control.ErrRefused)
+			return 0, err
 		}
-		events = append(events, store.Event{
-			Kind: "ceremony", Actor: actor, Key: r.Key, Destination: r.Destination, Message: fmt.Sprintf("record %d of %s: %s", line.N, origin, r.Message),
-			Fields: map[string]string{"request": step.Request, "origin": origin, "n": strconv.FormatInt(line.N, 10), "hash": line.Hash.String(), "record": string(line.Record)},
-		})
+		hash := audit.LeafHash(raw)
+		list = append(list, store.Merging{N: r.N, Hash: hash, Event: store.Event{
+			Kind: "ceremony", Actor: actor, Key: r.Key, Destination: r.Destination, Message: fmt.Sprintf("record %d of %s: %s", r.N, origin, r.Message),
+			Fields: map[string]string{"request": step.Request, "origin": origin, "n": strconv.FormatInt(r.N, 10), "hash": hash.String(), "record": string(raw)},
+		}})
 	}
-	return d.store.Merge(ctx, origin, events)
+	n, err := d.store.Merge(ctx, origin, list)
+	if errors.Is(err, store.ErrOtherHistory) {
+		return 0, fmt.Errorf("nothing was taken over: %w; two rooms wrote a log for the same request, or the file was changed: keep both and compare them with hsmceremony show: %w", err, control.ErrRefused)
+	}
+	return n, err
 }

@@ -127,6 +127,7 @@ func (d *Daemon) wire(ctx context.Context) error {
 		_, err := os.Stdout.Write(append(line, '\n'))
 		return err //nolint:wrapcheck // it names what failed
 	}}
+	d.store.Require(d.auditor.required)
 	d.runner = &runner.Runner{
 		Store: d.store, Config: d.config.Load, Tokens: d.tokens, KMS: d.clients.client, Observer: observer{d}, Log: d.log, Now: d.now, Wait: d.o.Wait,
 		AfterStep: d.o.AfterStep,

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"hsmbridge/configs"
+	"hsmbridge/daemon/runner"
 	"hsmbridge/daemon/schedule"
 	"hsmbridge/daemon/store"
 )
@@ -144,7 +145,7 @@ func (d *Daemon) wake(ctx context.Context) error {
 	if err := d.carryOut(ctx); err != nil {
 		return err
 	}
-	if _, err := d.store.Wake(ctx, d.queue.Enqueue); err != nil {
+	if _, err := d.store.Wake(ctx, runner.ParkCodes(), d.queue.Enqueue); err != nil {
 		return err
 	}
 	lost, err := d.store.Reclaim(ctx, false, d.queue.Enqueue)

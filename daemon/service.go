@@ -125,7 +125,11 @@ func (d *Daemon) Pause(ctx context.Context, actor, key string, resume bool) erro
 // ResumeToken uses a parked token again.
 func (d *Daemon) ResumeToken(ctx context.Context, actor, token string) error {
 	if _, ok := d.config.Load().Token(token); !ok {
-		return fmt.Errorf("the daemon's configuration has no token %q: %w", token, control.ErrNotFound)
+		var names []string
+		for _, t := range d.config.Load().Tokens {
+			names = append(names, t.Name)
+		}
+		return fmt.Errorf("the daemon's configuration has no token %q%s: %w", token, meant(token, names), control.ErrNotFound)
 	}
 	if err := d.tokens.unpark(ctx, token, actor); err != nil {
 		return err
@@ -192,7 +196,7 @@ func (d *Daemon) Revoke(ctx context.Context, actor, key, reason string) (store.J
 	if strings.TrimSpace(reason) == "" {
 		return store.Job{}, fmt.Errorf("a revocation needs a reason; nothing was revoked: %w", control.ErrRefused)
 	}
-	k, err := d.key(key)
+	k, err := d.revocable(ctx, key)
 	if err != nil {
 		return store.Job{}, err
 	}

@@ -173,12 +173,37 @@ func (d *Daemon) Keys(ctx context.Context, name string) ([]control.ManagedKey, e
 }
 
 func (d *Daemon) noKey(name string) error {
-	return fmt.Errorf("the daemon's configuration has no key %q; after a change of the file run hsmbridge reload: %w", name, control.ErrNotFound)
+	var names []string
+	for _, k := range d.config.Load().Keys {
+		names = append(names, k.Name)
+	}
+	return fmt.Errorf("the daemon's configuration has no key %q%s; after a change of the file run hsmbridge reload: %w", name, meant(name, names), control.ErrNotFound)
+}
+
+// meant asks for the name that was probably meant.
+func meant(name string, names []string) string {
+	if m := configs.Meant(name, names); m != "" {
+		return ": did you mean " + m + "?"
+	}
+	return ""
 }
 
 // key finds a managed key.
 func (d *Daemon) key(name string) (configs.Key, error) {
 	k, ok := d.config.Load().Key(name)
+	if !ok {
+		return k, d.noKey(name)
+	}
+	return k, nil
+}
+
+// revocable finds a key whose material may be in KMS, also one that the configuration has no more.
+func (d *Daemon) revocable(ctx context.Context, name string) (configs.Key, error) {
+	known, err := d.store.Destinations(ctx)
+	if err != nil {
+		return configs.Key{}, err
+	}
+	k, ok := runner.Revocable(d.config.Load(), name, known)
 	if !ok {
 		return k, d.noKey(name)
 	}

@@ -26,8 +26,14 @@ type Token interface {
 	Close() error
 }
 
-// OpenToken opens a token and logs in, once. again says that a person has mended the cause of an earlier refusal.
-type OpenToken func(ctx context.Context, t configs.Token, again bool) (Token, error)
+// Login is what whoever opens a token has to know.
+type Login struct {
+	Again bool                            // a person has mended the cause of an earlier refusal
+	Begin func(ctx context.Context) error // to be called immediately before the PIN is given to the token; with an error it is not given
+}
+
+// OpenToken opens a token and logs in, once.
+type OpenToken func(ctx context.Context, t configs.Token, l Login) (Token, error)
 
 // tokens keeps the tokens open and leaves those alone that are parked or resting.
 type tokens struct {
@@ -54,6 +60,9 @@ type slot struct {
 	parked  *store.Parked
 	again   bool // the next login may follow a refused one
 	low     bool
+	begun   bool // it stands in the database that a login is under way
+
+	unwritten bool // it does not stand in the database that the token is parked
 }
 
 // openTime bounds C_Initialize, C_OpenSession and C_Login together.
@@ -74,25 +83,50 @@ func (ts *tokens) slot(name string) *slot {
 func (ts *tokens) load(ctx context.Context) error {
 	parked, err := ts.store.ParkedTokens(ctx)
 	for name, p := range parked {
-		ts.slot(name).parked = &p
+		s := ts.slot(name)
+		switch {
+		case p.Code != store.LoginBegun:
+			s.parked = &p
+		case p.Daemon == ts.store.Daemon():
+			ts.park(ctx, name, s, unknownLogin(p))
+		}
 	}
 	return err
 }
 
 // look reads again whether a token is parked: another daemon may have parked it, or a person may have told another daemon to use it again.
-func (ts *tokens) look(ctx context.Context, name string, s *slot) error {
+// begun is a login that somebody has begun and of which nobody has written down how it ended.
+func (ts *tokens) look(ctx context.Context, name string, s *slot) (begun *store.Parked, err error) {
+	if s.unwritten && s.parked != nil {
+		if err := ts.store.Park(ctx, *s.parked); err != nil {
+			return nil, err
+		}
+		s.unwritten = false
+	}
 	parked, err := ts.store.ParkedTokens(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	p, ok := parked[name]
+	if ok && p.Code == store.LoginBegun {
+		begun, ok = &p, false
+	}
 	switch {
 	case ok:
 		s.parked = &p
 	case s.parked != nil:
 		s.parked, s.again = nil, true
 	}
-	return nil
+	return begun, nil
+}
+
+// unknownLogin is why a token is parked whose login nobody knows the end of.
+func unknownLogin(p store.Parked) error {
+	return &runner.Error{
+		ErrCode: runner.CodeLogin, ErrClass: "token",
+		Message: fmt.Sprintf("the process of daemon %s that gave the PIN to the token at %s ended before it was written down whether it was right; it is not given again by itself, because tokens lock: see that the PIN is right",
+			p.Daemon, p.At.Format(time.RFC3339)),
+	}
 }
 
 // Get gives an open token.
@@ -102,9 +136,12 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 	defer s.Unlock()
 	c, ok := ts.config().Token(name)
 	if ok && (s.parked != nil || s.token == nil) {
-		if err := ts.look(ctx, name, s); err != nil {
+		if _, err := ts.look(ctx, name, s); err != nil {
 			return nil, err
 		}
+	}
+	if s.token != nil && s.begun {
+		ts.ended(ctx, name, s)
 	}
 	switch {
 	case !ok:
@@ -128,11 +165,16 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 	octx, cancel := context.WithTimeout(ctx, openTime)
 	defer cancel()
 	done := ts.calls.begin("open " + name)
-	token, err := ts.open(octx, c, s.again)
+	token, err := ts.open(octx, c, Login{Again: s.again, Begin: func(ctx context.Context) error {
+		err := ts.store.BeginLogin(ctx, name)
+		s.begun = s.begun || err == nil
+		return err
+	}})
 	done()
 	if err != nil {
 		return nil, ts.failed(ctx, name, s, err)
 	}
+	ts.ended(ctx, name, s)
 	s.again, s.low, s.config, s.cause = false, token.PINTriesLow(), c, ""
 	s.token = &tracked{Token: token, calls: ts.calls, name: name}
 	id := token.Identity()
@@ -153,8 +195,12 @@ func (ts *tokens) alone(ctx context.Context, name string, s *slot) (release func
 		case err != nil:
 			return nil, err
 		default:
-			if err := ts.look(ctx, name, s); err != nil {
+			begun, err := ts.look(ctx, name, s)
+			if err != nil {
 				return nil, errors.Join(err, l.Release(ctx))
+			}
+			if begun != nil && s.parked == nil && !s.begun { // whoever began it is gone: this process has the lock now
+				ts.park(ctx, name, s, unknownLogin(*begun))
 			}
 			if s.parked != nil {
 				return nil, errors.Join(ts.parkedError(name, s), l.Release(ctx))
@@ -196,8 +242,30 @@ func (ts *tokens) parkedError(name string, s *slot) error {
 	}
 }
 
+// ended writes down that it is known how a login ended. What fails here is tried again when the token is used.
+func (ts *tokens) ended(ctx context.Context, name string, s *slot) {
+	if !s.begun {
+		return
+	}
+	if err := ts.store.EndLogin(context.WithoutCancel(ctx), name); err != nil {
+		ts.log.Warn("that a login ended could not be written down yet: if this process ends before it is, the token is parked", zap.String("token", name), zap.Error(err))
+		return
+	}
+	s.begun = false
+}
+
 // failed parks a token that could not be opened, or lets it rest, as the table of retries says.
 func (ts *tokens) failed(ctx context.Context, name string, s *slot, err error) error {
+	if s.begun && !runner.LoginKnown(err) {
+		err = &runner.Error{ErrCode: runner.CodeLogin, ErrClass: "token", Message: "the PIN was given to token " + name + ", and it is not known what became of it; it is not given again by itself, because tokens lock", Err: err}
+		ts.park(ctx, name, s, err)
+		return err
+	}
+	defer func() {
+		if !s.unwritten { // else the next process has to find that a login was begun
+			ts.ended(ctx, name, s)
+		}
+	}()
 	if importer.Class(err) == "caller" || importer.Class(err) == "" { // of opening it, not of a key
 		err = &runner.Error{ErrCode: "TokenUnavailable", ErrClass: "token", Message: "token " + name + " cannot be opened", Err: err}
 	}
@@ -239,7 +307,8 @@ func (ts *tokens) park(ctx context.Context, name string, s *slot, cause error) {
 	s.parked = &p
 	ts.log.Error("token is parked until a person acts", zap.String("token", name), zap.Error(cause))
 	if err := ts.store.Park(context.WithoutCancel(ctx), p); err != nil {
-		ts.log.Error("that a token is parked could not be written down: it is parked until this process ends", zap.String("token", name), zap.Error(err))
+		s.unwritten = true
+		ts.log.Error("that a token is parked could not be written down yet", zap.String("token", name), zap.Error(err))
 	}
 	ts.shut(s, name)
 }
@@ -249,6 +318,9 @@ func (ts *tokens) unpark(ctx context.Context, name, actor string) error {
 	s := ts.slot(name)
 	s.Lock()
 	defer s.Unlock()
+	if _, err := ts.look(ctx, name, s); err != nil {
+		return err
+	}
 	found, err := ts.store.Unpark(ctx, name, actor, "asked to use the token again")
 	switch {
 	case err != nil:

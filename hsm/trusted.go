@@ -19,7 +19,9 @@ import (
 //
 //	C_Logout, C_Login as SO, C_CreateObject with CKA_TRUSTED, C_Logout, C_Login as user, C_WrapKey, C_DestroyObject
 //
-// The wrapping public key is a session object: it goes with its session whatever happens, also with the process. Each PIN is asked for
+// The wrapping public key is a session object: it goes with its session whatever happens, also with the process. A token that stores it all
+// the same (YubiHSM 2 does, by its documents) keeps it when the process is killed: it has a label of its own, and the next call destroys
+// what it finds under it. Each PIN is asked for
 // once, and a refused one is never tried again. After an error the token may be logged out: close it.
 //
 // SoftHSM 2.6.1 does it. openCryptoki 3.8.1 and NSS 3.87 do not take CKA_TRUSTED: the one answers CKR_TEMPLATE_INCONSISTENT, the other has no
@@ -88,8 +90,12 @@ func (t *Token) trusted(ctx context.Context, s pkcs11.SessionHandle, so, user PI
 	if err := t.loginAs(ctx, s, pkcs11.CKU_SO, so); err != nil {
 		return err
 	}
+	if err := t.sweepTrusted(s); err != nil {
+		return errors.Join(err, t.logout(s))
+	}
 	wk, err := t.module.ctx.CreateObject(s, []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY),
+		pkcs11.NewAttribute(pkcs11.CKA_LABEL, trustedLabel),
 		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA),
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),
 		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, false), // so that the user sees it
@@ -122,6 +128,25 @@ func (t *Token) trusted(ctx context.Context, s pkcs11.SessionHandle, so, user PI
 		return fmt.Errorf("nothing was wrapped: %w", err)
 	}
 	return f(wk)
+}
+
+// trustedLabel is by what a wrapping public key is recognised that a killed process left in a token.
+const trustedLabel = "hsmbridge ceremony, trusted for one wrap"
+
+// sweepTrusted destroys what killed processes left, while the security officer is logged in.
+func (t *Token) sweepTrusted(s pkcs11.SessionHandle) error {
+	left, err := t.find(s, []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), pkcs11.NewAttribute(pkcs11.CKA_LABEL, trustedLabel),
+	}, 0)
+	if err != nil {
+		return err
+	}
+	for _, h := range left {
+		if err := t.destroy(s, h); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // isTrusted reads back that the key is there and trusted: a token that ignores CKA_TRUSTED would only fail later.

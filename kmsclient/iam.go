@@ -20,36 +20,27 @@ type Permissions struct {
 	WrappingKeySpecs   []string  // condition kms:WrappingKeySpec of GetParametersForImport
 	ExpirationModels   []string  // condition kms:ExpirationModel of ImportKeyMaterial
 	LatestValidTo      time.Time // condition kms:ValidTo of ImportKeyMaterial, a fixed time and not a span
+
+	Roles []string // that are assumed; then there need be no keys
 }
 
 // Policy is an IAM policy that allows exactly these operations on exactly these keys, indented and in a fixed
 // order, to be pasted. Source of the condition keys: AWS KMS Developer Guide, "AWS KMS condition keys".
-func Policy(p Permissions) ([]byte, error) {
-	keys := slices.Compact(slices.Sorted(slices.Values(p.KeyARNs)))
-	ops := slices.Compact(slices.Sorted(slices.Values(p.Operations)))
-	if len(keys) == 0 || len(ops) == 0 {
-		return nil, errors.New("a policy needs at least one key ARN and one operation")
-	}
-	for _, k := range keys {
-		if _, err := ParseARN(k); err != nil {
-			return nil, fmt.Errorf("policy: %w", err)
-		}
-	}
+func Policy(list ...Permissions) ([]byte, error) {
 	doc := document{Version: "2012-10-17"}
-	var plain []string
-	for _, op := range ops {
-		conditions := p.conditions(operation(op))
-		switch {
-		case !onKey(operation(op)):
-			return nil, fmt.Errorf("policy: %q is not an operation on a key that hsmbridge uses", op)
-		case len(conditions) == 0:
-			plain = append(plain, "kms:"+op)
-		default:
-			doc.Statement = append(doc.Statement, statement{"Hsmbridge" + op, "Allow", []string{"kms:" + op}, keys, conditions})
+	sids := map[string]int{}
+	for _, p := range list {
+		statements, err := p.statements()
+		if err != nil {
+			return nil, err
 		}
-	}
-	if len(plain) > 0 {
-		doc.Statement = append([]statement{{"Hsmbridge", "Allow", plain, keys, nil}}, doc.Statement...)
+		for _, s := range statements {
+			sids[s.Sid]++
+			if sids[s.Sid] > 1 { // a Sid is unique in its policy
+				s.Sid += strconv.Itoa(sids[s.Sid])
+			}
+			doc.Statement = append(doc.Statement, s)
+		}
 	}
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -59,6 +50,39 @@ func Policy(p Permissions) ([]byte, error) {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
 	return b.Bytes(), nil
+}
+
+func (p Permissions) statements() (list []statement, err error) {
+	keys := slices.Compact(slices.Sorted(slices.Values(p.KeyARNs)))
+	ops := slices.Compact(slices.Sorted(slices.Values(p.Operations)))
+	roles := slices.Compact(slices.Sorted(slices.Values(p.Roles)))
+	if (len(keys) == 0 || len(ops) == 0) && (len(roles) == 0 || len(keys)+len(ops) > 0) {
+		return nil, errors.New("a policy needs at least one key ARN and one operation")
+	}
+	for _, k := range keys {
+		if _, err := ParseARN(k); err != nil {
+			return nil, fmt.Errorf("policy: %w", err)
+		}
+	}
+	var plain []string
+	for _, op := range ops {
+		conditions := p.conditions(operation(op))
+		switch {
+		case !onKey(operation(op)):
+			return nil, fmt.Errorf("policy: %q is not an operation on a key that hsmbridge uses", op)
+		case len(conditions) == 0:
+			plain = append(plain, "kms:"+op)
+		default:
+			list = append(list, statement{"Hsmbridge" + op, "Allow", []string{"kms:" + op}, keys, conditions})
+		}
+	}
+	if len(plain) > 0 {
+		list = slices.Insert(list, 0, statement{"Hsmbridge", "Allow", plain, keys, nil})
+	}
+	if len(roles) > 0 {
+		list = append(list, statement{"HsmbridgeAssumeRole", "Allow", []string{"sts:AssumeRole"}, roles, nil})
+	}
+	return list, nil
 }
 
 // conditions are the limits of an operation; none for operations whose condition keys are not about imports.

@@ -23,6 +23,7 @@ func (a *app) configCommand() *cobra.Command {
 				return a.checkConfig()
 			},
 		}, "print the mistakes as JSON, one a line"),
+		a.policyCommand(),
 		&cobra.Command{
 			Use: "schema", Short: "Print the JSON Schema of the configuration, for editors", Args: cobra.NoArgs,
 			RunE: func(*cobra.Command, []string) error {

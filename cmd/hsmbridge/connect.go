@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -27,6 +28,8 @@ type connections struct {
 	failed map[string]error // tokens that could not be opened: they are not tried again
 	told   map[string]bool  // those of which this was said
 	kms    map[string]*kmsclient.Client
+	mu     sync.Mutex
+	ids    []string // AWS request IDs of GetParametersForImport that KMS answered
 
 	importers map[string]*importer.Importer
 }
@@ -115,6 +118,10 @@ func (c *connections) token(ctx context.Context, name string) (*hsm.Token, error
 		return nil, err // no login after Ctrl-C
 	}
 	t, _ := c.config.Token(name)
+	if err := c.app.parkedByDaemon(ctx, c.config, name); err != nil {
+		c.failed[name] = err
+		return nil, err
+	}
 	open, err := hsm.Open(ctx, hsm.Config{
 		Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI,
 	}, hsm.PINSource(c.pins[name]))
@@ -166,6 +173,11 @@ func (c *connections) destination(ctx context.Context, arn string) (importer.KMS
 		return k, nil
 	}
 	place.Log = func(call kmsclient.Call) {
+		if call.Operation == "GetParametersForImport" && call.Code == "" && call.RequestID != "" {
+			c.mu.Lock()
+			c.ids = append(c.ids, call.RequestID)
+			c.mu.Unlock()
+		}
 		c.app.log.Debug("KMS call", zap.String("operation", call.Operation), zap.String("key", call.Key), zap.Int("attempt", call.Attempt),
 			zap.String("request_id", call.RequestID), zap.String("code", call.Code), zap.Duration("duration", call.Duration))
 	}

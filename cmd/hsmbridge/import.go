@@ -56,7 +56,7 @@ A destination that fails does not stop the others. See "hsmbridge help exit-code
 	f.BoolVar(&direct, "direct", false, "import in this process although the daemon runs")
 	f.StringVar(&why, "why", "", "what the officers read who are asked to approve it")
 	f.BoolVar(&noProve, "no-prove", false, "do not spend a second import on the proof of symmetric keys")
-	return a.jsonFlag(c, "print one JSON object per destination, each on a line")
+	return a.loginFlag(a.jsonFlag(c, "print one JSON object per destination, each on a line"))
 }
 
 func (a *app) importKeys(ctx context.Context, names []string, all bool, o importOptions) error {

@@ -15,10 +15,10 @@ import (
 
 func (a *app) keysCommand() *cobra.Command {
 	keys := &cobra.Command{Use: "keys", Short: "List and generate keys in a token", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
-	keys.AddCommand(a.jsonFlag(&cobra.Command{
+	keys.AddCommand(a.loginFlag(a.jsonFlag(&cobra.Command{
 		Use: "list [TOKEN...]", Short: "List the secret and private keys of tokens, and whether each can be imported into KMS",
 		RunE: func(c *cobra.Command, args []string) error { return a.listKeys(c.Context(), args) },
-	}, "print one JSON object per key, each on a line"))
+	}, "print one JSON object per key, each on a line")))
 	var token, spec, label, id string
 	generate := &cobra.Command{
 		Use:   "generate [NAME]",
@@ -40,7 +40,7 @@ Key specs: ` + specNames(),
 	f.StringVar(&spec, "spec", "", "key `spec` in AWS's spelling")
 	f.StringVar(&label, "label", "", "CKA_LABEL of the new key")
 	f.StringVar(&id, "id", "", "CKA_ID of the new key in `hex`; random if it is not given")
-	keys.AddCommand(a.jsonFlag(generate, "print the key as JSON"))
+	keys.AddCommand(a.loginFlag(a.jsonFlag(generate, "print the key as JSON")))
 	return keys
 }
 

@@ -39,7 +39,7 @@ the IAM policy that the run needs, and a digest over what will be done.`,
 	f.StringVar(&expires, "expires", "", "life of the material in KMS in place of the configuration's: 90d, 12h or never")
 	f.BoolVar(&renew, "renew", false, "plan what import --renew would do")
 	f.BoolVar(&noProve, "no-prove", false, "plan what import --no-prove would do")
-	return a.jsonFlag(c, "print one JSON object per destination, each on a line")
+	return a.loginFlag(a.jsonFlag(c, "print one JSON object per destination, each on a line"))
 }
 
 // optionsOf reads the flags of plan and import.
@@ -152,7 +152,7 @@ func (a *app) printPolicies(plans []importer.Plan) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(a.out, "IAM policy that this run needs for %s:\n%s\n", strings.Join(unique(names[i]), ", "), strings.TrimSpace(string(policy)))
+		fmt.Fprintf(a.out, "IAM policy that this run needs for %s (the daemon needs more: hsmbridge config policy):\n%s\n", strings.Join(unique(names[i]), ", "), strings.TrimSpace(string(policy)))
 		if i < len(needs)-1 {
 			fmt.Fprintln(a.out)
 		}

@@ -13,7 +13,7 @@ import (
 )
 
 func (a *app) probeCommand() *cobra.Command {
-	return a.jsonFlag(&cobra.Command{
+	return a.loginFlag(a.jsonFlag(&cobra.Command{
 		Use:   "probe [TOKEN...]",
 		Short: "Prove by trial which AWS wrapping algorithms a token can do",
 		Long: `Prove by trial which AWS wrapping algorithms a token can do.
@@ -22,7 +22,7 @@ A token's list of mechanisms says little: each mechanism is tried with throwaway
 under throwaway RSA keys, decrypted outside the token and compared. No key that is stored in the token is touched
 and nothing is left behind.`,
 		RunE: func(c *cobra.Command, args []string) error { return a.probe(c.Context(), args) },
-	}, "print one JSON object per token, each on a line")
+	}, "print one JSON object per token, each on a line"))
 }
 
 // probeReport is what a probe found; its JSON is the machine's twin of the printed tables.

@@ -26,6 +26,7 @@ type app struct {
 	logLevel   string
 
 	logLevelGiven bool
+	evenParked    bool
 
 	log *zap.Logger
 }

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -14,6 +15,7 @@ import (
 
 // TestMain makes the command available to scripts as `hsmbridge`.
 func TestMain(m *testing.M) {
+	syscall.Umask(0o022) // a configuration that the group can change is refused
 	testscript.Main(m, map[string]func(){"hsmbridge": main})
 }
 

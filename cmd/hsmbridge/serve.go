@@ -21,6 +21,7 @@ import (
 	"hsmbridge/daemon"
 	"hsmbridge/daemon/pin"
 	"hsmbridge/hsm"
+	"hsmbridge/hsm/wrapping"
 )
 
 func (a *app) serveCommand() *cobra.Command {
@@ -152,7 +153,7 @@ func (o *opener) pin(ctx context.Context, t configs.Token) (pin.Source, error) {
 	return pin.Prepare(ctx, t)
 }
 
-func (o *opener) open(ctx context.Context, t configs.Token, again bool) (daemon.Token, error) {
+func (o *opener) open(ctx context.Context, t configs.Token, l daemon.Login) (daemon.Token, error) {
 	if t.PINPrompt && !isTerminal(os.Stdin) {
 		return nil, &pinError{errors.New("pin_prompt asks on a terminal, and the daemon has none: use pin_credential, pin_file or pin_command; no login was tried")}
 	}
@@ -161,8 +162,18 @@ func (o *opener) open(ctx context.Context, t configs.Token, again bool) (daemon.
 		return nil, &pinError{err}
 	}
 	token, err := hsm.Open(ctx, hsm.Config{
-		Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, LoginAgain: again,
-	}, hsm.PINSource(source))
+		Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, LoginAgain: l.Again,
+	}, func(ctx context.Context, id wrapping.TokenIdentity) ([]byte, error) {
+		secret, err := source(ctx, id)
+		if err == nil {
+			err = l.Begin(ctx)
+		}
+		if err != nil {
+			clear(secret)
+			return nil, err
+		}
+		return secret, nil
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -112,6 +113,13 @@ func requestFrom(p awsfiles.Parameters, k configs.Key, arn, algorithm, until str
 			return refuse("the files are valid until %s, and --valid-to says later", told.Format(time.RFC3339))
 		}
 	}
+	const skew = 5 * time.Minute
+	if most := time.Now().Add(awsfiles.Life); valid.After(most.Add(skew)) {
+		if until != "" || !p.ValidTo.IsZero() {
+			return refuse("they would be valid until %s, and AWS gives 24 hours: the time, or the clock of this machine, is wrong", valid.Format(time.RFC3339))
+		}
+		valid = most // the files' own times are in the future: another time zone, or a clock that is wrong
+	}
 	if valid.IsZero() {
 		return refuse("the files do not say until when KMS takes what is wrapped with them: give --valid-to (24 hours after the download)")
 	}
@@ -128,6 +136,25 @@ func requestFrom(p awsfiles.Parameters, k configs.Key, arn, algorithm, until str
 	return q, err
 }
 
+// asked holds that no request in the folder was made of the same files.
+func asked(folder string, public []byte) error {
+	names, err := filepath.Glob(filepath.Join(escape(folder), "*"+ceremony.RequestExt))
+	if err != nil {
+		return fmt.Errorf("look for earlier requests: %w", err)
+	}
+	for _, name := range names {
+		text, err := ceremony.Read(name)
+		if err != nil {
+			continue
+		}
+		q, err := approval.Parse(text)
+		if err == nil && slices.ContainsFunc(q.WrappingKeys, func(der []byte) bool { return bytes.Equal(der, public) }) {
+			return &ceremony.MismatchError{Reason: fmt.Sprintf("a request was made of these files already: %s; use that one, or download new files", name)}
+		}
+	}
+	return nil
+}
+
 func (a *app) writeRequest(q approval.Request, p awsfiles.Parameters, life time.Duration, folder string) error {
 	q.AskedBy = "unknown"
 	if u, err := user.Current(); err == nil {
@@ -136,6 +163,12 @@ func (a *app) writeRequest(q approval.Request, p awsfiles.Parameters, life time.
 	q.AskedAt = time.Now().UTC().Truncate(time.Second)
 	q.ValidUntil = q.AskedAt.Add(life).Truncate(time.Second)
 	if err := ceremony.InTime(q, time.Now(), ceremony.RoomMargin); err != nil {
+		return err
+	}
+	if err := ceremony.Used(folder, q); err != nil {
+		return err
+	}
+	if err := asked(folder, p.PublicKey); err != nil {
 		return err
 	}
 	text, err := q.Text()
@@ -147,7 +180,8 @@ func (a *app) writeRequest(q approval.Request, p awsfiles.Parameters, life time.
 		return err
 	}
 	s := a.screens(0)
-	fmt.Fprintln(a.out, name+ceremony.RequestExt)
+	defer s.flush()
+	s.say("%s", name+ceremony.RequestExt)
 	s.line("read", strings.Join(p.Files, ", "))
 	s.line("wrapping algorithm", q.Algorithm)
 	s.line("wrapping key spec", q.WrappingSpec)

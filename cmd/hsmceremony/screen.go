@@ -16,56 +16,137 @@ import (
 	"hsmbridge/daemon/ceremony"
 )
 
-// screens is the guided session: one screen a step, and what people type.
+// screens is the guided session: one screen a step, and what people type. A screen is gathered and shown with its first question, page by page
+// when the terminal is lower than it.
 type screens struct {
 	in       *bufio.Reader
 	out      io.Writer
 	terminal bool
-	step     int
-	of       int
+	width    int // columns
+	height   int // lines; 0: without end
+	step, of int
+	title    string
+	note     func() string // what every screen shows at its right: the time that is left
+	lines    []string      // gathered, not yet shown
 }
 
+const (
+	narrow = 60  // narrower terminals are written over their edge
+	wide   = 100 // lines that are longer are hard to read
+	usual  = 80  // where there is no terminal
+	indent = 25  // where values begin
+)
+
 func (a *app) screens(of int) *screens {
-	f, ok := a.out.(*os.File)
-	return &screens{in: bufio.NewReader(a.in), out: a.out, terminal: ok && term.IsTerminal(int(f.Fd())), of: of}
+	s := &screens{in: bufio.NewReader(a.in), out: a.out, width: usual, of: of, note: func() string { return "" }}
+	if f, ok := a.out.(*os.File); ok && term.IsTerminal(int(f.Fd())) { //nolint:gosec // a file descriptor is small
+		s.terminal = true
+		s.measure(int(f.Fd())) //nolint:gosec // the same
+	}
+	return s
+}
+
+func (s *screens) measure(fd int) {
+	w, h, err := term.GetSize(fd)
+	if err == nil {
+		s.width, s.height = min(max(w, narrow), wide), h
+	}
 }
 
 // begin begins a screen.
 func (s *screens) begin(title string) {
-	s.step++
-	if s.terminal && s.step > 1 {
-		fmt.Fprint(s.out, "\x1b[2J\x1b[H")
+	s.flush()
+	if f, ok := s.out.(*os.File); ok && s.terminal { // somebody may have drawn the window larger
+		s.measure(int(f.Fd())) //nolint:gosec // a file descriptor is small
 	}
-	fmt.Fprintf(s.out, "\n=== Step %d of %d: %s ===\n\n", s.step, s.of, title)
+	s.step++
+	s.title = fmt.Sprintf("Step %d of %d: %s", s.step, s.of, title)
+	s.head("")
 }
 
-const width = 100
+// head clears the terminal and writes the title and the time that is left.
+func (s *screens) head(more string) {
+	if s.terminal {
+		fmt.Fprint(s.out, "\x1b[H\x1b[2J")
+	} else {
+		fmt.Fprintln(s.out)
+	}
+	title, note := s.title+more, s.note()
+	if gap := s.width - utf8.RuneCountInString(title) - utf8.RuneCountInString(note); note != "" && gap > 0 {
+		title += strings.Repeat(" ", gap) + note
+	} else if note != "" {
+		title += "\n" + note
+	}
+	fmt.Fprintf(s.out, "%s\n%s\n\n", title, strings.Repeat("-", s.width))
+}
 
-// say prints a paragraph.
+// say adds a paragraph.
 func (s *screens) say(format string, args ...any) {
 	s.wrapped("", "", fmt.Sprintf(format, args...))
 }
 
-// line prints a name and a value.
+// gap adds an empty line.
+func (s *screens) gap() { s.lines = append(s.lines, "") }
+
+// line adds a name and a value.
 func (s *screens) line(name, value string) {
-	if value != "" {
-		s.wrapped(fmt.Sprintf("  %-22s ", name), strings.Repeat(" ", 25), value)
+	if value == "" {
+		return
 	}
+	const before = 2
+	first := fmt.Sprintf("%*s%-*s ", before, "", indent-before-1, printable(name))
+	if utf8.RuneCountInString(first) > indent { // the value goes below
+		s.lines = append(s.lines, strings.TrimRight(first, " "))
+		first = strings.Repeat(" ", indent)
+	}
+	s.wrapped(first, strings.Repeat(" ", indent), value)
 }
 
+// wrapped breaks a text into lines. What has no blank is broken behind its last separator that fits.
 func (s *screens) wrapped(first, indent, text string) {
 	line, empty := first, true
+	next := func() { s.lines, line, empty = append(s.lines, line), indent, true }
 	for word := range strings.FieldsSeq(printable(text)) {
-		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {
-			fmt.Fprintln(s.out, line)
-			line, empty = indent, true
+		if !empty && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > s.width {
+			next()
+		}
+		for room := s.width - utf8.RuneCountInString(line); empty && utf8.RuneCountInString(word) > room; room = s.width - utf8.RuneCountInString(line) {
+			cut := broken(word, room)
+			line += word[:cut]
+			word = word[cut:]
+			next()
 		}
 		if !empty {
 			line += " "
 		}
 		line, empty = line+word, false
 	}
-	fmt.Fprintln(s.out, line)
+	s.lines = append(s.lines, line)
+}
+
+// broken is where a word is broken so that its first part has at most room characters: hexadecimal in the middle, so that it is easy to compare.
+func broken(word string, room int) int {
+	at := 0
+	for i := range word {
+		if room == 0 {
+			at = i
+			break
+		}
+		room--
+	}
+	if half := len(word) / 2; isHex(word) && half <= at {
+		return half
+	}
+	for _, separators := range []string{"/", ":;,?", "-=._"} {
+		if sep := strings.LastIndexAny(word[:at], separators); sep > at/3 {
+			return sep + 1
+		}
+	}
+	return at
+}
+
+func isHex(s string) bool {
+	return strings.Trim(s, "0123456789abcdef") == ""
 }
 
 // printable shows what would drive the terminal as what it is.
@@ -78,6 +159,32 @@ func printable(s string) string {
 	}, s)
 }
 
+// flush shows what was gathered at once.
+func (s *screens) flush() {
+	for _, l := range s.lines {
+		fmt.Fprintln(s.out, strings.TrimRight(l, " "))
+	}
+	s.lines = nil
+}
+
+// show shows what was gathered, page by page.
+func (s *screens) show(ctx context.Context) error {
+	const around = 6 // the title above, the question below
+	for s.terminal && s.height > around && len(s.lines) > s.height-around {
+		page := s.height - around
+		rest := s.lines[page:]
+		s.lines = s.lines[:page]
+		s.flush()
+		if _, err := s.read(ctx, "\nThere is more: press Enter to read on."); err != nil {
+			return err
+		}
+		s.lines = rest
+		s.head(" (continued)")
+	}
+	s.flush()
+	return nil
+}
+
 // stoppedError says that somebody did not confirm.
 type stoppedError struct{ typed, want string }
 
@@ -88,9 +195,16 @@ func (e *stoppedError) Error() string {
 // Class is "caller".
 func (e *stoppedError) Class() string { return "caller" }
 
-// ask asks for a line.
+// ask shows the screen and asks for a line.
 func (s *screens) ask(ctx context.Context, question string) (string, error) {
-	fmt.Fprintf(s.out, "\n%s ", question)
+	if err := s.show(ctx); err != nil {
+		return "", err
+	}
+	return s.read(ctx, "\n"+question)
+}
+
+func (s *screens) read(ctx context.Context, question string) (string, error) {
+	fmt.Fprint(s.out, question+" ")
 	type answer struct {
 		text string
 		err  error
@@ -114,14 +228,25 @@ func (s *screens) ask(ctx context.Context, question string) (string, error) {
 	}
 }
 
-// confirm lets somebody type a word.
+// confirm lets somebody type a word. A slip may be mended twice; "no" and "stop" end the session.
 func (s *screens) confirm(ctx context.Context, question, want string) error {
-	got, err := s.ask(ctx, question)
-	if err != nil {
-		return err
+	const tries = 3
+	for try := 1; ; try++ {
+		got, err := s.ask(ctx, question)
+		switch {
+		case err != nil:
+			return err
+		case strings.EqualFold(got, want):
+			return nil
+		case try == tries || strings.EqualFold(got, "no") || strings.EqualFold(got, "stop"):
+			return &stoppedError{printable(got), want}
+		}
+		s.say("%q is not %q. Look again; type stop to end here.", got, want)
 	}
-	if !strings.EqualFold(got, want) {
-		return &stoppedError{got, want}
-	}
-	return nil
+}
+
+// next waits until a screen was read.
+func (s *screens) next(ctx context.Context) error {
+	_, err := s.ask(ctx, "Press Enter to go on.")
+	return err
 }

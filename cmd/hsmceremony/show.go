@@ -12,8 +12,6 @@ import (
 	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/audit"
 	"hsmbridge/daemon/ceremony"
-	"hsmbridge/daemon/pin"
-	"hsmbridge/hsm"
 )
 
 // can tells how the HSM can wrap a key: what has to be fetched.
@@ -33,11 +31,7 @@ func (a *app) can(ctx context.Context, args []string) (err error) {
 		return usageError{fmt.Errorf("the configuration has no key %q", names[0])}
 	}
 	t, _ := c.Token(k.Token)
-	source, err := pin.Prepare(ctx, t)
-	if err != nil {
-		return err
-	}
-	token, err := hsm.Open(ctx, hsm.Config{Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI}, hsm.PINSource(source))
+	token, _, err := openToken(ctx, t)
 	if err != nil {
 		return err
 	}
@@ -57,7 +51,7 @@ func (a *app) can(ctx context.Context, args []string) (err error) {
 
 // show prints a file of a ceremony.
 func (a *app) show(_ context.Context, args []string) error {
-	f := a.flags("show", "FILE", "Show a request, a wrapped key or a log. The file is read strictly: one that was changed is refused.")
+	f := a.flags("show", "FILE", "Show a request, a wrapped key, import tokens or a log. The file is read strictly: one that was changed is refused.")
 	names, err := parse(f, args, 1)
 	if err != nil {
 		return err
@@ -67,7 +61,20 @@ func (a *app) show(_ context.Context, args []string) error {
 		return err
 	}
 	s := a.screens(0)
+	defer s.flush()
 	switch {
+	case bytes.HasPrefix(text, []byte("hsmbridge import token")):
+		t, err := ceremony.ParseTokens(text)
+		if err != nil {
+			return err
+		}
+		s.line("request", t.Request)
+		s.line("request SHA-256", t.SHA256)
+		s.line("import tokens", fmt.Sprint(len(t.Tokens)))
+		s.line("AWS request IDs", t.IDs)
+		s.gap()
+		s.say("This file stays on the machine that fetched it: in the HSM room nobody needs it.")
+		return nil
 	case bytes.HasPrefix(text, []byte("{")):
 		return a.showLog(text)
 	case bytes.HasPrefix(text, []byte("hsmbridge wrapped key")):
@@ -96,7 +103,7 @@ func (a *app) show(_ context.Context, args []string) error {
 	for _, l := range q.Fields() {
 		s.line(l.Name, l.Value)
 	}
-	fmt.Fprintln(a.out)
+	s.gap()
 	s.line("SHA-256 of the text", approval.Short(approval.Digest(text)))
 	s.line("", ceremony.Digest(text))
 	if left := time.Until(q.ParametersValidTo); !q.ParametersValidTo.IsZero() && left > 0 {

@@ -161,13 +161,15 @@ func (k *Key) Verify(message, sig []byte) bool {
 	return false
 }
 
+var errOtherKey = errors.New("the checkpoint is not signed by this key")
+
 // Open checks a signed checkpoint and reads it.
 func (k *Key) Open(signed string) (Checkpoint, error) {
 	n, err := note.Open([]byte(signed), note.VerifierList(k))
 	var unverified *note.UnverifiedNoteError
 	switch {
 	case errors.As(err, &unverified):
-		return Checkpoint{}, errors.New("the checkpoint is not signed by this key")
+		return Checkpoint{}, errOtherKey
 	case err != nil:
 		return Checkpoint{}, fmt.Errorf("the checkpoint's signature is wrong: %w", err)
 	}
@@ -178,8 +180,22 @@ func (k *Key) Open(signed string) (Checkpoint, error) {
 	return c, err
 }
 
-// Unsigned reads a checkpoint without checking who signed it.
-func Unsigned(signed string) (Checkpoint, error) {
+// openAny checks a checkpoint that one of several keys has signed: the key may have been replaced in the log's life.
+func openAny(keys []*Key, signed string) (c Checkpoint, err error) {
+	err = errors.New("no key was given")
+	for _, k := range keys {
+		if c, err = k.Open(signed); err == nil {
+			return c, nil
+		}
+	}
+	if len(keys) > 1 && errors.Is(err, errOtherKey) {
+		err = errors.New("the checkpoint is not signed by one of these keys")
+	}
+	return c, err
+}
+
+// ReadUnsigned reads a checkpoint without checking who signed it.
+func ReadUnsigned(signed string) (Checkpoint, error) {
 	text, _, ok := bytes.Cut([]byte(signed), []byte("\n\n"))
 	if !ok {
 		return Checkpoint{}, errors.New("this is no signed checkpoint")

@@ -61,7 +61,7 @@ func ParseLine(line []byte) (Line, error) {
 		return Line{}, errors.New("this line has no hash")
 	}
 	copy(l.Hash[:], h)
-	if !bytes.Equal(recordLine(l.N, l.Hash, l.Record), line) {
+	if l.N < 1 || !bytes.Equal(recordLine(l.N, l.Hash, l.Record), line) {
 		return Line{}, errors.New("this line is not written as hsmbridge writes it")
 	}
 	return l, nil
@@ -87,7 +87,7 @@ type proofJSON struct {
 
 // Prove makes the proof that record n is in the tree of the checkpoint.
 func Prove(n int64, record []byte, signed string, read Reader) (Proof, error) {
-	c, err := Unsigned(signed)
+	c, err := ReadUnsigned(signed)
 	if err != nil {
 		return Proof{}, err
 	}
@@ -142,9 +142,9 @@ func ParseProof(text []byte) (Proof, error) {
 	return p, nil
 }
 
-// Verify checks the proof with the log's public key alone.
-func (p Proof) Verify(key *Key) (Record, Checkpoint, error) {
-	c, err := key.Open(p.Checkpoint)
+// Verify checks the proof with the log's public keys alone. Of a record whose kind is not known Data is nil.
+func (p Proof) Verify(keys ...*Key) (Record, Checkpoint, error) {
+	c, err := openAny(keys, p.Checkpoint)
 	if err != nil {
 		return Record{}, c, err
 	}

@@ -1,7 +1,9 @@
 package audit
 
 import (
+	"crypto/sha256"
 	"fmt"
+	"slices"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -25,6 +27,9 @@ func Append(n int64, leaf Hash, read Reader) (first int64, hashes []Hash, err er
 	return tlog.StoredHashIndex(0, n-1), hashes, nil
 }
 
+// LeafIndex is the index at which the leaf hash of the n-th record (from 1) is stored.
+func LeafIndex(n int64) int64 { return tlog.StoredHashIndex(0, n-1) }
+
 // Root is the hash of the tree of the first size records.
 func Root(size int64, read Reader) (Hash, error) {
 	h, err := tlog.TreeHash(size, tlog.HashReaderFunc(read))
@@ -34,28 +39,30 @@ func Root(size int64, read Reader) (Hash, error) {
 	return h, nil
 }
 
-// growing is a tree with all its hashes, 64 bytes for each record: it gives the root at its own and at every smaller size, because
-// checkpoints may stand behind later records.
-type growing struct {
-	size   int64
-	stored []Hash
+// tree is a tree of which only what is needed to go on is kept: the roots of its perfect subtrees, the largest first.
+type tree struct {
+	size  int64
+	roots []Hash
 }
 
-func (g *growing) read(indexes []int64) ([]Hash, error) {
-	out := make([]Hash, len(indexes))
-	for i, n := range indexes {
-		out[i] = g.stored[n]
+func (t *tree) add(leaf Hash) {
+	for n := t.size; n&1 == 1; n >>= 1 { // as many subtrees as size ends with ones become one
+		last := len(t.roots) - 1
+		leaf, t.roots = tlog.NodeHash(t.roots[last], leaf), t.roots[:last]
 	}
-	return out, nil
+	t.roots = append(t.roots, leaf)
+	t.size++
 }
 
-func (g *growing) add(leaf Hash) {
-	g.size++
-	_, hashes, _ := Append(g.size, leaf, g.read) // what it reads is there
-	g.stored = append(g.stored, hashes...)
-}
-
-func (g *growing) root(size int64) Hash {
-	h, _ := Root(size, g.read) // the same
+func (t *tree) root() Hash {
+	if t.size == 0 {
+		return Hash(sha256.Sum256(nil)) // RFC 6962, 2.1
+	}
+	h := t.roots[len(t.roots)-1]
+	for i := len(t.roots) - 2; i >= 0; i-- {
+		h = tlog.NodeHash(t.roots[i], h)
+	}
 	return h
 }
+
+func (t *tree) clone() tree { return tree{t.size, slices.Clone(t.roots)} }

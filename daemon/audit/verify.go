@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
+	"sort"
 	"time"
 )
 
@@ -26,21 +26,27 @@ const (
 	Edited      What = "edited"
 	Removed     What = "removed"
 	Reordered   What = "reordered"
+	Duplicated  What = "duplicated" // the same record twice
+	Inserted    What = "inserted"   // two different records with one number
 	Truncated   What = "truncated"
 	Unreadable  What = "unreadable"
-	Checkpoints What = "checkpoint" // one that is not signed by the key, or of another log, or not of this history
+	Checkpoints What = "checkpoint" // one that is not signed by the key, or of another log
+	Unsigned    What = "unsigned"   // a key was given, and nothing is signed by it
 )
 
 // Report is what [Verify] found.
 type Report struct {
 	Origin   string     `json:"origin"`
-	Records  int64      `json:"records"`
+	Records  int64      `json:"records"`   // that were read, each number once
 	Signed   int64      `json:"signed"`    // records under the last good checkpoint
 	SignedAt time.Time  `json:"signed_at"` // when it was made
-	Root     string     `json:"root"`      // of all records
+	Kept     int64      `json:"kept"`      // records under the largest checkpoint kept elsewhere that the log contains
+	Root     string     `json:"root"`      // of all records; empty if some are missing
 	Count    int        `json:"checkpoints"`
+	Unknown  int64      `json:"unknown"` // records of kinds that this version does not know; they are verified like the others
 	Problems []Problem  `json:"problems"`
-	Last     Checkpoint `json:"-"` // the last good one
+	More     int        `json:"more_problems"` // beyond the first 1000, not listed
+	Last     Checkpoint `json:"-"`             // the last good one
 }
 
 // OK says that nothing is wrong.
@@ -48,37 +54,29 @@ func (r Report) OK() bool { return len(r.Problems) == 0 }
 
 // Options of [Verify].
 type Options struct {
-	Key     *Key     // nil: checkpoints are not checked against a key, only against the records
+	Keys    []*Key   // that signed checkpoints, one after another; none: checkpoints are held against the records only
 	Trusted []string // signed checkpoints that were kept elsewhere: the log has to contain them
-	// Each is called with every record that could be read. May be nil.
+	// Each is called with every record that could be read, as it stands in the file. Of a kind that is not known Data is nil. May be nil.
 	Each func(Record) error
 }
 
 // maxLine is the longest line: a record with the text of a request and signatures stays far below.
 const maxLine = 4 << 20
 
-// verifier is the state of a verification.
-type verifier struct {
-	o       Options
-	report  Report
-	tree    growing
-	next    int64 // the number that the next record should have
-	good    int64 // size of the last checkpoint that fitted
-	broken  bool  // the tree is lost: a record's hash is not known
-	trusted []Checkpoint
-	ahead   Checkpoint // the largest checkpoint seen that goes beyond the records before it
-}
-
 // Verify reads an exported log from its first record on and checks every record against its hash, its number, and the checkpoints. It needs
 // nothing but the file and the key. The error is one of reading; what is wrong with the log is in the report.
+//
+// A record that does not have its hash, that is missing, moved, there twice or cut off is told by its number. When a record was changed
+// together with its hash, that is told by the two checkpoints between which it stands.
 func Verify(r io.Reader, o Options) (Report, error) {
-	v := &verifier{o: o, next: 1, report: Report{Problems: []Problem{}}}
+	v := &verifier{o: o, report: Report{Problems: []Problem{}}, late: map[int64]Hash{}, other: map[int64]alternative{}}
 	for _, s := range o.Trusted {
 		c, err := v.open(s)
 		if err != nil {
 			return v.report, fmt.Errorf("the checkpoint that was kept elsewhere: %w", err)
 		}
-		v.trusted = append(v.trusted, c)
+		v.report.Origin = c.Origin
+		v.points = append(v.points, point{c, true})
 	}
 	in := bufio.NewScanner(r)
 	in.Buffer(make([]byte, 0, 1<<16), maxLine)
@@ -91,7 +89,7 @@ func Verify(r io.Reader, o Options) (Report, error) {
 		l, err := ParseLine(in.Bytes())
 		switch {
 		case err != nil:
-			v.problem(v.next, v.next, Unreadable, "line %d, where record %d should be: %v", number, v.next, err)
+			v.problem(v.top+1, v.top+1, Unreadable, "line %d, where record %d should be: %v", number, v.top+1, err)
 		case l.Checkpoint != "":
 			v.checkpoint(l.Checkpoint)
 		default:
@@ -107,122 +105,128 @@ func Verify(r io.Reader, o Options) (Report, error) {
 	return v.report, nil
 }
 
+// verifier is the state of a verification: which leaf hash each number has, and what the checkpoints say. They are compared at the end.
+type verifier struct {
+	o      Options
+	report Report
+	top    int64                 // the greatest number so far
+	runs   []run                 // leaf hashes, without those that were missing when their turn came
+	late   map[int64]Hash        // that came behind a greater number
+	other  map[int64]alternative // a second hash that a record may have
+	points []point
+}
+
+// run is a part of the log without a gap.
+type run struct {
+	first  int64
+	leaves []Hash
+}
+
+func (r run) end() int64 { return r.first + int64(len(r.leaves)) }
+
+// point is a checkpoint; kept: from elsewhere.
+type point struct {
+	Checkpoint
+
+	kept bool
+}
+
+// alternative is another hash that a record may have, and what it means if the checkpoints are of that one.
+type alternative struct {
+	hash Hash
+	what What
+	says string
+}
+
 func (v *verifier) problem(first, last int64, what What, format string, args ...any) {
+	const most = 1000
+	if len(v.report.Problems) == most {
+		v.report.More++
+		return
+	}
 	v.report.Problems = append(v.report.Problems, Problem{first, last, what, fmt.Sprintf(format, args...)})
 }
 
 func (v *verifier) open(signed string) (Checkpoint, error) {
-	if v.o.Key == nil {
-		return Unsigned(signed)
+	if len(v.o.Keys) == 0 {
+		return ReadUnsigned(signed)
 	}
-	return v.o.Key.Open(signed)
+	return openAny(v.o.Keys, signed)
+}
+
+func (v *verifier) checkpoint(signed string) {
+	c, err := v.open(signed)
+	switch {
+	case err != nil:
+		v.problem(v.top, v.top, Checkpoints, "a checkpoint behind record %d: %v", v.top, err)
+	case v.report.Origin != "" && c.Origin != v.report.Origin:
+		v.problem(v.top, v.top, Checkpoints, "a checkpoint behind record %d is of another log, %s", v.top, c.Origin)
+	default:
+		v.report.Origin = c.Origin
+		v.report.Count++
+		v.points = append(v.points, point{c, false})
+	}
 }
 
 func (v *verifier) record(l Line) error {
-	switch {
-	case l.N > v.next:
-		if l.N == v.next+1 {
-			v.problem(v.next, v.next, Removed, "record %d is missing", v.next)
-		} else {
-			v.problem(v.next, l.N-1, Removed, "records %d to %d are missing", v.next, l.N-1)
-		}
-		v.broken = true
-	case l.N < v.next:
-		v.moved(l.N)
-		return nil
-	}
-	v.next = l.N + 1
-	v.report.Records++
 	leaf := LeafHash(l.Record)
 	r, err := Decode(l.Record)
 	var unknown *UnknownKindError
-	switch {
-	case leaf != l.Hash:
-		v.problem(l.N, l.N, Edited, "record %d was edited: it does not have its hash", l.N)
-	case err != nil && !errors.As(err, &unknown):
-		v.problem(l.N, l.N, Unreadable, "record %d: %v", l.N, err)
-	case r.N != l.N:
-		v.problem(l.N, l.N, Reordered, "the record in the place of number %d is number %d", l.N, r.N)
+	readable := err == nil || errors.As(err, &unknown)
+	if v.place(l.N, l.Hash) {
+		if unknown != nil {
+			v.report.Unknown++
+		}
+		switch {
+		case leaf != l.Hash:
+			v.problem(l.N, l.N, Edited, "record %d was edited: it does not have its hash", l.N)
+			v.other[l.N] = alternative{leaf, Edited, "what was edited is its hash: the record itself is the one that was signed"}
+		case !readable:
+			v.problem(l.N, l.N, Unreadable, "record %d: %v", l.N, err)
+		case r.N != l.N:
+			v.problem(l.N, l.N, Reordered, "the record in the place of number %d is number %d", l.N, r.N)
+		}
 	}
-	v.tree.add(l.Hash) // the hash that the checkpoint was made of: so the others can be checked all the same
-	v.kept()
-	if v.o.Each != nil && err == nil {
+	if v.o.Each != nil && readable {
 		return v.o.Each(r)
 	}
 	return nil
 }
 
-// moved says that a record stands behind a later one, and no longer that it is missing.
-func (v *verifier) moved(n int64) {
-	i := slices.IndexFunc(v.report.Problems, func(p Problem) bool { return p.What == Removed && p.First == n && p.Last == n })
-	if i >= 0 {
-		v.report.Problems = slices.Delete(v.report.Problems, i, i+1)
-	}
-	v.problem(n, n, Reordered, "record %d stands behind record %d", n, v.next-1)
-}
-
-// kept compares the tree with the checkpoints that were kept elsewhere.
-func (v *verifier) kept() {
-	for _, c := range v.trusted {
-		if c.Size == v.tree.size && !v.broken && c.Root != v.tree.root(c.Size) {
-			v.different(c, "the checkpoint that was kept elsewhere")
+// place puts a record's leaf hash into its place; false: there is one already.
+func (v *verifier) place(n int64, leaf Hash) bool {
+	if n > v.top {
+		if n > v.top+1 || len(v.runs) == 0 {
+			v.runs = append(v.runs, run{first: n})
 		}
+		last := &v.runs[len(v.runs)-1]
+		last.leaves = append(last.leaves, leaf)
+		v.top = n
+		v.report.Records++
+		return true
 	}
-}
-
-// different says that the records up to a checkpoint are not those of which it was made.
-func (v *verifier) different(c Checkpoint, which string) {
-	first := v.good + 1
-	if first > c.Size {
-		first = c.Size
-	}
-	if first == c.Size {
-		v.problem(first, c.Size, Edited, "record %d was changed together with its hash: it is not in %s of %s", c.Size, which, c.Time.Format(time.RFC3339))
-	} else {
-		v.problem(first, c.Size, Edited, "at least one of the records %d to %d was changed together with its hash: they are not those of %s of %s", first, c.Size, which, c.Time.Format(time.RFC3339))
-	}
-	v.broken = true
-}
-
-func (v *verifier) checkpoint(signed string) {
-	c, err := v.open(signed)
-	last := v.next - 1
+	before, there := v.leaf(n)
 	switch {
-	case err != nil:
-		v.problem(last, last, Checkpoints, "a checkpoint behind record %d: %v", last, err)
-		return
-	case v.report.Origin != "" && c.Origin != v.report.Origin:
-		v.problem(last, last, Checkpoints, "a checkpoint behind record %d is of another log, %s", last, c.Origin)
-		return
+	case !there:
+		v.late[n] = leaf
+		v.report.Records++
+		v.problem(n, n, Reordered, "record %d stands behind record %d", n, v.top)
+		return true
+	case before == leaf:
+		v.problem(n, n, Duplicated, "record %d is there a second time, behind record %d", n, v.top)
+	default:
+		v.problem(n, n, Inserted, "there are two different records %d: the second one stands behind record %d", n, v.top)
+		v.other[n] = alternative{leaf, Inserted, "the second one is the one that was signed, the first was inserted"}
 	}
-	v.report.Origin = c.Origin
-	v.report.Count++
-	switch {
-	case c.Size > last:
-		if c.Size > v.ahead.Size {
-			v.ahead = c
-		}
-	case v.broken && c.Size > v.good:
-	case c.Root != v.tree.root(c.Size):
-		v.different(c, "the checkpoint")
-	case c.Size > v.good:
-		v.good, v.report.Signed, v.report.SignedAt, v.report.Last = c.Size, c.Size, c.Time, c
-	}
+	return false
 }
 
-func (v *verifier) end() {
-	last := v.next - 1
-	if v.ahead.Size <= last {
-		v.ahead = Checkpoint{}
+// leaf is the hash of a record.
+func (v *verifier) leaf(n int64) (Hash, bool) {
+	i := sort.Search(len(v.runs), func(i int) bool { return v.runs[i].end() > n })
+	if i < len(v.runs) && n >= v.runs[i].first {
+		return v.runs[i].leaves[n-v.runs[i].first], true
 	}
-	for _, c := range v.trusted {
-		if c.Size > last && c.Size > v.ahead.Size {
-			v.ahead = c
-		}
-	}
-	if v.ahead.Size > last {
-		v.problem(last+1, v.ahead.Size, Truncated, "the records %d to %d are cut off: a checkpoint of %s has %d", last+1, v.ahead.Size, v.ahead.Time.Format(time.RFC3339), v.ahead.Size)
-	}
-	root := v.tree.root(v.tree.size)
-	v.report.Root = root.String()
+	h, ok := v.late[n]
+	return h, ok
 }

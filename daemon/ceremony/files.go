@@ -26,6 +26,7 @@ type Tokens struct {
 	SHA256   string // of the request's text, hexadecimal
 	Endpoint string // of KMS, when it is not AWS's own
 	ValidTo  time.Time
+	IDs      string   // AWS request IDs of the fetches, separated by blanks
 	Tokens   [][]byte // one for each wrapping key of the request, in its order
 }
 
@@ -36,7 +37,7 @@ const (
 )
 
 func (t *Tokens) fields() []field {
-	return []field{{"request", t.Request}, {"request SHA-256", t.SHA256}, {"KMS endpoint", t.Endpoint}, {"parameters until", moment(t.ValidTo)}}
+	return []field{{"request", t.Request}, {"request SHA-256", t.SHA256}, {"KMS endpoint", t.Endpoint}, {"parameters until", moment(t.ValidTo)}, {"AWS request IDs", t.IDs}}
 }
 
 // Text is the file.
@@ -55,7 +56,7 @@ func ParseTokens(text []byte) (Tokens, error) {
 	if err != nil {
 		return t, err
 	}
-	t = Tokens{Request: got["request"], SHA256: got["request SHA-256"], Endpoint: got["KMS endpoint"]}
+	t = Tokens{Request: got["request"], SHA256: got["request SHA-256"], Endpoint: got["KMS endpoint"], IDs: got["AWS request IDs"]}
 	if t.ValidTo, err = parseMoment(got["parameters until"]); err != nil {
 		return Tokens{}, &FileError{tokensWhat, err.Error()}
 	}

@@ -6,7 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/audit"
@@ -19,23 +23,33 @@ type Log struct {
 	now     func() time.Time
 	actor   string
 	size    int64
+	end     int64 // of the file's last whole line
 	hashes  []audit.Hash
 	records []audit.Record
+	signed  int64 // records under the last checkpoint
 }
 
 // Origin names the log of a request.
 func Origin(request string) string { return "hsmceremony/" + request }
 
-// OpenLog opens the log of a request, or begins it. A log that is there is verified, and goes on; a last line that was not finished is cut off.
+// OpenLog opens the log of a request, or begins it. A log that is there is verified, and goes on; a last line that was not finished is cut
+// off. It stays locked until [Log.Close]: one session at a time works on a request.
 func OpenLog(name, request, actor string, now func() time.Time) (*Log, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644) //nolint:gosec // it is handed to others
 	if err != nil {
 		return nil, fmt.Errorf("open the ceremony's log: %w", err)
 	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // a file descriptor is small
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = &MismatchError{fmt.Sprintf("another hsmceremony is at work on request %s (%s is locked): go on there, or end it first; nothing was done", request, name)}
+		}
+		return nil, errors.Join(err, f.Close())
+	}
 	l := &Log{file: f, origin: Origin(request), now: now, actor: actor}
 	if err := l.load(request); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	syncFolder(name)
 	return l, nil
 }
 
@@ -63,7 +77,14 @@ func (l *Log) load(request string) error {
 	in := bufio.NewScanner(bytes.NewReader(text[:whole]))
 	in.Buffer(nil, maxFile)
 	for in.Scan() {
-		if line, err := audit.ParseLine(in.Bytes()); err == nil && line.Checkpoint == "" {
+		line, err := audit.ParseLine(in.Bytes())
+		switch {
+		case err != nil: // an empty line
+		case line.Checkpoint != "":
+			if c, err := audit.ReadUnsigned(line.Checkpoint); err == nil {
+				l.signed = c.Size
+			}
+		default:
 			if err := l.grow(line.Hash); err != nil {
 				return err
 			}
@@ -72,8 +93,22 @@ func (l *Log) load(request string) error {
 	if err := l.file.Truncate(int64(whole)); err != nil {
 		return fmt.Errorf("open the ceremony's log: %w", err)
 	}
-	_, err = l.file.Seek(int64(whole), 0)
-	return err
+	l.end = int64(whole)
+	return nil
+}
+
+// write adds a line and makes sure that it is on the disk. One that could not be written whole is taken away again, so that the log can go on.
+func (l *Log) write(line []byte) error {
+	line = append(line, '\n')
+	_, err := l.file.WriteAt(line, l.end)
+	if err == nil {
+		err = l.file.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("write the ceremony's log, so nothing more is done: %w", errors.Join(err, l.file.Truncate(l.end)))
+	}
+	l.end += int64(len(line))
+	return nil
 }
 
 func (l *Log) read(indexes []int64) ([]audit.Hash, error) {
@@ -101,11 +136,8 @@ func (l *Log) Add(kind audit.Kind, key, destination, message string, step audit.
 	if err != nil {
 		return err
 	}
-	if _, err := l.file.Write(append(audit.RecordLine(r.N, raw), '\n')); err != nil {
-		return fmt.Errorf("write the ceremony's log, so nothing more is done: %w", err)
-	}
-	if err := l.file.Sync(); err != nil {
-		return fmt.Errorf("write the ceremony's log, so nothing more is done: %w", err)
+	if err := l.write(audit.RecordLine(r.N, raw)); err != nil {
+		return err
 	}
 	l.records = append(l.records, r)
 	return l.grow(audit.LeafHash(raw))
@@ -121,11 +153,15 @@ func (l *Log) Sign(public []byte, sign audit.Signer) error {
 	if err != nil {
 		return err
 	}
-	if _, err := l.file.Write(append(audit.CheckpointLine(note), '\n')); err != nil {
-		return fmt.Errorf("write the ceremony's log: %w", err)
+	if err := l.write(audit.CheckpointLine(note)); err != nil {
+		return err
 	}
-	return l.file.Sync()
+	l.signed = l.size
+	return nil
 }
+
+// Signed says that the last record is under a checkpoint.
+func (l *Log) Signed() bool { return l.size > 0 && l.signed == l.size }
 
 // Root is the hash of the log as it is.
 func (l *Log) Root() (audit.Hash, error) { return audit.Root(l.size, l.read) }
@@ -149,7 +185,64 @@ func (l *Log) Last(kind audit.Kind) *audit.Record {
 	return nil
 }
 
-// Close closes the file.
+// Wraps are the records of wraps that were begun: of each one that the HSM was about to be asked for. With [audit.Step.FileSHA] it is one
+// that the HSM did.
+func (l *Log) Wraps() (begun, done []audit.Record) {
+	for _, r := range l.records {
+		if s, ok := r.Data.(*audit.Step); ok && r.Kind == wrapKind {
+			if s.FileSHA == "" {
+				begun = append(begun, r)
+			} else {
+				done = append(done, r)
+			}
+		}
+	}
+	return begun, done
+}
+
+// UsedError says that wrapping keys were used before, in another ceremony.
+type UsedError struct{ Request, File string }
+
+func (e *UsedError) Error() string {
+	return fmt.Sprintf("the wrapping key of this request was used before, in request %s (%s): each import needs parameters of its own; fetch new ones, and have that request signed; nothing was done", e.Request, e.File)
+}
+
+// Class is "caller".
+func (e *UsedError) Class() string { return "caller" }
+
+// Used holds that no other ceremony whose log is in the folder used one of the request's wrapping keys.
+func Used(folder string, q approval.Request) error {
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return fmt.Errorf("look for earlier ceremonies: %w", err)
+	}
+	mine := map[string]bool{}
+	for _, der := range q.WrappingKeys {
+		mine[approval.Fingerprint(der)] = true
+	}
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), LogExt) {
+			continue
+		}
+		text, err := Read(filepath.Join(folder, e.Name()))
+		if err != nil {
+			continue // not of a ceremony
+		}
+		_, err = audit.Verify(bytes.NewReader(text), audit.Options{Each: func(r audit.Record) error {
+			if s, ok := r.Data.(*audit.Step); ok && r.Kind == wrapKind && s.Request != q.ID && mine[s.Key] {
+				return &UsedError{s.Request, e.Name()}
+			}
+			return nil
+		}})
+		var used *UsedError
+		if errors.As(err, &used) {
+			return used
+		}
+	}
+	return nil
+}
+
+// Close closes the file, which unlocks it.
 func (l *Log) Close() error { return l.file.Close() }
 
 // Records reads the records of a room's log, which has to be whole.

@@ -3,8 +3,8 @@ package ceremony
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"html/template"
 	"strings"
 	"time"
 
@@ -27,7 +27,9 @@ type Report struct {
 	Steps     []StepOf         `json:"steps"`
 	Log       string           `json:"log"`
 	LogPlace  string           `json:"log_place"`
-	Upload    *Upload          `json:"upload,omitempty"` // after ImportKeyMaterial
+	Audit     string           `json:"audit_log,omitempty"` // origin of the daemon's audit log
+	Online    []StepOf         `json:"online"`              // records of the daemon's audit log, of what was done where there is a network
+	Upload    *Upload          `json:"upload,omitempty"`    // after ImportKeyMaterial
 }
 
 // Output is what one wrap gave.
@@ -41,8 +43,10 @@ type Output struct {
 type Approval struct {
 	Officer  string `json:"officer"`
 	Key      string `json:"key"`
+	How      string `json:"how"` // with what kind of key
 	Hardware bool   `json:"hardware"`
 	Verified bool   `json:"user_verification"`
+	Record   int64  `json:"record,omitempty"` // of the room's log; 0: the room decided without one
 }
 
 // StepOf is a record of the room's log.
@@ -53,6 +57,7 @@ type StepOf struct {
 	What string    `json:"what"`
 	By   string    `json:"by"`
 	Leaf string    `json:"leaf_hash"`
+	At   int64     `json:"audit_record,omitempty"` // its number in the daemon's audit log, once it was taken over
 }
 
 // Upload is what KMS did.
@@ -64,6 +69,18 @@ type Upload struct {
 	Expires       string    `json:"expires"`
 	Proof         string    `json:"proof"`
 	Reason        string    `json:"proof_reason,omitempty"`
+	Fetched       []string  `json:"fetch_request_ids"` // of AWS, of GetParametersForImport
+}
+
+// How says with what kind of key an officer signed.
+func How(v approval.Verdict) string {
+	switch {
+	case v.Verified:
+		return "hardware key, with PIN or fingerprint"
+	case v.Hardware:
+		return "hardware key, touched"
+	}
+	return "key in a file"
 }
 
 // NewReport makes the report of a request, as far as the ceremony has come. w may be nil: nothing was wrapped.
@@ -71,19 +88,19 @@ func NewReport(q approval.Request, text []byte, d approval.Decision, w *Wrapped,
 	sum := approval.Digest(text)
 	r := Report{
 		Request: q.ID, SHA256: Digest(text), Short: approval.Short(sum), Made: now.UTC().Truncate(time.Second), Result: "nothing was wrapped", Fields: q.Fields(),
-		Outputs: []Output{}, Approvals: []Approval{}, Steps: []StepOf{}, Log: Origin(q.ID),
+		Outputs: []Output{}, Approvals: []Approval{}, Steps: []StepOf{}, Online: []StepOf{}, Log: Origin(q.ID),
 	}
 	for _, v := range d.Verdicts {
 		if v.Counts {
-			r.Approvals = append(r.Approvals, Approval{v.Officer, v.Key, v.Hardware, v.Verified})
+			r.Approvals = append(r.Approvals, Approval{v.Officer, v.Key, How(v), v.Hardware, v.Verified, recordOf(records, v.Key)})
 		}
 	}
 	for _, a := range records {
-		raw, err := a.Encode()
+		step, err := NewStep(a)
 		if err != nil {
 			return r, err
 		}
-		r.Steps = append(r.Steps, StepOf{a.N, a.Time.UTC().Truncate(time.Second), string(a.Kind), a.Message, a.Actor, audit.LeafHash(raw).String()})
+		r.Steps = append(r.Steps, step)
 		if s, ok := a.Data.(*audit.Step); ok && s.Person != "" {
 			r.People = s.Person
 		}
@@ -105,6 +122,51 @@ func NewReport(q approval.Request, text []byte, d approval.Decision, w *Wrapped,
 	}
 	r.LogPlace = w.Records
 	return r, nil
+}
+
+// NewStep is a record as a report shows it.
+func NewStep(a audit.Record) (StepOf, error) {
+	raw, err := a.Encode()
+	if err != nil {
+		return StepOf{}, err
+	}
+	return StepOf{N: a.N, Time: a.Time.UTC().Truncate(time.Second), Kind: string(a.Kind), What: a.Message, By: a.Actor, Leaf: audit.LeafHash(raw).String()}, nil
+}
+
+// recordOf is the number of the last record of an officer's signature.
+func recordOf(records []audit.Record, key string) (n int64) {
+	for _, a := range records {
+		if s, ok := a.Data.(*audit.Step); ok && a.Kind == "ceremony-check" && s.FileSHA != "" && s.Detail == key {
+			n = a.N
+		}
+	}
+	return n
+}
+
+// Place writes down what the daemon's audit log has of this ceremony: where the room's records are in it, and what was done beside it.
+func (r *Report) Place(origin string, records []audit.Record) error {
+	r.Audit = origin
+	for _, a := range records {
+		switch data := a.Data.(type) {
+		case *audit.Ceremony:
+			for i := range r.Steps {
+				if s := &r.Steps[i]; data.Request == r.Request && data.Hash == s.Leaf {
+					s.At = a.N
+				}
+			}
+		case *audit.Step:
+			if data.Request != r.Request {
+				continue
+			}
+			step, err := NewStep(a)
+			if err != nil {
+				return err
+			}
+			step.At = a.N
+			r.Online = append(r.Online, step)
+		}
+	}
+	return nil
 }
 
 // JSON is the report for machines.
@@ -136,14 +198,7 @@ func (r Report) Text() []byte {
 	}
 	fmt.Fprintf(&b, "\nApproved by\n")
 	for _, a := range r.Approvals {
-		how := "key in a file"
-		switch {
-		case a.Verified:
-			how = "hardware key, with PIN or fingerprint"
-		case a.Hardware:
-			how = "hardware key, touched"
-		}
-		line(a.Officer, a.Key+", "+how)
+		line(a.Officer, a.Key+", "+a.How+a.inLog())
 	}
 	if len(r.Approvals) == 0 {
 		line("nobody", "the key needs no approval, or has none")
@@ -163,8 +218,11 @@ func (r Report) Text() []byte {
 	if u := r.Upload; u != nil {
 		fmt.Fprintf(&b, "\nAWS KMS\n")
 		line("imported", moment(u.At)+" by "+u.By)
+		for _, id := range u.Fetched {
+			line("AWS request ID", id+" (GetParametersForImport)")
+		}
 		for _, id := range u.RequestIDs {
-			line("AWS request ID", id)
+			line("AWS request ID", id+" (ImportKeyMaterial)")
 		}
 		line("key material ID", u.KeyMaterialID)
 		line("expires", u.Expires)
@@ -174,13 +232,34 @@ func (r Report) Text() []byte {
 	fmt.Fprintf(&b, "\nThe log %s\n", r.Log)
 	line("records", r.LogPlace)
 	for _, s := range r.Steps {
-		fmt.Fprintf(&b, "  %3d  %s  %-16s %s\n       %s\n", s.N, s.Time.Format("2006-01-02 15:04:05"), s.Kind, s.What, s.Leaf)
+		s.text(&b)
+	}
+	if len(r.Online) > 0 {
+		fmt.Fprintf(&b, "\nThe audit log %s\n", r.Audit)
+	}
+	for _, s := range r.Online {
+		s.text(&b)
 	}
 	fmt.Fprintf(&b, "\nSignatures\n\n")
 	for _, who := range r.signers() {
 		fmt.Fprintf(&b, "  %-24s ______________________________  date ______________\n\n", who)
 	}
 	return b.Bytes()
+}
+
+func (s StepOf) text(b *bytes.Buffer) {
+	fmt.Fprintf(b, "  %3d  %s  %-16s %s\n       %s", s.N, s.Time.Format("2006-01-02 15:04:05"), s.Kind, s.What, s.Leaf)
+	if s.At > 0 && s.At != s.N {
+		fmt.Fprintf(b, ", record %d of the audit log", s.At)
+	}
+	b.WriteByte('\n')
+}
+
+func (a Approval) inLog() string {
+	if a.Record == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", record %d of the log", a.Record)
 }
 
 // signers are those who sign the report by hand.
@@ -197,50 +276,7 @@ func (r Report) signers() []string {
 	return out
 }
 
-// HTML is the report for a printer.
-func (r Report) HTML() ([]byte, error) {
-	var b bytes.Buffer
-	err := page.Execute(&b, struct {
-		Report
-		Signers []string
-	}{r, r.signers()})
-	if err != nil {
-		return nil, fmt.Errorf("report: %w", err)
-	}
-	return b.Bytes(), nil
-}
-
-//nolint:gochecknoglobals // parsed once
-var page = template.Must(template.New("report").Parse(`<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Ceremony report {{.Request}}</title>
-<style>
-body{font:10pt/1.4 sans-serif;max-width:190mm;margin:12mm auto;color:#000}
-h1{font-size:15pt}h2{font-size:11pt;margin:6mm 0 1mm;border-bottom:1px solid #000}
-table{border-collapse:collapse;width:100%}td,th{text-align:left;vertical-align:top;padding:.5mm 3mm .5mm 0}
-td:first-child,th:first-child{width:45mm}code{font:9pt monospace;overflow-wrap:anywhere}
-.sign td{height:14mm;vertical-align:bottom;border-bottom:1px solid #000}
-@page{margin:15mm}tr,h2{break-inside:avoid}
-</style></head><body>
-<h1>Ceremony report</h1>
-<table>
-<tr><td>request</td><td><code>{{.Request}}</code></td></tr>
-<tr><td>result</td><td>{{.Result}}</td></tr>
-<tr><td>who was there</td><td>{{.People}}</td></tr>
-<tr><td>request SHA-256</td><td><code>{{.Short}}</code><br><code>{{.SHA256}}</code></td></tr>
-<tr><td>report made</td><td>{{.Made.Format "2006-01-02T15:04:05Z07:00"}}</td></tr>
-</table>
-<h2>What was asked for</h2><table>{{range .Fields}}<tr><td>{{.Name}}</td><td><code>{{.Value}}</code></td></tr>{{end}}</table>
-<h2>Approved by</h2><table>{{range .Approvals}}<tr><td>{{.Officer}}</td><td><code>{{.Key}}</code>{{if .Hardware}}, hardware key{{end}}{{if .Verified}}, PIN or fingerprint{{end}}</td></tr>{{else}}<tr><td>nobody</td><td>the key needs no approval, or has none</td></tr>{{end}}</table>
-{{if .HSM}}<h2>The HSM</h2><table>{{range .HSM}}<tr><td>{{.Name}}</td><td><code>{{.Value}}</code></td></tr>{{end}}</table>{{end}}
-{{range .Outputs}}<h2>Wrapped key</h2><table><tr><td>under the public key</td><td><code>{{.WrappingKey}}</code></td></tr><tr><td>output SHA-256</td><td><code>{{.SHA256}}</code></td></tr><tr><td>length</td><td>{{.Bytes}} bytes</td></tr></table>{{end}}
-{{with .Upload}}<h2>AWS KMS</h2><table><tr><td>imported</td><td>{{.At.Format "2006-01-02T15:04:05Z07:00"}} by {{.By}}</td></tr>{{range .RequestIDs}}<tr><td>AWS request ID</td><td><code>{{.}}</code></td></tr>{{end}}<tr><td>key material ID</td><td><code>{{.KeyMaterialID}}</code></td></tr><tr><td>expires</td><td>{{.Expires}}</td></tr><tr><td>proof</td><td>{{.Proof}} {{.Reason}}</td></tr></table>{{end}}
-<h2>The log</h2><p><code>{{.Log}}</code>: {{.LogPlace}}</p>
-<table><tr><th>record</th><th>at (UTC)</th><th>what</th><th>leaf hash</th></tr>{{range .Steps}}<tr><td>{{.N}} {{.Kind}}</td><td>{{.Time.Format "15:04:05"}}</td><td>{{.What}}</td><td><code>{{.Leaf}}</code></td></tr>{{end}}</table>
-<h2>Signatures</h2><table class="sign">{{range .Signers}}<tr><td>{{.}}</td><td></td><td>date</td></tr>{{end}}</table>
-</body></html>
-`))
-
-// WriteReport writes the three forms beside each other: NAME.txt, NAME.json and NAME.html.
+// WriteReport writes the three forms beside each other: NAME.txt, NAME.json and NAME.html. One that is there stays as it is.
 func WriteReport(name string, r Report) error {
 	js, err := r.JSON()
 	if err != nil {
@@ -250,8 +286,12 @@ func WriteReport(name string, r Report) error {
 	if err != nil {
 		return err
 	}
-	for ext, b := range map[string][]byte{".txt": r.Text(), ".json": js, ".html": html} {
-		if err := WriteNew(name+ext, b, 0o644); err != nil {
+	for _, f := range []struct {
+		ext  string
+		text []byte
+	}{{".txt", r.Text()}, {".json", js}, {".html", html}} {
+		var exists *ExistsError
+		if err := WriteNew(name+f.ext, f.text, 0o644); err != nil && !errors.As(err, &exists) {
 			return err
 		}
 	}

@@ -41,6 +41,7 @@ type Room struct {
 	Now        func() time.Time
 	People     string // who is there
 	DryRun     bool   // nothing is wrapped
+	Again      bool   // people have seen that the log has wraps whose result is not here, and want another one
 
 	request  approval.Request
 	key      configs.Key
@@ -50,7 +51,7 @@ type Room struct {
 	decision approval.Decision
 }
 
-// Open reads the request and holds that it is one for this room: of a key in its configuration, with wrapping keys that can still be used.
+// Open reads the request and holds that it is one for this room: of a key in its configuration, with wrapping keys that are what it says.
 func (r *Room) Open() (approval.Request, error) {
 	var err error
 	if r.request, err = approval.Parse(r.Text); err != nil {
@@ -74,8 +75,11 @@ func (r *Room) Open() (approval.Request, error) {
 	if err := checkKeys(q); err != nil {
 		return q, err
 	}
-	return q, InTime(q, r.Now(), RoomMargin)
+	return q, nil
 }
+
+// InTime holds that the wrapping keys can still be used, with time to carry the result out and upload it.
+func (r *Room) InTime() error { return InTime(r.request, r.Now(), RoomMargin) }
 
 func destined(k configs.Key, arn string) bool {
 	for _, d := range k.Destinations {
@@ -200,7 +204,9 @@ func Can(ctx context.Context, t Token, spec wrapping.KeySpec, policy wrapping.Po
 	return wrapping.Select(spec, caps, policy).Plans, nil
 }
 
-// Wrap has the HSM wrap the key under each wrapping key of the request. Immediately before each wrap it checks again: the request, its
+const wrapKind audit.Kind = "ceremony-wrap"
+
+// Wrap has the HSM wrap the key under each wrapping key of the request. What was wrapped before is never wrapped once more unawares: see Again. Immediately before each wrap it checks again: the request, its
 // times, the approvals, the token, the object. Without a record of it in the log nothing is wrapped.
 func (r *Room) Wrap(ctx context.Context) (Wrapped, error) {
 	w := Wrapped{
@@ -208,6 +214,9 @@ func (r *Room) Wrap(ctx context.Context) (Wrapped, error) {
 	}
 	if r.plan.Algorithm == "" || r.object.Label == "" && len(r.object.ID) == 0 {
 		return w, &MismatchError{"the steps before were not done"}
+	}
+	if begun, _ := r.Log.Wraps(); len(begun) > 0 && !r.Again {
+		return w, &MismatchError{fmt.Sprintf("the log says that the HSM was asked for this wrap before, at %s, and its result is not here: nothing more was wrapped", moment(begun[0].Time))}
 	}
 	for i, der := range r.request.WrappingKeys {
 		if err := r.again(ctx); err != nil {
@@ -218,7 +227,7 @@ func (r *Room) Wrap(ctx context.Context) (Wrapped, error) {
 			return w, err
 		}
 		fingerprint := approval.Fingerprint(der)
-		if err := r.record("ceremony-wrap", fmt.Sprintf("the key is wrapped next (%d of %d)", i+1, len(r.request.WrappingKeys)), func(s *audit.Step) {
+		if err := r.record(wrapKind, fmt.Sprintf("the key is wrapped next (%d of %d)", i+1, len(r.request.WrappingKeys)), func(s *audit.Step) {
 			s.Key, s.Mechanism = fingerprint, r.plan.Mechanism.String()
 		}); err != nil {
 			return w, err
@@ -228,7 +237,7 @@ func (r *Room) Wrap(ctx context.Context) (Wrapped, error) {
 			return w, err
 		}
 		sum := sha256.Sum256(out)
-		if err := r.record("ceremony-wrap", fmt.Sprintf("the HSM wrapped the key, %d bytes", len(out)), func(s *audit.Step) {
+		if err := r.record(wrapKind, fmt.Sprintf("the HSM wrapped the key, %d bytes", len(out)), func(s *audit.Step) {
 			s.Key, s.FileSHA = fingerprint, hex.EncodeToString(sum[:])
 		}); err != nil {
 			return w, err
@@ -260,16 +269,16 @@ func (r *Room) again(ctx context.Context) error {
 	if _, err := r.Open(); err != nil {
 		return err
 	}
+	if err := r.InTime(); err != nil {
+		return err
+	}
 	if _, _, err := r.Approved(); err != nil {
 		return err
 	}
 	if _, err := r.CheckToken(); err != nil {
 		return err
 	}
-	if r.Trusted != nil {
-		return nil // the object is looked at by the wrap itself, after the logins
-	}
-	_, _, err := r.FindKey(ctx)
+	_, _, err := r.FindKey(ctx) // also a handle that is in date: a wrap under a trusted key logs out and in again
 	return err
 }
 
@@ -310,6 +319,14 @@ func (r *Room) record(kind audit.Kind, message string, more func(*audit.Step)) e
 		more(&s)
 	}
 	return r.Log.Add(kind, r.request.Key, r.request.Destination, message, s)
+}
+
+// Approval adds an officer's signature, so that the log shows which ones counted.
+func (r *Room) Approval(v approval.Verdict, signature []byte) error {
+	sum := sha256.Sum256(signature)
+	return r.record("ceremony-check", "an officer's signature counts: "+v.Officer, func(s *audit.Step) {
+		s.Detail, s.FileSHA = v.Key, hex.EncodeToString(sum[:])
+	})
 }
 
 // Record adds a step that the screens took.

@@ -15,6 +15,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"hsmbridge/daemon/approval"
 )
 
@@ -118,26 +120,43 @@ func same(text, again []byte, err error, what string) error {
 	return nil
 }
 
-// WriteNew writes a file that must not be there yet, and makes sure that it is on the disk.
+// WriteNew writes a file that must not be there yet, and makes sure that it is on the disk. It is there whole or not at all: whatever
+// interrupts it leaves NAME.part at most, which the next try writes anew.
 func WriteNew(name string, data []byte, mode os.FileMode) error {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if errors.Is(err, os.ErrExist) {
+	if _, err := os.Lstat(name); err == nil {
 		return &ExistsError{name}
 	}
+	part := name + ".part"
+	if err := os.Remove(part); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	if _, err = f.Write(data); err == nil {
 		err = f.Sync()
 	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w; what was written of it is removed", name, err), os.Remove(name))
+	if err = errors.Join(err, f.Close()); err == nil {
+		// As O_EXCL: a file of that name that came meanwhile stays. FAT, of USB sticks, has no links but knows this flag.
+		err = unix.Renameat2(unix.AT_FDCWD, part, unix.AT_FDCWD, name, unix.RENAME_NOREPLACE)
 	}
-	if d, err := os.Open(filepath.Dir(name)); err == nil { // its name is safe too
+	switch {
+	case errors.Is(err, os.ErrExist):
+		return errors.Join(&ExistsError{name}, os.Remove(part))
+	case err != nil:
+		return errors.Join(fmt.Errorf("write %s: %w; what was written of it is removed", name, err), os.Remove(part))
+	}
+	syncFolder(name)
+	return nil
+}
+
+// syncFolder makes a new name safe. Not every file system can.
+func syncFolder(name string) {
+	if d, err := os.Open(filepath.Dir(name)); err == nil {
 		_ = d.Sync()
 		_ = d.Close()
 	}
-	return nil
 }
 
 // ExistsError says that a file is there that is to be written.

@@ -11,6 +11,8 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -43,6 +45,8 @@ type Token interface {
 
 // KMS is what an import needs of AWS KMS. [kmsclient.Client] has these methods.
 type KMS interface {
+	// Endpoint is where it calls; empty: AWS's own.
+	Endpoint() string
 	DescribeKey(ctx context.Context, arn string) (kmsclient.KeyInfo, error)
 	GetParametersForImport(ctx context.Context, arn, algorithm, wrappingKeySpec string) (kmsclient.ImportParameters, error)
 	ImportKeyMaterial(ctx context.Context, r kmsclient.ImportRequest) (kmsclient.ImportResult, error)
@@ -203,7 +207,9 @@ func (r *run) wrapAndImport(ctx context.Context, req kmsclient.ImportRequest) (k
 			return kmsclient.ImportResult{}, fmt.Errorf("wrap %s in the token: %w", r.req.Name, err)
 		}
 		r.result.setWrapped(plan, params)
-		if err := r.record(ctx, StepWrap, fmt.Sprintf("the token wrapped the key, %d bytes", len(wrapped)), "mechanism", plan.Mechanism.String()); err != nil {
+		sum := sha256.Sum256(wrapped)
+		if err := r.record(ctx, StepWrap, fmt.Sprintf("the token wrapped the key, %d bytes", len(wrapped)),
+			"mechanism", plan.Mechanism.String(), "wrapping_key_sha256", params.SHA256(), "output_sha256", hex.EncodeToString(sum[:])); err != nil {
 			return kmsclient.ImportResult{}, err
 		}
 		req.ImportToken, req.EncryptedKeyMaterial = params.ImportToken, wrapped

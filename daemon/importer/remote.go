@@ -61,8 +61,9 @@ type Ready struct {
 // Upload imports what was wrapped somewhere else, and proves it. act is what KMS is expected to show; when it shows something else, nothing
 // is sent. Run again after a lost answer it finds what KMS did.
 func (im *Importer) Upload(ctx context.Context, r Request, act Action, ready Ready) (Result, error) {
-	run := &run{Importer: im, req: r, result: newResult(r)}
-	run.Authorize = nil // nothing is wrapped here
+	only := *im
+	only.Authorize = nil // nothing is wrapped here
+	run := &run{Importer: &only, req: r, result: newResult(r)}
 	err := run.upload(ctx, act, ready)
 	return run.finish(ctx, err), err
 }

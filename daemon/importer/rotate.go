@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -138,7 +139,7 @@ func (im *Importer) Observe(ctx context.Context, r Request) (Observation, error)
 	}
 	o.Present = o.Info.Origin == "EXTERNAL" && slices.Contains([]string{"Enabled", "Disabled"}, o.Info.State)
 	o.ValidTo = o.Info.ValidTo
-	if r.KeySpec.Kind() != wrapping.KindSymmetric {
+	if cmp.Or(r.KeySpec, wrapping.KeySpec(o.Info.KeySpec)).Kind() != wrapping.KindSymmetric { // of a key that was taken out of the configuration only KMS tells it
 		return o, nil
 	}
 	switch o.Materials, err = kms.ListKeyMaterials(ctx, r.Destination); {

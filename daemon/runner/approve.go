@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
@@ -26,6 +27,7 @@ const (
 	CodeApproval      = "ApprovalNeeded"
 	codeRejected      = "Rejected"
 	codeRequestClosed = "RequestClosed"
+	codeChanged       = "ConfigurationChanged"
 )
 
 // StepAllowed is recorded immediately before a wrap that officers approved.
@@ -66,13 +68,33 @@ func (g *gated) Wrap(ctx context.Context, key wrapping.Key, pub *rsa.PublicKey, 
 	return g.Token.Wrap(ctx, key, pub, plan)
 }
 
-// authorize decides whether a wrap may be done, by the configuration and the signatures of this moment. What nobody has approved yet is
-// asked for, and the job waits.
-func (t *task) authorize(ctx context.Context, g *gated, a importer.Act) error {
+// current is the configuration of this moment, if it still says about the act what the job began with.
+func (t *task) current(a importer.Act) (*configs.Config, configs.Key, error) {
 	c := t.Config()
 	k, ok := c.Key(t.job.Key)
 	if !ok || k.Name != a.Plan.Key {
-		return &Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: t.job.Key + " is no longer in the configuration"}
+		return c, k, &Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: t.job.Key + " is no longer in the configuration"}
+	}
+	if c == t.config {
+		return c, k, nil
+	}
+	// Who approves is decided anew each time and may differ.
+	was, is := t.key, k
+	was.Approval, is.Approval = configs.Approval{}, configs.Approval{}
+	before, _ := t.config.Token(k.Token)
+	now, _ := c.Token(k.Token)
+	if !reflect.DeepEqual(was, is) || !reflect.DeepEqual(before, now) || !reflect.DeepEqual(t.config.KMS, c.KMS) || !reflect.DeepEqual(t.config.Wrapping, c.Wrapping) {
+		return c, k, &Error{ErrCode: codeChanged, ErrClass: "caller", Message: "the configuration of " + k.Name + " has changed since the job began, so nothing was wrapped; it begins anew by what the configuration says now"}
+	}
+	return c, k, nil
+}
+
+// authorize decides whether a wrap may be done, by the configuration and the signatures of this moment. What nobody has approved yet is
+// asked for, and the job waits.
+func (t *task) authorize(ctx context.Context, g *gated, a importer.Act) error {
+	c, k, err := t.current(a)
+	if err != nil {
+		return err
 	}
 	rules, needed := c.ApprovalFor(k)
 	if !needed {
@@ -85,7 +107,7 @@ func (t *task) authorize(ctx context.Context, g *gated, a importer.Act) error {
 	if err != nil {
 		return &Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: "the approval of " + k.Name + " cannot be decided", Err: err}
 	}
-	want, err := t.wanted(ctx, g, c, k, a)
+	want, err := t.wanted(ctx, g, k, a)
 	if err != nil {
 		return err
 	}
@@ -229,17 +251,21 @@ func (t *task) why() string {
 }
 
 // wanted is what officers would have to approve for the act, without who asked, when and why.
-func (t *task) wanted(ctx context.Context, token importer.Token, c *configs.Config, k configs.Key, a importer.Act) (approval.Request, error) {
+func (t *task) wanted(ctx context.Context, token importer.Token, k configs.Key, a importer.Act) (approval.Request, error) {
 	material, err := identify(ctx, token, a.Key, k.KeySpec)
 	if err != nil {
 		return approval.Request{}, fmt.Errorf("tell officers which key %s is: %w", k.Name, err)
+	}
+	endpoint, err := t.endpoint(ctx, k, a.Plan.Destination)
+	if err != nil {
+		return approval.Request{}, err
 	}
 	p := a.Plan
 	r := approval.Request{
 		Key: k.Name, KeySpec: string(p.Object.KeySpec), HSM: approval.OneLine(p.Token.Manufacturer + " " + p.Token.Model), Serial: approval.OneLine(p.Token.Serial),
 		Token: approval.OneLine(p.Token.Label), Firmware: approval.OneLine(p.Token.Firmware),
 		Object: (pkcs11uri.URI{Object: a.Key.Label, ID: a.Key.ID}).String(), Material: material,
-		Destination: p.Destination, Endpoint: approval.OneLine(endpointOf(c, k, p.Destination)), Action: string(p.Action),
+		Destination: p.Destination, Endpoint: approval.OneLine(endpoint), Action: string(p.Action),
 		Algorithm: string(p.Algorithm), WrappingSpec: string(p.WrappingKeySpec), Mechanism: p.Mechanism,
 		ImportType: p.ImportType, KeyMaterialID: p.KeyMaterialID, Expires: expiry(p.Expires), Proof: proofText(p), Plan: p.Digest,
 	}
@@ -260,13 +286,20 @@ func proofText(p importer.Plan) string {
 	return string(p.ProofMethod)
 }
 
-func endpointOf(c *configs.Config, k configs.Key, arn string) string {
+// endpoint is where the client of a destination really calls, also when the environment or a profile of the AWS files chose that (AWS_ENDPOINT_URL,
+// endpoint_url); empty: AWS's own. Whoever answers there gives the wrapping public key.
+func (t *task) endpoint(ctx context.Context, k configs.Key, arn string) (string, error) {
 	for _, d := range k.Destinations {
-		if d.ARN == arn && d.Endpoint != "" {
-			return d.Endpoint
+		if d.ARN != arn {
+			continue
 		}
+		client, err := t.KMS(ctx, d)
+		if err != nil {
+			return "", err
+		}
+		return client.Endpoint(), nil
 	}
-	return c.KMS.Endpoint
+	return "", &Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: arn + " is no destination of " + k.Name}
 }
 
 // identify says which key an object is, so that people can compare it; empty: the token does not tell.

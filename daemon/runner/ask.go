@@ -110,7 +110,7 @@ func (r *Runner) AskStanding(ctx context.Context, actor, key string, validFor ti
 				return nil, err
 			}
 			a := importer.Act{Plan: p, Key: object}
-			want, err := t.wanted(ctx, token, c, k, a)
+			want, err := t.wanted(ctx, token, k, a)
 			if err != nil {
 				return nil, err
 			}

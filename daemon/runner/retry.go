@@ -40,7 +40,7 @@ func rules() []rule {
 	return []rule{
 		// The token and its PIN.
 		{codes: "CKR_PIN_INCORRECT CKR_PIN_INVALID CKR_PIN_LEN_RANGE CKR_PIN_EXPIRED CKR_PIN_LOCKED CKR_PIN_TOO_WEAK CKR_USER_PIN_NOT_INITIALIZED CKR_USER_TYPE_INVALID CKR_USER_TOO_MANY_TYPES", do: park, person: true},
-		{codes: codePIN, do: park, person: true},                                                               // hsmbridge's own refusal to log in
+		{codes: codePIN + " " + CodeLogin, do: park, person: true},                                             // hsmbridge's own refusal to log in
 		{codes: CodeParked, do: again, first: 6 * h, most: 6 * h},                                              // unparking lets its jobs begin at once
 		{codes: CodeResting, do: again, first: m, most: m},                                                     //
 		{codes: codePINSource, do: rest, first: 5 * m, most: 5 * m, person: true},                              // no login was tried
@@ -55,6 +55,7 @@ func rules() []rule {
 		{codes: CodeApproval, do: again, first: 6 * h, most: 6 * h, person: true},
 		{codes: codeRequestClosed, do: again, first: s, most: m},
 		{codes: codeRejected, do: stop},
+		{codes: codeChanged, do: again, first: s, most: m},
 
 		// The import.
 		{codes: "ExpiredImportTokenException", do: again, first: s, most: m},                                       // parameters are fetched anew
@@ -90,6 +91,7 @@ const (
 	codePIN       = "PINRefused"
 	codePINSource = "PINUnavailable"
 	CodeParked    = "TokenParked"
+	CodeLogin     = "LoginUnknown"
 	CodeResting   = "TokenResting"
 	codeMismatch  = "NotTheSameKey"
 	codeNoBackup  = "NoBackup"
@@ -101,6 +103,23 @@ const (
 
 // Parks says that after this error the token is left alone until a person says so.
 func Parks(err error) bool { return find(codeOf(err), importer.Class(err)).do == park }
+
+// ParkCodes are the codes of jobs that wait until a person lets a token be used.
+func ParkCodes() []string {
+	codes := []string{CodeParked}
+	for _, r := range rules() {
+		if r.do == park {
+			codes = append(codes, strings.Fields(r.codes)...)
+		}
+	}
+	return codes
+}
+
+// LoginKnown says that the error of a login tells what became of it: the token answered, or was not asked.
+func LoginKnown(err error) bool {
+	code := codeOf(err)
+	return strings.HasPrefix(code, "CKR_") || code == codePIN || code == codePINSource
+}
 
 // Rests says how long a token is left alone after this error, first.
 func Rests(err error) time.Duration {

@@ -213,18 +213,28 @@ func (r *Runner) beat(ctx context.Context, l *store.Lease, lost func()) (stop fu
 // task is one attempt of one job.
 type task struct {
 	*Runner
-	lease *store.Lease
-	job   store.Job
-	last  time.Time
-	mu    sync.Mutex
+	lease  *store.Lease
+	job    store.Job
+	config *configs.Config // by which the attempt began
+	key    configs.Key     // of config
+	last   time.Time
+	mu     sync.Mutex
 }
 
 func (t *task) do(ctx context.Context) (store.Outcome, error) {
 	c := t.Config()
 	k, ok := c.Key(t.job.Key)
+	if t.job.Kind == store.KindRevoke {
+		known, err := t.Store.Destinations(ctx)
+		if err != nil {
+			return store.Outcome{}, unwritten(err)
+		}
+		k, ok = Revocable(c, t.job.Key, known)
+	}
 	if !ok {
 		return store.Outcome{State: store.Cancelled, Message: "the key is no longer in the configuration"}, nil
 	}
+	t.config, t.key = c, k
 	switch t.job.Kind {
 	case store.KindImport:
 		for _, d := range k.Destinations {

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"hsmbridge/daemon/audit"
 )
@@ -35,7 +34,7 @@ func (tx *Tx) append(ctx context.Context, e Event) error {
 	}
 	_, err = tx.exec(ctx, "INSERT INTO events (id, at, kind, actor, key_name, destination, job_id, message, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
 		r.N, micros(e.Time), e.Kind, e.Actor, e.Key, e.Destination, e.Job, e.Message, string(record))
-	tx.size = r.N
+	tx.size, tx.added = r.N, true
 	return err
 }
 
@@ -138,6 +137,23 @@ func (s *Store) AuditKey(ctx context.Context) ([]byte, error) {
 	return der, nil
 }
 
+// AuditKeys are all keys that ever signed, as the records of the log name them: DER SubjectPublicKeyInfo. It looks at the whole log.
+func (s *Store) AuditKeys(ctx context.Context) ([][]byte, error) {
+	list, err := query(ctx, s, s.read, scanEvent, "SELECT id, record FROM events WHERE kind = 'audit-key' ORDER BY id")
+	if err != nil {
+		return nil, err
+	}
+	var out [][]byte
+	for _, e := range list {
+		der, err := base64.StdEncoding.DecodeString(e.Fields["public_key"])
+		if err != nil {
+			return nil, fmt.Errorf("database: record %d: %w", e.ID, err)
+		}
+		out = append(out, der)
+	}
+	return out, nil
+}
+
 // SetAuditKey notes the key that signs checkpoints from now on, with its record.
 func (s *Store) SetAuditKey(ctx context.Context, der []byte, e Event) error {
 	return s.Tx(ctx, func(tx *Tx) error {
@@ -146,59 +162,6 @@ func (s *Store) SetAuditKey(ctx context.Context, der []byte, e Event) error {
 		}
 		return tx.event(ctx, e)
 	})
-}
-
-// Tree is the present size of the audit log and its root hash.
-func (s *Store) Tree(ctx context.Context) (c audit.Checkpoint, err error) {
-	err = s.Tx(ctx, func(tx *Tx) error {
-		if err := tx.QueryRowContext(ctx, "SELECT origin FROM audit_log").Scan(&c.Origin); err != nil {
-			return fmt.Errorf("database: %w", err)
-		}
-		if err := tx.QueryRowContext(ctx, "SELECT coalesce(max(id), 0) FROM events").Scan(&c.Size); err != nil {
-			return fmt.Errorf("database: %w", err)
-		}
-		c.Time = s.now()
-		c.Root, err = audit.Root(c.Size, func(numbers []int64) ([]audit.Hash, error) { return s.hashes(ctx, tx, nil, numbers) })
-		return err
-	})
-	return c, err
-}
-
-// Checkpoint is a signed checkpoint.
-type Checkpoint struct {
-	Size int64     `json:"size"`
-	At   time.Time `json:"at"`
-	Note string    `json:"note"` // signed
-}
-
-// AddCheckpoint keeps a signed checkpoint. One of the same size that another daemon made stays.
-func (s *Store) AddCheckpoint(ctx context.Context, c Checkpoint) error {
-	return s.Tx(ctx, func(tx *Tx) error {
-		_, err := tx.exec(ctx, "INSERT INTO checkpoints (size, at, note) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", c.Size, micros(c.At), c.Note)
-		return err
-	})
-}
-
-// Checkpoints lists signed checkpoints of more than after records, the smallest first.
-func (s *Store) Checkpoints(ctx context.Context, after int64, limit int) ([]Checkpoint, error) {
-	return query(ctx, s, s.read, scanCheckpoint, "SELECT size, at, note FROM checkpoints WHERE size > ? ORDER BY size LIMIT ?", after, limit)
-}
-
-// LastCheckpoint is the latest signed checkpoint, and false if there is none.
-func (s *Store) LastCheckpoint(ctx context.Context) (Checkpoint, bool, error) {
-	list, err := query(ctx, s, s.read, scanCheckpoint, "SELECT size, at, note FROM checkpoints ORDER BY size DESC LIMIT 1")
-	if err != nil || len(list) == 0 {
-		return Checkpoint{}, false, err
-	}
-	return list[0], true, nil
-}
-
-func scanCheckpoint(scan func(...any) error) (Checkpoint, error) {
-	var c Checkpoint
-	var at int64
-	err := scan(&c.Size, &at, &c.Note)
-	c.At = stamp(at)
-	return c, err
 }
 
 // Logged is a record as it is in the log.
@@ -240,21 +203,23 @@ func (s *Store) Prove(ctx context.Context, n int64) (audit.Proof, error) {
 // ErrNoCheckpoint says that a record cannot be proved.
 var ErrNoCheckpoint = errors.New("no checkpoint")
 
-// Exported is the number of the first record that a place outside does not have yet, from 1.
-func (s *Store) Exported(ctx context.Context, sink string) (next int64, err error) {
-	switch err := s.read.QueryRowContext(ctx, s.rebind("SELECT next FROM audit_exports WHERE sink = ?"), sink).Scan(&next); {
+// Exported is up to where this daemon has copied the log to a place: the number of the first record and the size of the first checkpoint
+// that the place does not have yet, from 1.
+func (s *Store) Exported(ctx context.Context, sink string) (next, signed int64, err error) {
+	switch err := s.read.QueryRowContext(ctx, s.rebind("SELECT next, signed FROM audit_exports WHERE daemon = ? AND sink = ?"), s.daemon, sink).Scan(&next, &signed); {
 	case errors.Is(err, sql.ErrNoRows):
-		return 1, nil
+		return 1, 1, nil
 	case err != nil:
-		return 0, fmt.Errorf("database: %w", err)
+		return 0, 0, fmt.Errorf("database: %w", err)
 	}
-	return next, nil
+	return next, signed, nil
 }
 
-// SetExported notes up to where a place outside has the log.
-func (s *Store) SetExported(ctx context.Context, sink string, next int64) error {
+// SetExported notes up to where this daemon has copied the log to a place.
+func (s *Store) SetExported(ctx context.Context, sink string, next, signed int64) error {
 	return s.Tx(ctx, func(tx *Tx) error {
-		_, err := tx.exec(ctx, "INSERT INTO audit_exports (sink, next) VALUES (?, ?) ON CONFLICT (sink) DO UPDATE SET next = excluded.next", sink, next)
+		_, err := tx.exec(ctx, "INSERT INTO audit_exports (daemon, sink, next, signed) VALUES (?, ?, ?, ?) ON CONFLICT (daemon, sink) DO UPDATE SET next = excluded.next, signed = excluded.signed",
+			s.daemon, sink, next, signed)
 		return err
 	})
 }

@@ -299,10 +299,16 @@ const tooFar = 8 * time.Hour
 
 const notPaused = "NOT EXISTS (SELECT 1 FROM keys WHERE keys.name = jobs.key_name AND keys.paused_at <> 0)"
 
-// Wake queues waiting jobs whose time has come.
-func (s *Store) Wake(ctx context.Context, enqueue Enqueue) (n int, err error) {
+// Wake queues waiting jobs whose time has come, and those that failed with one of the codes parks when no token is parked any more: a
+// person may have said so in the moment in which the job began to wait.
+func (s *Store) Wake(ctx context.Context, parks []string, enqueue Enqueue) (n int, err error) {
+	args := []any{micros(s.now()), micros(s.now().Add(tooFar))}
+	for _, code := range parks {
+		args = append(args, code)
+	}
+	unparked := "(error_code IN ('-'" + strings.Repeat(", ?", len(parks)) + ") AND NOT EXISTS (SELECT 1 FROM parked))"
 	err = s.Tx(ctx, func(tx *Tx) error {
-		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'waiting' AND (not_before <= ? OR not_before > ?) AND (kind = 'revoke' OR "+notPaused+") ORDER BY not_before LIMIT 500", micros(s.now()), micros(s.now().Add(tooFar)))
+		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'waiting' AND (not_before <= ? OR not_before > ? OR "+unparked+") AND (kind = 'revoke' OR "+notPaused+") ORDER BY not_before LIMIT 500", args...)
 		if err != nil || len(list) == 0 {
 			return err
 		}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
@@ -105,6 +106,10 @@ func (s *Store) Revoke(ctx context.Context, key, actor, reason, request string, 
 				return err
 			}
 		}
+		// A standing approval would bring back at once what people have just taken away, when one person takes the revocation back.
+		if err := tx.endRequestsOf(ctx, key, actor, "the key was revoked"); err != nil {
+			return err
+		}
 		j = Job{Key: key, Kind: KindRevoke, Reason: reason, RequestedBy: actor}
 		id, isNew, err := tx.addJob(ctx, &j)
 		if j.ID = id; err != nil || !isNew {
@@ -162,10 +167,37 @@ func (s *Store) Park(ctx context.Context, p Parked) error {
 	})
 }
 
+// LoginBegun is the code of a token to which somebody logs in at this moment. A process that ends before it knows whether the PIN was
+// right leaves it behind.
+const LoginBegun = "LoginBegun"
+
+// ErrParked says that a token was parked meanwhile.
+var ErrParked = errors.New("the token was parked in this moment")
+
+// BeginLogin writes down that a PIN is going to be given to a token, before it is.
+func (s *Store) BeginLogin(ctx context.Context, token string) error {
+	return s.Tx(ctx, func(tx *Tx) error {
+		n, err := tx.exec(ctx, "INSERT INTO parked (token, daemon, parked_at, code, reason) VALUES (?, ?, ?, ?, 'a login is under way') ON CONFLICT (token) DO NOTHING",
+			token, s.daemon, micros(s.now()), LoginBegun)
+		if err == nil && n == 0 {
+			err = ErrParked
+		}
+		return err
+	})
+}
+
+// EndLogin writes down that it is known how a login ended. One that parked the token, or was found by somebody else, stays.
+func (s *Store) EndLogin(ctx context.Context, token string) error {
+	return s.Tx(ctx, func(tx *Tx) error {
+		_, err := tx.exec(ctx, "DELETE FROM parked WHERE token = ? AND daemon = ? AND code = ?", token, s.daemon, LoginBegun)
+		return err
+	})
+}
+
 // Unpark lets a token be used again, and gives false if it was not parked.
 func (s *Store) Unpark(ctx context.Context, token, actor, why string) (found bool, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
-		n, err := tx.exec(ctx, "DELETE FROM parked WHERE token = ?", token)
+		n, err := tx.exec(ctx, "DELETE FROM parked WHERE token = ? AND code <> ?", token, LoginBegun)
 		if found = n > 0; err != nil || !found {
 			return err
 		}
@@ -174,7 +206,7 @@ func (s *Store) Unpark(ctx context.Context, token, actor, why string) (found boo
 	return found, err
 }
 
-// ParkedTokens lists the parked tokens by name.
+// ParkedTokens lists the parked tokens by name, and with the code [LoginBegun] those to which somebody logs in.
 func (s *Store) ParkedTokens(ctx context.Context) (map[string]Parked, error) {
 	list, err := query(ctx, s, s.read, func(scan func(...any) error) (Parked, error) {
 		var p Parked

@@ -183,7 +183,7 @@ func TestCancelAndHurry(t *testing.T) {
 		if err := s.FinishJob(t.Context(), l, w, Outcome{State: Waiting, NotBefore: c.Now().Add(400 * 24 * time.Hour), Error: "x"}, q.enqueue); err != nil {
 			t.Fatal(err)
 		}
-		if n := must[int](t)(s.Wake(t.Context(), q.enqueue)); n != 1 {
+		if n := must[int](t)(s.Wake(t.Context(), nil, q.enqueue)); n != 1 {
 			t.Error("a time that was written down under a wrong clock holds a job for a year")
 		}
 	})

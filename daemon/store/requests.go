@@ -159,7 +159,7 @@ func (s *Store) Sign(ctx context.Context, name string, g Signature, e Event, jud
 		if r, err = tx.openRequest(ctx, name); err != nil {
 			return err
 		}
-		n, err := tx.exec(ctx, "INSERT INTO signatures (request_id, officer, ssh_key, signature, at, handed_by) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+		n, err := tx.exec(ctx, "INSERT INTO signatures (request_id, officer, ssh_key, signature, at, handed_by) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (request_id, ssh_key) DO UPDATE SET signature = excluded.signature, at = excluded.at, handed_by = excluded.handed_by WHERE signatures.signature <> excluded.signature",
 			r.ID, g.Officer, g.Key, g.Signature, micros(s.now()), g.HandedBy)
 		if err != nil {
 			return err
@@ -279,6 +279,20 @@ func (tx *Tx) endRequests(ctx context.Context, job int64, actor, why string) err
 			state, reason = RequestUsed, ""
 		}
 		if err := tx.endRequest(ctx, &r, state, actor, reason); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// endRequestsOf closes all requests of a key.
+func (tx *Tx) endRequestsOf(ctx context.Context, key, actor, why string) error {
+	list, err := query(ctx, tx.s, tx, scanRequest, selectRequests+" WHERE key_name = ? AND state IN ('open', 'approved') ORDER BY id", key)
+	if err != nil {
+		return err
+	}
+	for _, r := range list {
+		if err := tx.endRequest(ctx, &r, RequestWithdrawn, actor, why); err != nil {
 			return err
 		}
 	}

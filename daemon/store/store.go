@@ -46,6 +46,7 @@ type Store struct {
 
 	mu       sync.Mutex
 	watchers map[chan struct{}]bool
+	copied   func(ctx context.Context) error // see Require
 }
 
 // Open opens the database, makes sure that no other daemon of this name uses it, and brings its schema up to date.
@@ -179,6 +180,7 @@ type Tx struct {
 	s *Store
 
 	size  int64                // of the audit log; 0: not known
+	added bool                 // to the audit log
 	fresh map[int64]audit.Hash // hashes of the audit log that the transaction made
 }
 
@@ -188,14 +190,36 @@ func (s *Store) Tx(ctx context.Context, f func(tx *Tx) error) error {
 	if err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
-	if err := f(&Tx{Tx: tx, s: s}); err != nil {
+	own := &Tx{Tx: tx, s: s}
+	if err := f(own); err != nil {
 		return errors.Join(err, ignoreDone(tx.Rollback()))
 	}
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
 	s.wake()
-	return nil
+	if !own.added {
+		return nil
+	}
+	return s.copy(ctx)
+}
+
+// Require has f called after each transaction that added to the audit log: it copies what was added, and its error is that of the
+// transaction, although that is committed. Whoever asked for it then does not go on.
+func (s *Store) Require(f func(ctx context.Context) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.copied = f
+}
+
+func (s *Store) copy(ctx context.Context) error {
+	s.mu.Lock()
+	f := s.copied
+	s.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return f(context.WithoutCancel(ctx))
 }
 
 func ignoreDone(err error) error {

@@ -130,11 +130,11 @@ func TestJobLife(t *testing.T) {
 		if got := job(t, s, j.ID); got.State != Waiting || !got.NotBefore.Equal(next) || !got.ValidTo.Equal(validTo) || got.ErrorCode != "Timeout" {
 			t.Errorf("waits: %+v", got)
 		}
-		if n := must[int](t)(s.Wake(t.Context(), q.enqueue)); n != 0 {
+		if n := must[int](t)(s.Wake(t.Context(), nil, q.enqueue)); n != 0 {
 			t.Errorf("%d jobs woke too early", n)
 		}
 		c.Advance(time.Minute)
-		if n := must[int](t)(s.Wake(t.Context(), q.enqueue)); n != 1 || q.ids[len(q.ids)-1] != j.ID {
+		if n := must[int](t)(s.Wake(t.Context(), nil, q.enqueue)); n != 1 || q.ids[len(q.ids)-1] != j.ID {
 			t.Errorf("%d jobs woke, queued %v", n, q.ids)
 		}
 		l, j = begin(t, s, j)

@@ -63,6 +63,20 @@ func testTrusted(t *testing.T, tok token.Token, reason string) {
 			t.Errorf("%d bytes came out, %v", len(key), err)
 		}
 	})
+	t.Run("what a killed process left", func(t *testing.T) {
+		h := Open(t, tok)
+		before := publicKeys(t, tok)
+		leaveTrusted(t, tok)
+		if n := publicKeys(t, tok); n != before+1 {
+			t.Fatalf("%d public keys, were %d: nothing was left to be swept", n, before)
+		}
+		if _, err := h.WrapTrusted(t.Context(), PIN(tok.SOPIN), PIN(tok.PIN), object, &private.PublicKey, plan); err != nil {
+			t.Fatal(err)
+		}
+		if n := publicKeys(t, tok); n != before {
+			t.Errorf("%d public keys, were %d", n, before)
+		}
+	})
 	t.Run("a key that must stay", func(t *testing.T) {
 		_, err := wrap(t, tok.SOPIN, pkcs11uri.URI{Object: "stay"}, plan)
 		class(t, err, hsm.ClassCaller, "CKA_EXTRACTABLE is false")
@@ -103,6 +117,29 @@ func testTrusted(t *testing.T, tok token.Token, reason string) {
 		}
 		_, err = h.Wrap(t.Context(), key, &private.PublicKey, plan)
 		class(t, err, hsm.ClassCaller, "hsmceremony wrap --trusted")
+	})
+}
+
+// leaveTrusted stores a trusted wrapping key in the token, as a token that stores session objects has it after a kill -9.
+func leaveTrusted(t *testing.T, tok token.Token) {
+	t.Helper()
+	raw(t, tok, func(c *pkcs11.Ctx, s pkcs11.SessionHandle) {
+		_ = c.Logout(s) // the user's, if there is one
+		if err := c.Login(s, pkcs11.CKU_SO, tok.SOPIN); err != nil {
+			t.Fatal(err)
+		}
+		_, err := c.CreateObject(s, []*pkcs11.Attribute{
+			pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA),
+			pkcs11.NewAttribute(pkcs11.CKA_LABEL, "hsmbridge ceremony, trusted for one wrap"), pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
+			pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, false), pkcs11.NewAttribute(pkcs11.CKA_TRUSTED, true), pkcs11.NewAttribute(pkcs11.CKA_WRAP, true),
+			pkcs11.NewAttribute(pkcs11.CKA_MODULUS, bytes.Repeat([]byte{0xA5}, 256)), pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Logout(s); err != nil {
+			t.Fatal(err)
+		}
 	})
 }
 

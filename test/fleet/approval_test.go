@@ -33,18 +33,29 @@ func (w *world) officers() officers {
 	o := officers{w: w, names: []string{"alice", "bob", "carol"}}
 	w.extra += "approval:\n  threshold: 2\n  standing: 90d\n  officers:\n"
 	for _, name := range o.names {
-		_, private, err := ed25519.GenerateKey(rand.Reader)
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		s, err := ssh.NewSignerFromKey(private)
-		if err != nil {
-			w.t.Fatal(err)
-		}
+		s := newSigner(w.t)
 		o.signers = append(o.signers, s)
-		w.extra += fmt.Sprintf("    - {name: %s, keys: [%q]}\n", name, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(s.PublicKey()))))
+		w.extra += fmt.Sprintf("    - {name: %s, keys: [%q]}\n", name, publicLine(s.PublicKey()))
 	}
 	return o
+}
+
+func newSigner(tb testing.TB) ssh.Signer {
+	tb.Helper()
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s, err := ssh.NewSignerFromKey(private)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return s
+}
+
+// publicLine is a key as it stands in a .pub file.
+func publicLine(key ssh.PublicKey) string {
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
 }
 
 // sign is the approval of officer i.

@@ -65,8 +65,8 @@ func TestHungToken(t *testing.T) {
 			first, _, _ := strings.Cut(state, "\n")
 			told[first]++
 		},
-		OpenToken: func(ctx context.Context, tc configs.Token, again bool) (daemon.Token, error) {
-			token, err := openToken()(ctx, tc, again)
+		OpenToken: func(ctx context.Context, tc configs.Token, l daemon.Login) (daemon.Token, error) {
+			token, err := openToken()(ctx, tc, l)
 			if err != nil {
 				return nil, err
 			}

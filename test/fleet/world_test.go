@@ -36,7 +36,7 @@ import (
 // Environment variables that make this binary the daemon: a test kills that process, not itself.
 const (
 	envConfig = "FLEET_CONFIG" // its configuration
-	envKill   = "FLEET_KILL"   // "job kind/step/n": kill -9 when the n-th such step is written down
+	envKill   = "FLEET_KILL"   // "job kind/step/n": kill -9 when the n-th such step is written down; "login": when a token has answered to a PIN
 	envLease  = "FLEET_LEASE"
 	envStop   = "FLEET_STOP" // like envKill, but SIGSTOP
 	envPoll   = "FLEET_POLL" // how often the queue is looked at; default 20 ms, so that tests do not wait
@@ -113,10 +113,19 @@ func signalAt() func(store.Job, string) {
 
 // openToken opens tokens as the command does, with the PIN from its file.
 func openToken() daemon.OpenToken {
-	return func(ctx context.Context, t configs.Token, again bool) (daemon.Token, error) {
+	return func(ctx context.Context, t configs.Token, l daemon.Login) (daemon.Token, error) {
 		token, err := hsm.Open(ctx, hsm.Config{
-			Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, LoginAgain: again,
-		}, func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return os.ReadFile(t.PINFile) }) //nolint:gosec // the configuration of this test names it
+			Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, LoginAgain: l.Again,
+		}, func(ctx context.Context, _ wrapping.TokenIdentity) ([]byte, error) {
+			if err := l.Begin(ctx); err != nil {
+				return nil, err
+			}
+			return os.ReadFile(t.PINFile) //nolint:gosec // the configuration of this test names it
+		})
+		if os.Getenv(envKill) == "login" {
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -442,7 +451,7 @@ func list() int {
 	if err != nil {
 		return fail(err)
 	}
-	token, err := openToken()(context.Background(), c.Tokens[0], false)
+	token, err := openToken()(context.Background(), c.Tokens[0], daemon.Login{Begin: func(context.Context) error { return nil }})
 	if err != nil {
 		return fail(err)
 	}

@@ -111,11 +111,11 @@ func TestTwoYears(t *testing.T) {
 		d, err = daemon.New(t.Context(), daemon.Options{
 			Config: config, Log: zap.NewNop(), Version: "test", Now: c.now, NoSync: true, Poll: 2 * time.Millisecond, Manual: true,
 			Wait: func(context.Context, time.Duration) error { return nil },
-			OpenToken: func(ctx context.Context, tc configs.Token, again bool) (daemon.Token, error) {
+			OpenToken: func(ctx context.Context, tc configs.Token, l daemon.Login) (daemon.Token, error) {
 				if hsmGone.Load() {
 					return nil, removed{}
 				}
-				token, err := openToken()(ctx, tc, again)
+				token, err := openToken()(ctx, tc, l)
 				if err != nil {
 					return nil, err
 				}

@@ -27,19 +27,25 @@ const (
 	packageVersion = "1.2.3+4.gabcdef0"  // as dpkg and rpm compare it
 )
 
-// program is built once for all tests.
-var program = sync.OnceValues(func() ([]byte, error) {
+// programs are built once for all tests, as the Makefile builds them.
+var programs = sync.OnceValues(func() (map[string][]byte, error) {
 	dir, err := os.MkdirTemp("", "hsmbridge-packaging-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // a temporary directory
-	path := filepath.Join(dir, "hsmbridge")
-	out, err := exec.Command("go", "build", "-ldflags", "-X main.version="+version, "-o", path, "hsmbridge/cmd/hsmbridge").CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("build hsmbridge: %w: %s", err, out)
+	contents := map[string][]byte{}
+	for name, tags := range map[string]string{"hsmbridge": "", "hsmceremony": "netgo,osusergo"} {
+		path := filepath.Join(dir, name)
+		out, err := exec.Command("go", "build", "-tags", tags, "-ldflags", "-X main.version="+version, "-o", path, "hsmbridge/cmd/"+name).CombinedOutput()
+		if err != nil {
+			return nil, fmt.Errorf("build %s: %w: %s", name, err, out)
+		}
+		if contents[name], err = os.ReadFile(path); err != nil {
+			return nil, err
+		}
 	}
-	return os.ReadFile(path)
+	return contents, nil
 })
 
 // run runs a program of this machine or of .bin, from the top of the repository.
@@ -61,12 +67,14 @@ func run(t *testing.T, env []string, name string, args ...string) string {
 // build makes both packages in dir.
 func build(t *testing.T, dir string) (deb, rpm string) {
 	t.Helper()
-	content, err := program()
+	built, err := programs()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "hsmbridge"), content, 0o755); err != nil { //nolint:gosec // a program
-		t.Fatal(err)
+	for name, content := range built {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o755); err != nil { //nolint:gosec // a program
+			t.Fatal(err)
+		}
 	}
 	for _, path := range strings.Fields(run(t, []string{"VERSION=" + version, "HSMBRIDGE_CONFIG=/of/the/developer"}, "scripts/package", dir)) {
 		switch filepath.Ext(path) {
@@ -132,11 +140,13 @@ func TestContents(t *testing.T) {
 		"/etc/hsmbridge":                "drwxr-x--- root:hsmbridge",
 		"/etc/hsmbridge/hsmbridge.yaml": "-rw-r----- root:hsmbridge",
 		"/usr/bin/hsmbridge":            "-rwxr-xr-x root:root",
+		"/usr/bin/hsmceremony":          "-rwxr-xr-x root:root",
 	}
 	ordinary := []string{
 		"/usr/lib/systemd/system/hsmbridge.service", "/usr/lib/systemd/system/hsmbridge.socket", "/usr/lib/sysusers.d/hsmbridge.conf",
 		"/usr/share/bash-completion/completions/hsmbridge", "/usr/share/fish/vendor_completions.d/hsmbridge.fish",
-		"/usr/share/man/man1/hsmbridge.1.gz", "/usr/share/man/man1/hsmbridge-import.1.gz",
+		"/usr/share/bash-completion/completions/hsmceremony", "/usr/share/fish/vendor_completions.d/hsmceremony.fish",
+		"/usr/share/man/man1/hsmbridge.1.gz", "/usr/share/man/man1/hsmbridge-import.1.gz", "/usr/share/man/man1/hsmceremony.1.gz",
 		"/usr/share/doc/hsmbridge/README.md", "/usr/share/doc/hsmbridge/systemd.md", "/usr/share/doc/hsmbridge/examples/pin-credential.conf",
 		"/usr/share/doc/hsmbridge/examples/grafana/hsmbridge.json", "/usr/share/doc/hsmbridge/examples/prometheus/hsmbridge.rules.yaml",
 	}
@@ -144,8 +154,8 @@ func TestContents(t *testing.T) {
 		files map[string]string
 		own   []string
 	}{
-		"deb": {inDeb, []string{"/usr/share/doc/hsmbridge/copyright", "/usr/share/zsh/vendor-completions/_hsmbridge"}},
-		"rpm": {inRPM, []string{"/usr/share/licenses/hsmbridge/LICENSE", "/usr/share/zsh/site-functions/_hsmbridge"}},
+		"deb": {inDeb, []string{"/usr/share/doc/hsmbridge/copyright", "/usr/share/zsh/vendor-completions/_hsmbridge", "/usr/share/zsh/vendor-completions/_hsmceremony"}},
+		"rpm": {inRPM, []string{"/usr/share/licenses/hsmbridge/LICENSE", "/usr/share/zsh/site-functions/_hsmbridge", "/usr/share/zsh/site-functions/_hsmceremony"}},
 	} {
 		for path := range special {
 			if p.files[path] == "" {
@@ -183,6 +193,46 @@ func TestContents(t *testing.T) {
 	}
 	if got := run(t, nil, "rpm", "--query", "--package", "--queryformat", `[%{FILENAMES} %{FILEFLAGS:fflags}\n]`, rpm); !strings.Contains(got, "/etc/hsmbridge/hsmbridge.yaml cn\n") {
 		t.Errorf("the configuration is not config(noreplace) in the .rpm:\n%s", got)
+	}
+}
+
+// TestCeremonyPages holds that the man page and the completions of hsmceremony, which are written by hand, have every command and flag.
+func TestCeremonyPages(t *testing.T) {
+	built, err := programs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "hsmceremony")
+	if err := os.WriteFile(path, built["hsmceremony"], 0o755); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	words := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^ {2}hsmceremony ([a-z]+)`).FindAllStringSubmatch(run(t, nil, path, "help"), -1) {
+		words[m[1]] = true
+		if m[1] == "version" {
+			continue
+		}
+		for _, flag := range regexp.MustCompile(`(?m)^ {2}-([a-z-]+)`).FindAllStringSubmatch(run(t, nil, path, m[1], "--help"), -1) {
+			words["-"+flag[1]] = true
+		}
+	}
+	if len(words) < 15 {
+		t.Fatalf("hsmceremony help lists %v", words)
+	}
+	for _, name := range []string{"hsmceremony.1", "hsmceremony.bash", "_hsmceremony", "hsmceremony.fish"} {
+		content, err := os.ReadFile(filepath.Join(root, "packaging/hsmceremony", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := strings.ReplaceAll(string(content), `\-`, "-")
+		if name == "hsmceremony.fish" {
+			text = strings.ReplaceAll(text, " -o ", " -")
+		}
+		for word := range words {
+			if !regexp.MustCompile(`(^|[^a-z-])` + regexp.QuoteMeta(word) + `($|[^a-z-])`).MatchString(text) {
+				t.Errorf("%s does not have %s", name, word)
+			}
+		}
 	}
 }
 

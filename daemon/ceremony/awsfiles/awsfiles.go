@@ -50,8 +50,10 @@ const (
 	maxFile    = 64 << 10
 	maxArchive = 256 << 10
 	maxFiles   = 8
-	life       = 24 * time.Hour
 )
+
+// Life is how long KMS takes what is wrapped, from the download on.
+const Life = 24 * time.Hour
 
 // file is one file with its base name.
 type file struct {
@@ -178,6 +180,9 @@ func classify(files []file) (Parameters, error) {
 			p.Made = f.time
 		}
 	}
+	if err := sameTime(files); err != nil {
+		return p, err
+	}
 	slices.Sort(p.Files)
 	p.KeyID = id
 	key, ok := byRole["wrappingKey"]
@@ -203,6 +208,22 @@ func classify(files []file) (Parameters, error) {
 		}
 	}
 	return p, nil
+}
+
+// sameTime holds that the files are of one download, as far as their times tell: an import token of another one is opaque, and KMS refuses
+// it only in the end.
+func sameTime(files []file) error {
+	const apart = 10 * time.Minute
+	for _, f := range files {
+		for _, g := range files {
+			if f.time.IsZero() || g.time.IsZero() || g.time.Sub(f.time) <= apart {
+				continue
+			}
+			return refuse("%s is of %s and %s of %s: they seem to be of two downloads, and KMS takes a key only with the import token that came with its public key; download them again",
+				f.name, f.time.Format(time.RFC3339), g.name, g.time.Format(time.RFC3339))
+		}
+	}
+	return nil
 }
 
 // setKey reads the wrapping public key.
@@ -395,7 +416,7 @@ func (p Parameters) Until() time.Time {
 	case !p.ValidTo.IsZero():
 		return p.ValidTo
 	case !p.Made.IsZero():
-		return p.Made.Add(life).UTC().Truncate(time.Second)
+		return p.Made.Add(Life).UTC().Truncate(time.Second)
 	}
 	return time.Time{}
 }

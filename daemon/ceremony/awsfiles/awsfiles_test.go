@@ -312,6 +312,37 @@ func TestAlgorithms(t *testing.T) {
 	}
 }
 
+// TestTwoDownloads: the import token is opaque, so the times of the files are all that tells.
+func TestTwoDownloads(t *testing.T) {
+	dir := unpacked(t, today())
+	at := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(filepath.Join(dir, "ImportToken.bin"), at, at); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Read(dir); err == nil || !strings.Contains(err.Error(), "they seem to be of two downloads") {
+		t.Error(err)
+	}
+}
+
+// FuzzFolder: what is taken of an unpacked download gives the same again when it is written as today's layout has it.
+func FuzzFolder(f *testing.F) {
+	f.Add(wrappingKey(), token, []byte(readme))
+	f.Add([]byte(base64.StdEncoding.EncodeToString(wrappingKey())), []byte(base64.StdEncoding.EncodeToString(token)), []byte{})
+	f.Fuzz(func(t *testing.T, key, token, text []byte) {
+		at := time.Unix(1800000000, 0)
+		files := []file{{"WrappingPublicKey.bin", key, at}, {"ImportToken.bin", token, at}, {"README.txt", text, at}}
+		p, err := classify(files)
+		if err != nil {
+			return
+		}
+		files[0].data, files[1].data, files[2].data = p.PublicKey, []byte(base64.StdEncoding.EncodeToString(p.ImportToken)), []byte(p.Algorithm)
+		again, err := classify(files)
+		if err != nil || fmt.Sprint(again) != fmt.Sprint(p) {
+			t.Errorf("%+v\nand again\n%+v, %v", p, again, err)
+		}
+	})
+}
+
 func FuzzRead(f *testing.F) {
 	f.Add(archive(f, today(), zip.Deflate))
 	f.Add(archive(f, older1(), zip.Store))

@@ -23,10 +23,13 @@ CREATE TABLE checkpoints (
     note TEXT   NOT NULL
 );
 
--- Up to where a daemon has copied the log to a place outside.
+-- Up to where a daemon has copied the log to a place outside. Each daemon copies the whole log.
 CREATE TABLE audit_exports (
-    sink TEXT   NOT NULL PRIMARY KEY,
-    next BIGINT NOT NULL -- number of the first record that is not there yet
+    daemon TEXT   NOT NULL,
+    sink   TEXT   NOT NULL,
+    next   BIGINT NOT NULL, -- number of the first record that is not there yet
+    signed BIGINT NOT NULL, -- size of the first checkpoint that is not there yet, or less
+    PRIMARY KEY (daemon, sink)
 );
 
 -- What officers are asked to approve. text is what they sign; the rest of the row is there to find it.
@@ -63,8 +66,10 @@ CREATE TABLE signatures (
 );
 CREATE UNIQUE INDEX signatures_once ON signatures (request_id, ssh_key);
 
--- Logs of ceremonies whose records were taken over, and how many.
+-- Records of the logs of ceremonies that were taken over, each with its leaf hash there.
 CREATE TABLE merged (
-    origin TEXT   NOT NULL PRIMARY KEY,
-    size   BIGINT NOT NULL
+    origin TEXT   NOT NULL,
+    number BIGINT NOT NULL,
+    hash   TEXT   NOT NULL,
+    PRIMARY KEY (origin, number)
 );

@@ -51,14 +51,16 @@ dpkg() { command dpkg --no-triggers --path-include='/usr/share/man/*' --path-inc
 rpm() { command rpm --dbpath /packages/rpm "$@" >/packages/log 2>&1 || fail "rpm $*: $(cat /packages/log)"; }
 said() { grep -q "$1" /packages/log || fail "not said: $1: $(cat /packages/log)"; }
 
-ours() { find /etc /usr /var -name '*hsmbridge*' -not -path '/var/lib/dpkg/*' -not -path '/var/cache/*' 2>/dev/null | sort; }
+ours() { find /etc /usr /var '(' -name '*hsmbridge*' -o -name '*hsmceremony*' ')' -not -path '/var/lib/dpkg/*' -not -path '/var/cache/*' 2>/dev/null | sort; }
 
 # What any installed version has to be.
 check() {
 	mode /etc/hsmbridge '750 root:hsmbridge'
 	mode /etc/hsmbridge/hsmbridge.yaml '640 root:hsmbridge'
 	mode /usr/bin/hsmbridge '755 root:root'
+	mode /usr/bin/hsmceremony '755 root:root'
 	[ "$(getent passwd hsmbridge | cut -d: -f6,7)" = /var/lib/hsmbridge:/usr/sbin/nologin ] || fail 'the user is wrong'
+	[ "$(hsmceremony version)" = "hsmceremony $version" ] || fail "hsmceremony says $(hsmceremony version)"
 	[ "$(hsmbridge --version)" = "hsmbridge version $version" ] || fail "the program says $(hsmbridge --version)"
 	setpriv --reuid hsmbridge --regid hsmbridge --init-groups hsmbridge -c /etc/hsmbridge/hsmbridge.yaml config check >/packages/log ||
 		fail "the daemon's user cannot read the sample: $(cat /packages/log)"
@@ -77,13 +79,17 @@ dpkg --install /packages/p.deb
 said 'edit /etc/hsmbridge/hsmbridge.yaml'
 systemctl_was 'daemon-reload;try-restart hsmbridge.service;'
 check
-for page in hsmbridge hsmbridge-import hsmbridge-config-check; do
+for page in hsmbridge hsmbridge-import hsmbridge-config-check hsmceremony; do
 	MANWIDTH=100 man --pager=cat "$page" 2>/packages/log | grep -q NAME || fail "man $page: $(cat /packages/log)"
 	[ ! -s /packages/log ] || fail "man $page: $(cat /packages/log)"
 done
 man --pager=cat hsmbridge | grep -q 'EXIT STATUS' || fail 'the man page has no exit codes'
-bash -n /usr/share/bash-completion/completions/hsmbridge
-bash -c '. /usr/share/bash-completion/completions/hsmbridge && complete -p hsmbridge' >/dev/null
+for program in hsmbridge hsmceremony; do
+	bash -n "/usr/share/bash-completion/completions/$program"
+	bash -c ". /usr/share/bash-completion/completions/$program && complete -p $program" >/dev/null
+done
+[ "$(bash -c '. /usr/share/bash-completion/completions/hsmceremony
+	COMP_WORDS=(hsmceremony wrap -dry) COMP_CWORD=2 && _hsmceremony && echo "${COMPREPLY[*]}"')" = -dry-run ] || fail 'the completion of hsmceremony is wrong'
 
 # The units, alone and with each example of a drop-in.
 dropins=/etc/systemd/system/hsmbridge.service.d
@@ -109,7 +115,7 @@ grep -q '# mine' /etc/hsmbridge/hsmbridge.yaml || fail 'an upgrade overwrote the
 
 dpkg --remove hsmbridge
 systemctl_was 'disable --now hsmbridge.socket hsmbridge.service;daemon-reload;'
-[ ! -e /usr/bin/hsmbridge ] || fail 'the program is still there'
+[ ! -e /usr/bin/hsmbridge ] && [ ! -e /usr/bin/hsmceremony ] || fail 'the program is still there'
 grep -q '# mine' /etc/hsmbridge/hsmbridge.yaml || fail 'remove took the configuration'
 grep -q data /var/lib/hsmbridge/state.db || fail 'remove took the data'
 
@@ -137,7 +143,7 @@ check
 grep -q '# mine' /etc/hsmbridge/hsmbridge.yaml || fail 'an upgrade overwrote the configuration'
 rpm --erase --nodeps hsmbridge
 systemctl_was 'disable --now hsmbridge.socket hsmbridge.service;daemon-reload;'
-[ ! -e /usr/bin/hsmbridge ] || fail 'the program is still there'
+[ ! -e /usr/bin/hsmbridge ] && [ ! -e /usr/bin/hsmceremony ] || fail 'the program is still there'
 grep -q '# mine' /etc/hsmbridge/hsmbridge.yaml.rpmsave || fail 'the removal took the configuration'
 grep -q data /var/lib/hsmbridge/state.db || fail 'the removal took the data'
 echo 'rpm: good'

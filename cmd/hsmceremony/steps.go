@@ -1,0 +1,242 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon/approval"
+	"hsmbridge/daemon/audit"
+	"hsmbridge/daemon/ceremony"
+	"hsmbridge/daemon/pin"
+	"hsmbridge/hsm"
+)
+
+func (s *session) people(ctx context.Context) error {
+	if err := s.screen("who is here"); err != nil {
+		return err
+	}
+	if last := s.room.Log.Last("ceremony-open"); last != nil {
+		step, _ := last.Data.(*audit.Step)
+		s.say("This ceremony was begun at %s by %s. It goes on; what was compared is compared again.", last.Time.UTC().Format(time.RFC3339), step.Person)
+		if got, err := s.ask(ctx, "Are the same people here? Type yes, or no to name others:"); err != nil {
+			return err
+		} else if strings.EqualFold(got, "yes") {
+			s.room.People = step.Person
+			return s.room.Record("ceremony-open", "the session goes on", "hsmceremony "+version)
+		}
+	}
+	s.say("Two people carry out a ceremony: one operates, one watches and compares. Their names go into the log and the report.")
+	var names []string
+	for _, role := range []string{"operates", "watches"} {
+		name, err := s.ask(ctx, "Name of the person who "+role+":")
+		if err != nil {
+			return err
+		}
+		name = approval.OneLine(strings.Join(strings.Fields(strings.ReplaceAll(name, ",", " ")), " "))
+		if name == "" || slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, name) }) {
+			return &ceremony.MismatchError{Reason: "two different people have to be here; nothing was done"}
+		}
+		names = append(names, name)
+	}
+	s.room.People = strings.Join(names, ", ")
+	message := "the session began"
+	if s.room.DryRun {
+		message = "a dry run began"
+	}
+	return s.room.Record("ceremony-open", message, "hsmceremony "+version)
+}
+
+func (s *session) theRequest(ctx context.Context) error {
+	if err := s.screen("the request"); err != nil {
+		return err
+	}
+	for _, f := range s.q.Fields() {
+		s.line(f.Name, f.Value)
+	}
+	short := approval.Short(approval.Digest(s.room.Text))
+	s.gap()
+	for i, der := range s.q.WrappingKeys {
+		sum, err := hex.DecodeString(approval.Fingerprint(der))
+		if err != nil {
+			return fmt.Errorf("fingerprint: %w", err)
+		}
+		s.line(fmt.Sprintf("wrapping key %d, short", i+1), approval.Short(sum))
+	}
+	s.line("SHA-256 of the text", ceremony.Digest(s.room.Text))
+	s.line("the same, short", short)
+	s.gap()
+	s.say("Read every line. Whoever fetched the request reads the short SHA-256 aloud, from the paper that was printed there; compare all four groups.")
+	first, _, _ := strings.Cut(short, "-")
+	if err := s.confirm(ctx, "Type the first four characters that you hear:", first); err != nil {
+		return err
+	}
+	return s.room.Record("ceremony-check", "the request was read, and its SHA-256 compared", short)
+}
+
+func (s *session) approvals(ctx context.Context) error {
+	if err := s.screen("the officers"); err != nil {
+		return err
+	}
+	d, needed, err := s.room.Approved()
+	for _, v := range d.Verdicts {
+		who := v.Officer
+		if who == "" {
+			who = "somebody"
+		}
+		if v.Counts {
+			s.line(who, "counts; "+ceremony.How(v)+", "+v.Key)
+		} else {
+			s.line(who, "DOES NOT COUNT: "+v.Message)
+		}
+	}
+	switch {
+	case !needed:
+		s.say("The room's configuration asks for no approval of this key (approval:).")
+		if err := s.confirm(ctx, "Type none to go on without one:", "none"); err != nil {
+			return err
+		}
+		return s.room.Record("ceremony-check", "the key needs no approval", "")
+	case err != nil:
+		return err
+	}
+	s.gap()
+	s.say("Approved by %s: %d of %d.", strings.Join(d.People(), ", "), d.Have, d.Need)
+	if err := s.confirm(ctx, "Type approved to go on:", "approved"); err != nil {
+		return err
+	}
+	for i, v := range d.Verdicts { // one for each signature, in their order
+		if v.Counts {
+			if err := s.room.Approval(v, s.room.Signatures[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return s.room.Record("ceremony-check", "officers approved the request", strings.Join(d.People(), ", "))
+}
+
+func (s *session) clock(ctx context.Context) error {
+	if err := s.screen("the clock"); err != nil {
+		return err
+	}
+	now := s.room.Now().UTC()
+	s.line("this machine's time", now.Format("2006-01-02 15:04:05 UTC"))
+	s.line("parameters until", s.q.ParametersValidTo.Format("2006-01-02 15:04:05 UTC"))
+	s.line("request valid until", s.q.ValidUntil.Format("2006-01-02 15:04:05 UTC"))
+	s.gap()
+	s.say("Compare the time, in UTC, with a clock in the room. A wrong one lets an expired request pass, or stops a good one.")
+	if err := s.confirm(ctx, "Type right if the time is right:", "right"); err != nil {
+		return err
+	}
+	return s.room.Record("ceremony-check", "the clock was compared", now.Format(time.RFC3339))
+}
+
+func (s *session) theHSM(ctx context.Context) error {
+	if err := s.screen("the HSM"); err != nil {
+		return err
+	}
+	s.say("The HSM is opened, and its user is logged in.")
+	s.gap()
+	s.flush()
+	if err := s.open(ctx); err != nil {
+		return err
+	}
+	id, err := s.room.CheckToken()
+	if err != nil {
+		return err
+	}
+	s.line("manufacturer, model", id.Manufacturer+" "+id.Model)
+	s.line("token", id.Label)
+	s.line("serial", id.Serial)
+	s.line("hardware", id.Hardware)
+	s.line("firmware", id.Firmware)
+	for _, w := range s.token.Warnings() {
+		s.line("WARNING", w)
+	}
+	s.gap()
+	s.say("Compare the serial with the plate on the HSM, or with the HSM's own display.")
+	const last = 4
+	want := id.Serial[max(0, len(id.Serial)-last):]
+	if err := s.confirm(ctx, fmt.Sprintf("Type the last %d characters of the serial:", len(want)), want); err != nil {
+		return err
+	}
+	return s.room.Record("ceremony-check", "the HSM was compared", id.Serial)
+}
+
+// open opens the HSM of the key and logs its user in.
+func (s *session) open(ctx context.Context) error {
+	k, _ := s.config.Key(s.q.Key)
+	t, _ := s.config.Token(k.Token)
+	var err error
+	if s.token, s.user, err = openToken(ctx, t); err != nil {
+		return err
+	}
+	s.room.Token = s.token
+	return nil
+}
+
+func openToken(ctx context.Context, t configs.Token) (*hsm.Token, hsm.PINSource, error) {
+	source, err := pin.Prepare(ctx, t)
+	if err != nil {
+		return nil, nil, err
+	}
+	user := hsm.PINSource(source)
+	token, err := hsm.Open(ctx, hsm.Config{Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI}, user)
+	return token, user, err
+}
+
+func (s *session) theKey(ctx context.Context) error {
+	if err := s.screen("the key"); err != nil {
+		return err
+	}
+	key, material, err := s.room.FindKey(ctx)
+	if err != nil {
+		return err
+	}
+	s.line("label", key.Label)
+	s.line("CKA_ID", hex.EncodeToString(key.ID))
+	s.line("type", key.KeyType)
+	s.line("key spec", string(key.KeySpec))
+	s.line("which key", material)
+	for _, b := range key.Blockers {
+		if key.WrapWithTrusted && s.room.Trusted != nil && strings.Contains(b, "CKA_WRAP_WITH_TRUSTED") {
+			s.line("note", "it may be wrapped only under a key that the security officer trusts, which is done in the wrap")
+			continue
+		}
+		return &ceremony.MismatchError{Reason: fmt.Sprintf("the object %q cannot be wrapped: %s", key.Label, b)}
+	}
+	s.gap()
+	if s.q.Material == "" && material != "" {
+		s.say("The request does not say which key it has to be. Compare with the record of the key's making.")
+	}
+	if err := s.confirm(ctx, "Type the label of the key:", key.Label); err != nil {
+		return err
+	}
+	return s.room.Record("ceremony-check", "the key object was compared", key.Label+" "+material)
+}
+
+func (s *session) howItWraps(ctx context.Context) error {
+	if err := s.screen("how it is wrapped"); err != nil {
+		return err
+	}
+	s.say("The HSM tries with throwaway keys what it can do. This takes some seconds.")
+	s.gap()
+	s.flush()
+	plan, err := s.room.Choose(ctx)
+	if err != nil {
+		return err
+	}
+	s.plan = plan
+	s.line("wrapping algorithm", string(plan.Algorithm))
+	s.line("wrapping key spec", string(plan.WrappingKeySpec))
+	s.line("mechanism", plan.Mechanism.String())
+	s.line("destination", s.q.Destination)
+	if err := s.next(ctx); err != nil {
+		return err
+	}
+	return s.room.Record("ceremony-check", "the HSM's trial gave what KMS opens", plan.Mechanism.String())
+}

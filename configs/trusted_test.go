@@ -1,0 +1,66 @@
+package configs
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// A configuration that somebody else can change is not used.
+func TestTrusted(t *testing.T) {
+	const text = "tokens: []\n"
+	const good = 0o640
+	me := os.Geteuid()
+	for name, tt := range map[string]struct {
+		mode, folder os.FileMode
+		owner        int
+		link         bool
+		want         string
+	}{
+		"own":                  {good, 0o755, me, false, ""},
+		"readable by all":      {0o644, 0o755, me, false, ""},
+		"group writes":         {0o660, 0o755, me, false, "others than its owner can write to it (mode 0660), and so decide which keys go where; it was not used; run: chmod go-w "},
+		"others write":         {0o602, 0o755, me, false, "(mode 0602)"},
+		"through a link":       {0o660, 0o755, me, true, "(mode 0660)"},
+		"everybody's folder":   {good, 0o757, me, false, "everybody can write to its folder (mode 0757)"},
+		"folder behind a link": {good, 0o757, me, true, "everybody can write to its folder (mode 0757)"},
+		"like /tmp":            {good, 0o777 | os.ModeSticky, me, false, ""},
+		"another's":            {good, 0o755, 65534, false, "it belongs to user 65534, who is neither root nor the one who runs this (" + strconv.Itoa(me) + ")"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if tt.owner != me && me != 0 {
+				// Only root can give a file away; who is not root finds files of root trusted.
+				if _, err := Load("/etc/hostname"); err != nil && strings.Contains(err.Error(), "belongs to") {
+					t.Error(err)
+				}
+				return
+			}
+			dir := filepath.Join(t.TempDir(), "d")
+			path := filepath.Join(dir, "hsmbridge.yaml")
+			for _, err := range []error{
+				os.Mkdir(dir, 0o700), os.WriteFile(path, []byte(text), 0o600), os.Chmod(path, tt.mode), os.Chown(path, tt.owner, -1), os.Chmod(dir, tt.folder),
+			} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tt.link {
+				link := filepath.Join(t.TempDir(), "link.yaml")
+				if err := os.Symlink(path, link); err != nil {
+					t.Fatal(err)
+				}
+				path = link
+			}
+			_, err := Load(path)
+			refused := err != nil && strings.Contains(err.Error(), "it was not used")
+			switch {
+			case tt.want == "" && refused:
+				t.Error(err)
+			case tt.want != "" && (!refused || !strings.Contains(err.Error(), tt.want) || !strings.HasPrefix(err.Error(), "read the configuration: "+path+": ")):
+				t.Errorf("got %v, want %s", err, tt.want)
+			}
+		})
+	}
+}

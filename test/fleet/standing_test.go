@@ -1,0 +1,137 @@
+package fleet
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"hsmbridge/daemon/control"
+	"hsmbridge/daemon/store"
+	"hsmbridge/hsm/wrapping"
+)
+
+// A standing approval is for the same material by the same way into the same KMS key, until its date, and ends when it is withdrawn, when the
+// configuration allows none any more, and with a revocation.
+func TestStanding(t *testing.T) {
+	x := watch(t, func(w *world) { w.key("k", wrapping.SymmetricDefault, "prove: true") })
+	x.key = "k"
+	ctx := context.Background()
+	first := x.asked()
+	if _, err := x.client.Standing(ctx, "k", control.StandingRequest{For: "60d", Why: "too early"}); err == nil || !strings.Contains(err.Error(), "does not hold material of k") {
+		t.Errorf("a standing approval of what was never imported: %v", err)
+	}
+	x.approve(first)
+	until(t, "the import", func() bool { return x.last().State == store.Done })
+	stand := func() control.Request {
+		t.Helper()
+		list, err := x.client.Standing(ctx, "k", control.StandingRequest{For: "60d", Why: "this quarter"})
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		return list[0]
+	}
+	drill := func() {
+		t.Helper()
+		if _, err := x.client.Start(ctx, control.StartRequest{Keys: []string{"k"}, Kind: store.KindImport, Drill: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// wraps does something and says how often the token was told to wrap, and whether officers are asked now.
+	wraps := func(f func()) (n int, asks bool) {
+		t.Helper()
+		before, latest := x.wraps.count("k"), x.last().ID
+		f()
+		until(t, "what comes of it", func() bool {
+			j := x.last()
+			asks = false
+			for _, r := range x.open(ctx, x.client) {
+				asks = asks || r.Job == j.ID
+			}
+			return j.ID > latest && j.State == store.Done || asks && j.State == store.Waiting
+		})
+		if asks {
+			x.end()
+		}
+		return x.wraps.count("k") - before, asks
+	}
+	want := func(what string, f func(), asks bool) {
+		t.Helper()
+		n, asked := wraps(f)
+		if asked != asks || (n == 0) != asks {
+			t.Errorf("%s: %d wraps, officers are asked: %t", what, n, asked)
+		}
+	}
+	want("a drill before there is one", drill, true)
+	r := stand()
+	want("a drill while it waits for officers", drill, true)
+	sig, err := x.sign(0, r.Text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.client.Approve(ctx, r.Name, sig); err != nil {
+		t.Fatal(err)
+	}
+	want("a drill with one approval of it", drill, true)
+	sig, err = x.sign(1, r.Text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.client.Approve(ctx, r.Name, sig); err != nil {
+		t.Fatal(err)
+	}
+	want("a drill", drill, false)
+	want("another", drill, false)
+	want("other material", func() {
+		if _, err := x.client.Start(ctx, control.StartRequest{Keys: []string{"k"}, Kind: store.KindRotate}); err != nil {
+			t.Fatal(err)
+		}
+	}, true)
+	configured := readFile(t, x.path)
+	for _, c := range []struct{ what, old, now string }{
+		{"another expiry", "expires: 90d", "expires: 80d"},
+		{"the configuration allows none", "  standing: 90d\n", ""},
+		{"the configuration allows a shorter one", "standing: 90d", "standing: 30d"},
+		{"three have to approve", "threshold: 2", "threshold: 3"},
+		{"other officers", publicLine(x.signers[0].PublicKey()), publicLine(newSigner(t).PublicKey())},
+	} {
+		x.reconfigure(c.old, c.now)
+		want(c.what, drill, true)
+		x.configure(configured)
+	}
+	want("a drill, when all is as it was", drill, false)
+	if _, err := x.client.Withdraw(ctx, r.Name, "over"); err != nil {
+		t.Fatal(err)
+	}
+	want("a drill after it was withdrawn", drill, true)
+
+	r = stand()
+	x.approve(r)
+	want("a drill by the next one", drill, false)
+	if _, err := x.client.Revoke(ctx, "k", control.ReasonRequest{Reason: "incident", Confirm: "k"}); err == nil || !strings.Contains(err.Error(), "officers have to approve it, and were asked") {
+		t.Errorf("the key was revoked without officers: %v", err)
+	}
+	for _, q := range x.open(ctx, x.client) {
+		if q.Purpose == "revoke" {
+			x.approve(q)
+		}
+	}
+	until(t, "the revocation", func() bool { j := x.last(); return j.Kind == store.KindRevoke && j.State == store.Done })
+	if q, err := x.client.Request(ctx, r.Name); err != nil || q.State != store.RequestWithdrawn || q.Reason != "the key was revoked" {
+		t.Errorf("the standing approval of a revoked key is %s (%s), %v", q.State, q.Reason, err)
+	}
+	want("the revocation is taken back", func() {
+		if err := x.client.Do(ctx, "restore", "k"); err != nil {
+			t.Fatal(err)
+		}
+	}, true)
+
+	drill()
+	x.approve(x.asked())
+	until(t, "the import", func() bool { return x.last().State == store.Done })
+	r = stand()
+	x.approve(r)
+	want("a drill by the third", drill, false)
+	x.clock.Store(int64(61 * 24 * time.Hour))
+	want("a drill after its date", drill, true)
+}

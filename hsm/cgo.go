@@ -72,6 +72,15 @@ static struct answer hb_wrap(struct functions *fl, ck_ulong session, ck_ulong ty
 	a.rv = wrap(session, &m, wrapping, key, out, &a.length);
 	return a;
 }
+
+// hb_has_wrap calls C_WrapKey for its answer only. It can wrap nothing: it names no wrapping key, no key, and no place for the output.
+static ck_ulong hb_has_wrap(struct functions *fl, ck_ulong session, ck_ulong type, ck_ulong hash, ck_ulong mgf) {
+	struct oaep oaep = { hash, mgf, 1, NULL, 0 };
+	struct mechanism m = { type, &oaep, sizeof oaep };
+	ck_ulong length = 0;
+	ck_ulong (*wrap)(ck_ulong, struct mechanism *, ck_ulong, ck_ulong, unsigned char *, ck_ulong *) = fl->f[C_WRAPKEY];
+	return wrap(session, &m, 0, 0, NULL, &length);
+}
 */
 import "C"
 
@@ -193,6 +202,11 @@ func (l *library) wrap(session uint, c wrapCall, wrappingKey, key uint, out []by
 		return 0, fmt.Errorf("C_WrapKey answered CKR_OK and a length of %d bytes in a buffer of %d", n, len(out))
 	}
 	return n, ckError(a.rv)
+}
+
+// hasWrap says what C_WrapKey answers when it is asked for nothing: CKR_FUNCTION_NOT_SUPPORTED where there is none.
+func (l *library) hasWrap(session uint) error {
+	return ckError(C.hb_has_wrap(l.list, C.ck_ulong(session), pkcs11.CKM_RSA_PKCS_OAEP, pkcs11.CKM_SHA_1, pkcs11.CKG_MGF1_SHA1))
 }
 
 func ckError(rv C.ck_ulong) error {

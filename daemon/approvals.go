@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -360,6 +361,25 @@ func (d *Daemon) carryOut(ctx context.Context) error {
 			_, err = d.Retry(ctx, r.AskedBy, r.Key)
 		}
 		if err != nil && !errors.Is(err, store.ErrRequestClosed) {
+			return err
+		}
+	}
+	return nil
+}
+
+// unwanted lets jobs that wait for officers look at once at a configuration that has their destination no more: they end, and with them the
+// requests, so that nobody is asked to sign them.
+func (d *Daemon) unwanted(ctx context.Context, c *configs.Config, actor string) error {
+	list, err := d.store.Requests(ctx, store.RequestFilter{Open: true})
+	if err != nil {
+		return err
+	}
+	for _, r := range list {
+		k, ok := c.Key(r.Key)
+		if r.Job == 0 || r.Destination == "" || ok && slices.ContainsFunc(k.Destinations, func(d configs.Destination) bool { return d.ARN == r.Destination }) {
+			continue
+		}
+		if _, err := d.store.Hurry(ctx, r.Job, actor, d.queue.Enqueue); err != nil {
 			return err
 		}
 	}

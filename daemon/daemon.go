@@ -397,7 +397,7 @@ func (d *Daemon) reload(ctx context.Context, actor string) error {
 	d.keys.Store(&keys)
 	d.clients.forget()
 	d.tokens.drop()
-	if err := d.forgive(ctx, old, c, actor); err != nil {
+	if err := errors.Join(d.forgive(ctx, old, c, actor), d.unwanted(ctx, c, actor)); err != nil {
 		return err
 	}
 	d.log.Info("the configuration was read again", zap.Int("keys", len(c.Keys)), zap.Int("tokens", len(c.Tokens)))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -60,6 +61,9 @@ signs it.`,
 				rows = append(rows, []string{r.Name, r.Purpose, r.Key, string(r.State), signedBy(r), when.UTC().Format("2006-01-02 15:04"), r.AskedBy, dash(r.Destination)})
 			}
 			table(a.out, []string{"REQUEST", "PURPOSE", "KEY", "STATE", "APPROVALS", "UNTIL (UTC)", "ASKED BY", "DESTINATION"}, rows)
+			if isTerminal(a.err) && slices.ContainsFunc(list, control.Request.Open) {
+				fmt.Fprintf(a.err, "\nhsmbridge show NAME says what would be done and what is different from last time; hsmbridge approve NAME signs it\n")
+			}
 			return nil
 		},
 	}
@@ -112,7 +116,13 @@ signed. --text prints the text alone, byte for byte, to be signed anywhere:
 			case a.json:
 				return writeJSON(a.out, r)
 			}
-			return a.showRequest(r, time.Now())
+			if err := a.showRequest(r, time.Now()); err != nil {
+				return err
+			}
+			if r.Open() && !r.Decision.Approved {
+				fmt.Fprintf(a.out, "\nTo sign it:      hsmbridge approve %[1]s\nTo say no:       hsmbridge reject %[1]s --reason '...'\nTo sign it on another machine: hsmbridge help show\n", r.Name)
+			}
+			return nil
 		},
 	}
 	c.Flags().BoolVar(&text, "text", false, "print the text to sign, and nothing else")
@@ -149,9 +159,6 @@ func (a *app) showRequest(r control.Request, now time.Time) error {
 	a.showDifferences(r)
 	wrapped(a.out, "SHA-256 of the text: ", "  ", fmt.Sprintf("%s (%x)", approval.Short(sum), sum))
 	a.showSignatures(r)
-	if r.Open() && !r.Decision.Approved {
-		fmt.Fprintf(a.out, "\nTo sign it:      hsmbridge approve %s\nTo say no:       hsmbridge reject %s --reason '...'\nTo sign it on another machine: hsmbridge help show\n", q.ID, q.ID)
-	}
 	return nil
 }
 

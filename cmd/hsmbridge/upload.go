@@ -27,7 +27,10 @@ import (
 // tell writes a step of the ceremony into the daemon's audit log, where one serves. The room's log and the report have it in any case.
 func (a *app) tell(ctx context.Context, kind string, q approval.Request, text []byte, message, file string) error {
 	c, err := a.daemon()
-	if err != nil || !c.Serves(ctx) {
+	if err != nil {
+		return err
+	}
+	if !c.Serves(ctx) {
 		fmt.Fprintf(a.err, "hsmbridge: no daemon serves here, so its audit log does not have this step\n")
 		return nil
 	}

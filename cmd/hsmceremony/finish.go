@@ -214,7 +214,11 @@ func (s *session) leave(w ceremony.Wrapped, d approval.Decision) error {
 		return err
 	}
 	base := filepath.Base(s.name)
-	s.say("Done. Carry out of the room, from %s:", filepath.Dir(s.name))
+	folder, err := filepath.Abs(filepath.Dir(s.name))
+	if err != nil {
+		folder = filepath.Dir(s.name)
+	}
+	s.say("Done. Carry out of the room, from %s:", folder)
 	s.gap()
 	s.line(base+ceremony.WrappedExt, "for hsmbridge ceremony upload")
 	s.line(base+ceremony.LogExt, "the log")

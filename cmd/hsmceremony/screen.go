@@ -39,9 +39,9 @@ const (
 
 func (a *app) screens(of int) *screens {
 	s := &screens{in: bufio.NewReader(a.in), out: a.out, width: usual, of: of, note: func() string { return "" }}
-	if f, ok := a.out.(*os.File); ok && term.IsTerminal(int(f.Fd())) { //nolint:gosec // a file descriptor is small
+	if f, ok := a.out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		s.terminal = true
-		s.measure(int(f.Fd())) //nolint:gosec // the same
+		s.measure(int(f.Fd()))
 	}
 	return s
 }
@@ -57,7 +57,7 @@ func (s *screens) measure(fd int) {
 func (s *screens) begin(title string) {
 	s.flush()
 	if f, ok := s.out.(*os.File); ok && s.terminal { // somebody may have drawn the window larger
-		s.measure(int(f.Fd())) //nolint:gosec // a file descriptor is small
+		s.measure(int(f.Fd()))
 	}
 	s.step++
 	s.title = fmt.Sprintf("Step %d of %d: %s", s.step, s.of, title)
@@ -179,7 +179,7 @@ func (s *screens) show(ctx context.Context) error {
 			return err
 		}
 		s.lines = rest
-		s.head(" (continued)")
+		s.head(" (more)")
 	}
 	s.flush()
 	return nil

@@ -117,7 +117,7 @@ func (p Policy) Decide(text []byte, signatures [][]byte, now time.Time) (Decisio
 		d.Verdicts = append(d.Verdicts, v)
 	}
 	for _, o := range p.Officers {
-		if !seen[strings.ToLower(o.Name)] && !o.is(r.AskedBy) {
+		if !seen[strings.ToLower(o.Name)] && !o.is(r.AskedBy) && p.able(o, now) {
 			d.Remaining = append(d.Remaining, o.Name)
 		}
 	}
@@ -134,6 +134,13 @@ func (p Policy) Decide(text []byte, signatures [][]byte, now time.Time) (Decisio
 		d.Approved = true
 	}
 	return d, nil
+}
+
+// able says whether an officer has a key that could count now.
+func (p Policy) able(o Officer, now time.Time) bool {
+	return slices.ContainsFunc(o.Keys, func(k Key) bool {
+		return k.counts(now) && (k.Hardware() || !p.RequireHardware && !p.RequireUserVerification)
+	})
 }
 
 func (d Decision) tooFew() string {

@@ -66,6 +66,11 @@ func checked(text string, key ssh.PublicKey, comment string) (Key, error) {
 	return Key{PublicKey: key, Comment: comment}, nil
 }
 
+// counts says whether the key counts now.
+func (k Key) counts(now time.Time) bool {
+	return !now.Before(k.From) && (k.Until.IsZero() || now.Before(k.Until))
+}
+
 // SHA256 is the fingerprint of the key as ssh-keygen -l shows it.
 func (k Key) SHA256() string { return ssh.FingerprintSHA256(k) }
 

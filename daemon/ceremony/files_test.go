@@ -74,9 +74,9 @@ func TestParseRefuses(t *testing.T) {
 		"the other kind":      {parseTokens(w), `this is no file with import tokens: it does not begin with`},
 		"a later version":     {parseWrapped(change(w, "version 1", "version 2", 1)), `does not begin with "hsmbridge wrapped key, version 1"`},
 		"too long":            {parseWrapped(w + strings.Repeat("x", 300<<10)), "bytes"},
-		"cut in a line":       {parseTokens(tok[:strings.Index(tok, " SHA-256:")]), `the line "request" has no name and value`},
+		"cut in a line":       {parseTokens(before(tok, " SHA-256:")), `the line "request" has no name and value`},
 		"cut in a block":      {parseTokens(tok[:len(tok)-40]), "only blocks in PEM may follow"},
-		"without its blocks":  {parseWrapped(w[:strings.Index(w, "\n-----")]), "one or two wrapping keys, not 0"},
+		"without its blocks":  {parseWrapped(before(w, "\n-----")), "one or two wrapping keys, not 0"},
 		"CRLF":                {parseTokens(strings.ReplaceAll(tok, "\n", "\r\n")), "does not begin with"},
 		"no end of line":      {parseTokens(strings.TrimSuffix(tok, "\n")), edited},
 		"something behind":    {parseTokens(tok + "x"), "only blocks in PEM"},
@@ -99,6 +99,11 @@ func TestParseRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { says(t, tc.err, tc.says) })
 	}
+}
+
+func before(s, mark string) string {
+	s, _, _ = strings.Cut(s, mark)
+	return s
 }
 
 func swapBlocks(w string) string {

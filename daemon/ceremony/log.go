@@ -39,7 +39,7 @@ func OpenLog(name, request, actor string, now func() time.Time) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the ceremony's log: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // a file descriptor is small
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = &MismatchError{fmt.Sprintf("another hsmceremony is at work on request %s (%s is locked): go on there, or end it first; nothing was done", request, name)}
 		}

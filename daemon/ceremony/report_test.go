@@ -68,7 +68,7 @@ func TestReport(t *testing.T) {
 			}
 			golden := filepath.Join("testdata", name+ext)
 			if *update {
-				if err := os.WriteFile(golden, got, 0o600); err != nil {
+				if err := os.WriteFile(golden, got, 0o600); err != nil { //nolint:gosec // the name is one of the test's own
 					t.Fatal(err)
 				}
 			}

@@ -32,7 +32,7 @@ func spki(name string, bits int) []byte {
 		sum := sha256.Sum256([]byte(name + string(rune('a'+i))))
 		n.Lsh(n, 256).Or(n, new(big.Int).SetBytes(sum[:]))
 	}
-	n.SetBit(n.Rsh(n, uint(n.BitLen()-bits)), 0, 1) //nolint:gosec // a length
+	n.SetBit(n.Rsh(n, uint(n.BitLen()-bits)), 0, 1)
 	der, err := x509.MarshalPKIXPublicKey(&rsa.PublicKey{N: n, E: 65537})
 	if err != nil {
 		panic(err)

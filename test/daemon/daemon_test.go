@@ -20,6 +20,7 @@ import (
 	"hsmbridge/kmsclient"
 	"hsmbridge/test/e2e"
 	"hsmbridge/test/softhsm"
+	"hsmbridge/test/token"
 )
 
 func TestMain(m *testing.M) {
@@ -42,7 +43,8 @@ type world struct {
 // TestScripts runs testdata/*.txtar.
 //
 // A script has a SoftHSM2 store of its own with the tokens demo and spare, an emulator, the file common.yaml with its settings (kms, tokens,
-// database, control, metrics, quotas), and in the environment MODULE, CONF, PINFILE, SPAREPIN and ENDPOINT.
+// database, control, metrics, quotas), and in the environment MODULE, CONF, PINFILE, SPAREPIN and ENDPOINT; SPY is
+// pkcs11-spy.so, and SK the folder with an authenticator in software (sk.c).
 //
 //	kmskey SPEC NAME        makes a KMS key and puts its ARN into the environment variable NAME
 //	aws ARGS                the AWS CLI: aws kms ARGS
@@ -86,6 +88,16 @@ func TestScripts(t *testing.T) {
 			env.Setenv("SPAREPIN", tok.Others[0].PINFile(t))
 			env.Setenv("ENDPOINT", emu.Endpoint)
 			env.Setenv("HSMBRIDGE_CONFIG", "hsmbridge.yaml")
+			spy, err := token.Module("pkcs11-spy.so", "pkcs11")
+			if err != nil {
+				return err
+			}
+			env.Setenv("SPY", spy)
+			sk, err := filepath.Abs("../../daemon/approval/testdata")
+			if err != nil {
+				return err
+			}
+			env.Setenv("SK", sk)
 			common, err := os.ReadFile("testdata/common.yaml")
 			if err != nil {
 				return err

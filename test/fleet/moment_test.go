@@ -95,8 +95,8 @@ func watch(t *testing.T, more func(w *world)) *watched {
 	x.d, err = daemon.New(t.Context(), daemon.Options{
 		Config: c, Load: load, Log: zap.NewNop(), Version: "test", Poll: 2 * time.Millisecond, NoSync: true, Now: now,
 		Wait: func(context.Context, time.Duration) error { return nil },
-		OpenToken: func(ctx context.Context, c configs.Token, again bool) (daemon.Token, error) {
-			token, err := open(ctx, c, again)
+		OpenToken: func(ctx context.Context, c configs.Token, l daemon.Login) (daemon.Token, error) {
+			token, err := open(ctx, c, l)
 			if err != nil {
 				return nil, err
 			}
@@ -123,7 +123,7 @@ func watch(t *testing.T, more func(w *world)) *watched {
 func (x *watched) asked() (r control.Request) {
 	x.t.Helper()
 	until(x.t, "the request for approval of "+x.key, func() bool {
-		for _, q := range x.open(context.Background(), x.client) {
+		for _, q := range x.open(x.t.Context(), x.client) {
 			if q.Key == x.key {
 				r = q
 				return true
@@ -138,12 +138,12 @@ func (x *watched) asked() (r control.Request) {
 func (x *watched) end() {
 	x.t.Helper()
 	until(x.t, "the end of the jobs", func() bool {
-		list, err := x.client.Jobs(context.Background(), store.JobFilter{Key: x.key, Open: true})
+		list, err := x.client.Jobs(x.t.Context(), store.JobFilter{Key: x.key, Open: true})
 		if err != nil {
 			x.t.Fatal(err)
 		}
 		for _, j := range list {
-			if j.State != store.Waiting || x.client.Job(context.Background(), "cancel", j.ID) != nil {
+			if j.State != store.Waiting || x.client.Job(x.t.Context(), "cancel", j.ID) != nil {
 				return false
 			}
 		}
@@ -159,7 +159,7 @@ func (x *watched) approve(r control.Request) {
 		if err != nil {
 			x.t.Fatal(err)
 		}
-		if _, err := x.client.Approve(context.Background(), r.Name, sig); err != nil {
+		if _, err := x.client.Approve(x.t.Context(), r.Name, sig); err != nil {
 			x.t.Fatal(err)
 		}
 	}
@@ -180,15 +180,15 @@ func (x *watched) configure(text string) {
 	if err := os.WriteFile(x.path, []byte(text), 0o600); err != nil {
 		x.t.Error(err)
 	}
-	if err := x.client.Reload(context.Background()); err != nil {
+	if err := x.client.Reload(x.t.Context()); err != nil {
 		x.t.Error(err)
 	}
 }
 
 // write changes the database behind the daemon's back.
 func (x *watched) write(statement string, args ...any) {
-	if err := x.d.Store().Tx(context.Background(), func(tx *store.Tx) error {
-		_, err := tx.Tx.ExecContext(context.Background(), statement, args...)
+	if err := x.d.Store().Tx(x.t.Context(), func(tx *store.Tx) error {
+		_, err := tx.ExecContext(x.t.Context(), statement, args...)
 		return err
 	}); err != nil {
 		x.t.Error(err)
@@ -198,7 +198,7 @@ func (x *watched) write(statement string, args ...any) {
 // said is everything that the journal and the jobs say.
 func (x *watched) said() string {
 	var all []string
-	ctx := context.Background()
+	ctx := x.t.Context()
 	if err := x.client.Events(ctx, store.EventFilter{Key: x.key}, false, func(e store.Event) error { all = append(all, e.Message); return nil }); err != nil {
 		x.t.Error(err)
 	}
@@ -217,7 +217,7 @@ func (x *watched) last() store.Job {
 	x.t.Helper()
 	var last store.Job
 	until(x.t, "the job", func() bool {
-		list, err := x.client.Jobs(context.Background(), store.JobFilter{Key: x.key})
+		list, err := x.client.Jobs(x.t.Context(), store.JobFilter{Key: x.key})
 		if err != nil || len(list) == 0 {
 			return false
 		}
@@ -268,7 +268,7 @@ func TestDecidedImmediatelyBeforeTheWrap(t *testing.T) {
 				x.t.Error(err)
 				return
 			}
-			if _, err := x.client.Reject(context.Background(), r.Name, "not today", approval.Armor(x.signers[2].PublicKey(), approval.RejectionNamespace, sig)); err != nil {
+			if _, err := x.client.Reject(x.t.Context(), r.Name, "not today", approval.Armor(x.signers[2].PublicKey(), approval.RejectionNamespace, sig)); err != nil {
 				x.t.Error(err)
 			}
 		}, want: "was rejected: by carol: not today; hsmbridge retry KEY asks again"},

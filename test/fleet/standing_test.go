@@ -1,7 +1,6 @@
 package fleet
 
 import (
-	"context"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +15,7 @@ import (
 func TestStanding(t *testing.T) {
 	x := watch(t, func(w *world) { w.key("k", wrapping.SymmetricDefault, "prove: true") })
 	x.key = "k"
-	ctx := context.Background()
+	ctx := t.Context()
 	first := x.asked()
 	if _, err := x.client.Standing(ctx, "k", control.StandingRequest{For: "60d", Why: "too early"}); err == nil || !strings.Contains(err.Error(), "does not hold material of k") {
 		t.Errorf("a standing approval of what was never imported: %v", err)
@@ -133,5 +132,32 @@ func TestStanding(t *testing.T) {
 	x.approve(r)
 	want("a drill by the third", drill, false)
 	x.clock.Store(int64(61 * 24 * time.Hour))
+	late, err := x.sign(2, r.Text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.client.Approve(ctx, r.Name, late); err == nil || !strings.Contains(err.Error(), "is not open any more: it was valid until") && !strings.Contains(err.Error(), "is expired since") {
+		t.Errorf("a signature that comes too late: %v", err)
+	}
 	want("a drill after its date", drill, true)
+}
+
+// Whoever sets AWS_ENDPOINT_URL_KMS for the daemon decides who gives the wrapping public key: officers read where it really calls.
+func TestOfficersReadTheEndpoint(t *testing.T) {
+	x := watch(t, func(w *world) {
+		w.key("k", wrapping.HMAC256)
+		t.Setenv("AWS_ENDPOINT_URL_KMS", w.url)
+	})
+	x.key = "k"
+	first := x.asked()
+	x.reconfigure("endpoint: \""+x.url+"\"", "region: eu-central-1")
+	x.end()
+	if _, err := x.client.Start(t.Context(), control.StartRequest{Keys: []string{"k"}, Kind: store.KindImport}); err != nil {
+		t.Fatal(err)
+	}
+	var r control.Request
+	until(t, "another request", func() bool { r = x.asked(); return r.Name != first.Name })
+	if !strings.Contains(r.Text, "\nKMS endpoint:         "+x.url+"\n") {
+		t.Errorf("it does not stand in the text:\n%s", r.Text)
+	}
 }

@@ -24,7 +24,7 @@ import (
 const root = "../.."
 
 // ways are all functions that lead to C_WrapKey, and why each may. A function that is not here fails the test: whoever adds one has to say
-// what decides whether it may wrap, and to walk it in TestEveryWayToAWrap or in the scripts of the ceremony.
+// what decides whether it may wrap, and to walk it in test/fleet (TestNoWayAroundOfficers) or in the scripts of test/daemon.
 func ways() map[string]string {
 	return map[string]string{ //nolint:gosec // names of functions
 		// In the HSM's package: from the one C call outwards.
@@ -50,10 +50,10 @@ func ways() map[string]string {
 		"daemon/runner/approve.go gated.Wrap":           "wraps what was allowed a moment ago, once",
 		"daemon/tracked.go tracked.Wrap":                "counts calls that hang; it is behind gated",
 		// In the HSM room.
-		"daemon/ceremony/room.go Room.wrap":           "only Room.Wrap calls it",
-		"daemon/ceremony/room.go Room.Wrap":           "checks request, times, approvals, token and object immediately before each wrap",
-		"cmd/hsmceremony/wrap.go session.wrapTrusted": "as the security officer: given to Room.Trusted, which only Room.wrap calls",
-		"cmd/hsmceremony/wrap.go app.wrap":            "gives it to Room.Trusted",
+		"daemon/ceremony/room.go Room.wrap":             "only Room.Wrap calls it",
+		"daemon/ceremony/room.go Room.Wrap":             "checks request, times, approvals, token and object immediately before each wrap",
+		"cmd/hsmceremony/finish.go session.wrapTrusted": "as the security officer: given to Room.Trusted, which only Room.wrap calls",
+		"cmd/hsmceremony/wrap.go app.wrap":              "gives it to Room.Trusted",
 	}
 }
 

@@ -53,6 +53,10 @@ race: deps ## run the tests under the race detector
 	go test -race -timeout 15m $(TESTFLAGS) $(RACE)
 	go test -race -timeout 10m -run '^TestContract$$' $(TESTFLAGS) ./test/softhsm ./test/nss ./test/opencryptoki
 
+.PHONY: matrix
+matrix: deps ## write docs/matrix.md: what each token wraps, found on the tokens
+	go test -count 1 -timeout 10m -run '^Test(Contract|Proxy|Served)' ./test/softhsm ./test/nss ./test/opencryptoki ./test/tpm2 ./test/p11kit -args -update
+
 .PHONY: nocgo
 nocgo: ## build and test without cgo what needs no HSM
 	CGO_ENABLED=0 go build -o /dev/null $(NOCGO)

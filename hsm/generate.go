@@ -79,6 +79,9 @@ func (t *Token) Generate(ctx context.Context, spec wrapping.KeySpec, label strin
 	if label == "" {
 		return wrapping.Key{}, &Error{Op: "generate " + string(spec), ErrClass: ClassCaller, Cause: "the key needs a label", Fix: "give one (CKA_LABEL)"}
 	}
+	if err := t.refuseToWrap("generate " + string(spec)); err != nil {
+		return wrapping.Key{}, err
+	}
 	if len(id) == 0 {
 		id = make([]byte, 16)
 		if _, err := rand.Read(id); err != nil {

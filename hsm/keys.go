@@ -165,8 +165,16 @@ func (t *Token) describe(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, class ui
 	k.Decrypt = r.boolean(pkcs11.CKA_DECRYPT)
 	k.Sign = r.boolean(pkcs11.CKA_SIGN)
 	k.Wrap = r.boolean(pkcs11.CKA_WRAP)
-	k.Blockers = blockers(k)
+	k.Blockers = t.blockers(k)
 	return k, r.err
+}
+
+// blockers says why a key of this token cannot be imported.
+func (t *Token) blockers(k wrapping.Key) []string {
+	if t.cannotWrap != "" {
+		return []string{t.cannotWrap}
+	}
+	return blockers(k)
 }
 
 // keyTypeName is the CKK name of the types that KMS could take, and the number of others.

@@ -37,14 +37,51 @@ func (t *Token) Mechanisms(ctx context.Context) ([]MechanismInfo, error) {
 				}
 				i := MechanismInfo{Name: m.Name, Type: m.Type}
 				i.Listed = slices.ContainsFunc(list, func(l *pkcs11.Mechanism) bool { return l.Mechanism == m.Type })
-				if info, err := t.module.ctx.GetMechanismInfo(t.slot, []*pkcs11.Mechanism{pkcs11.NewMechanism(m.Type, nil)}); i.Listed && err == nil {
-					i.Wrap, i.Min, i.Max = info.Flags&pkcs11.CKF_WRAP != 0, info.MinKeySize, info.MaxKeySize
+				if i.Listed {
+					if info, err := t.module.ctx.GetMechanismInfo(t.slot, []*pkcs11.Mechanism{pkcs11.NewMechanism(m.Type, nil)}); err == nil {
+						i.Wrap, i.Min, i.Max = info.Flags&pkcs11.CKF_WRAP != 0, info.MinKeySize, info.MaxKeySize
+					}
 				}
 				out = append(out, i)
 			}
 		}
 		return out, nil
 	})
+}
+
+// askWhetherItWraps gives the reason when no key can leave the token: it lists no mechanism with CKF_WRAP, and C_WrapKey is not there.
+// Neither is believed alone: lists lie both ways.
+func (t *Token) askWhetherItWraps() string {
+	list, err := t.module.ctx.GetMechanismList(t.slot)
+	if err != nil {
+		return ""
+	}
+	for _, a := range wrapping.Algorithms() {
+		for _, m := range t.candidates(a) {
+			if !slices.ContainsFunc(list, func(l *pkcs11.Mechanism) bool { return l.Mechanism == m.Type }) {
+				continue
+			}
+			info, err := t.module.ctx.GetMechanismInfo(t.slot, []*pkcs11.Mechanism{pkcs11.NewMechanism(m.Type, nil)})
+			if err != nil || info.Flags&pkcs11.CKF_WRAP != 0 {
+				return ""
+			}
+		}
+	}
+	if err := t.module.lib.hasWrap(uint(t.anchor)); !isCode(err, pkcs11.CKR_FUNCTION_NOT_SUPPORTED) {
+		return ""
+	}
+	return "the token cannot wrap keys: it lists no mechanism that wraps, and C_WrapKey answers " + codeName(pkcs11.CKR_FUNCTION_NOT_SUPPORTED)
+}
+
+// refuseToWrap is an error on a token that cannot wrap.
+func (t *Token) refuseToWrap(op string) error {
+	if t.cannotWrap == "" {
+		return nil
+	}
+	return &Error{
+		Op: op, ErrClass: ClassCaller, Code: pkcs11.CKR_FUNCTION_NOT_SUPPORTED, Name: codeName(pkcs11.CKR_FUNCTION_NOT_SUPPORTED), Cause: t.cannotWrap,
+		Fix: "keys for AWS KMS have to be made in an HSM that wraps; nothing was done", Err: ErrNotExportable,
+	}
 }
 
 // SessionObjects counts the session objects that this process can see in the token: 0 when nothing was left behind.

@@ -38,11 +38,14 @@ func (t *Token) Probe(ctx context.Context, specs ...wrapping.KeySpec) (wrapping.
 			rsa:      map[wrapping.WrappingKeySpec]*throwawayRSA{},
 			rsaParts: map[rsaPart]output{},
 			aesParts: map[aesPart]output{},
+			odd:      map[oddPart]trial.Verdict{},
 		}
 		defer func() { err = errors.Join(err, p.destroyAll()) }()
 		c.Token = t.identity
-		if err := p.loadRSA(); err != nil {
-			return c, err
+		if t.cannotWrap == "" {
+			if err := p.loadRSA(); err != nil {
+				return c, err
+			}
 		}
 		seen := map[wrapping.KeySpec]bool{}
 		for _, spec := range specs {
@@ -69,7 +72,7 @@ type prober struct {
 	rsa      map[wrapping.WrappingKeySpec]*throwawayRSA
 	kek      *output // the AES key of composed trials; nil until it is made
 	kekKey   pkcs11.ObjectHandle
-	odd      map[uint]trial.Verdict // by mechanism: what became of a secret of odd length
+	odd      map[oddPart]trial.Verdict // what became of keys of odd length
 	rsaParts map[rsaPart]output
 	aesParts map[aesPart]output
 }
@@ -145,9 +148,14 @@ func refusal(err error) (string, error) {
 
 // trials tries every algorithm, mechanism and wrapping key spec for one key spec.
 func (p *prober) trials(ctx context.Context, spec wrapping.KeySpec) ([]wrapping.Trial, error) {
-	key, check, reason, err := p.throwaway(spec)
-	if err != nil {
-		return nil, err
+	var key pkcs11.ObjectHandle
+	var check trial.Check
+	reason := p.t.cannotWrap
+	if reason == "" {
+		var err error
+		if key, check, reason, err = p.throwaway(spec); err != nil {
+			return nil, err
+		}
 	}
 	var out []wrapping.Trial
 	for _, a := range spec.Order() {
@@ -193,9 +201,9 @@ func (p *prober) try(tr wrapping.Trial, key pkcs11.ObjectHandle, check trial.Che
 		return trial.Verdict{Outcome: wrapping.Failed, Reason: ct.reason}, err
 	}
 	v := r.key.Judge(tr.Algorithm, ct.bytes, check)
-	if tr.KeySpec.Kind() == wrapping.KindRSA && tr.Mechanism.Form == wrapping.FormKWP && v.Outcome == wrapping.Exact {
+	if composed := tr.Mechanism.Form == wrapping.FormKWP || tr.Mechanism.Form == wrapping.FormKWPIV; composed && tr.KeySpec.Kind() == wrapping.KindRSA && v.Outcome == wrapping.Exact {
 		// The length of an RSA key's PKCS#8 differs from key to key: this one may be exact by luck.
-		return p.oddLength(tr.Mechanism, v)
+		return p.oddLength(tr, v)
 	}
 	return v, nil
 }
@@ -311,55 +319,4 @@ func derWhole(b []byte) bool {
 		}
 	}
 	return head+n == len(b)
-}
-
-// oddBytes is a length that is no multiple of 8 and that no padding scheme leaves alone.
-const oddBytes = 37
-
-// oddLength wraps a secret of odd length with the mechanism. Only a mechanism that gives it back exactly is exact
-// for keys whose length is not known in advance.
-func (p *prober) oddLength(m wrapping.Mechanism, passed trial.Verdict) (trial.Verdict, error) {
-	v, ok := p.odd[m.Type]
-	if !ok {
-		var err error
-		if v, err = p.tryOdd(m); err != nil {
-			return v, err
-		}
-		if p.odd == nil {
-			p.odd = map[uint]trial.Verdict{}
-		}
-		p.odd[m.Type] = v
-	}
-	if v.Outcome == wrapping.Exact {
-		return passed, nil
-	}
-	return trial.Verdict{Outcome: v.Outcome, Reason: fmt.Sprintf("it is exact only for some lengths: a secret of %d bytes: %s", oddBytes, v.Reason), Length: passed.Length}, nil
-}
-
-func (p *prober) tryOdd(m wrapping.Mechanism) (trial.Verdict, error) {
-	made, err := p.t.generate(p.s, recipe{mechanism: pkcs11.CKM_GENERIC_SECRET_KEY_GEN, secret: attributes{
-		attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET), attr(pkcs11.CKA_VALUE_LEN, oddBytes),
-	}}, attributes{attr(pkcs11.CKA_TOKEN, false)})
-	if reason, err := refusal(err); err != nil || reason != "" {
-		return trial.Verdict{Outcome: wrapping.Failed, Reason: reason}, err
-	}
-	p.made = append(p.made, made...)
-	for k := range p.rsaParts {
-		direct := map[wrapping.Algorithm]wrapping.Algorithm{wrapping.RSAAESSHA256: wrapping.OAEPSHA256, wrapping.RSAAESSHA1: wrapping.OAEPSHA1}[k.algorithm]
-		r := p.rsa[k.spec]
-		ct, err := p.t.wrapOnce(p.s, oaepCall(pkcs11.CKM_RSA_PKCS_OAEP, oaepForm, direct), r.handle, made[0], k.spec.Bytes())
-		if err != nil {
-			continue
-		}
-		secret, err := r.key.OpenOAEP(direct, ct)
-		if err != nil || len(secret) != oddBytes {
-			continue
-		}
-		tail, err := p.t.wrapAES(p.s, p.kekKey, made[0], m, oddBytes)
-		if reason, err := refusal(err); err != nil || reason != "" {
-			return trial.Verdict{Outcome: wrapping.Failed, Reason: reason}, err
-		}
-		return r.key.Judge(k.algorithm, append(append([]byte(nil), p.rsaParts[k].bytes...), tail...), trial.Known(secret)), nil
-	}
-	return trial.Verdict{Outcome: wrapping.Failed, Reason: "its content could not be learnt"}, nil
 }

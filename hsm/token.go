@@ -55,6 +55,7 @@ type Token struct {
 	quirks     quirks.Quirks
 
 	pinTriesLow bool
+	cannotWrap  string // why no key can leave this token at all; empty: a probe finds out
 
 	sessions chan struct{} // one place for each session that may be open
 	mu       sync.Mutex
@@ -112,6 +113,9 @@ func (t *Token) open(ctx context.Context, c Config, pin PINSource) error {
 		return err
 	}
 	t.sweep(t.anchor)
+	if t.cannotWrap = t.askWhetherItWraps(); t.cannotWrap != "" {
+		t.warnings = append(t.warnings, t.cannotWrap+"; no key can go from it to AWS KMS")
+	}
 	return nil
 }
 
@@ -192,7 +196,7 @@ func identityOf(i pkcs11.TokenInfo) wrapping.TokenIdentity {
 // Identity is what the token says of itself.
 func (t *Token) Identity() wrapping.TokenIdentity { return t.identity }
 
-// Warnings is what a person should know about the token: a PIN of which few tries are left.
+// Warnings is what a person should know about the token: a PIN of which few tries are left, or that it cannot wrap keys.
 func (t *Token) Warnings() []string { return t.warnings }
 
 // PINTriesLow says that the token showed, before the login, that a wrong PIN was given to it (CKF_USER_PIN_COUNT_LOW).

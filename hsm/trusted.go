@@ -39,6 +39,9 @@ func (t *Token) WrapTrusted(ctx context.Context, so, user PINSource, object pkcs
 			Fix: "use another token for keys with CKA_WRAP_WITH_TRUSTED; nothing was wrapped",
 		}
 	}
+	if err := t.refuseToWrap("wrap under a trusted key"); err != nil {
+		return nil, err
+	}
 	if err := t.aloneWith(ctx); err != nil {
 		return nil, err
 	}

@@ -108,6 +108,9 @@ func (t *Token) refuse(key wrapping.Key) error {
 	if len(key.Blockers) == 0 {
 		return nil
 	}
+	if err := t.refuseToWrap(fmt.Sprintf("wrap %q", key.Label)); err != nil {
+		return err
+	}
 	e := &Error{Op: fmt.Sprintf("wrap %q", key.Label), ErrClass: ClassCaller, Cause: key.Blockers[0], Err: ErrNotExportable}
 	if !key.Extractable {
 		e.Code, e.Name = pkcs11.CKR_KEY_UNEXTRACTABLE, "CKR_KEY_UNEXTRACTABLE"

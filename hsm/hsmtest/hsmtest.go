@@ -9,6 +9,7 @@ import (
 	"hsmbridge/hsm"
 	"hsmbridge/hsm/pkcs11uri"
 	"hsmbridge/hsm/wrapping"
+	"hsmbridge/hsm/wrapping/trial"
 	"hsmbridge/test/token"
 )
 
@@ -28,6 +29,10 @@ type Expect struct {
 	NoMAC []wrapping.KeySpec
 	// NoCheckValue says that the token encrypts no block and has no CKA_CHECK_VALUE.
 	NoCheckValue bool
+	// CannotWrap is what a token says of itself that wraps nothing and makes no secret keys; empty: it wraps.
+	CannotWrap string
+	// Matrix is the token's part of docs/matrix.md.
+	Matrix Part
 }
 
 // URI parses a PKCS #11 URI or fails the test.
@@ -72,19 +77,44 @@ func Open(tb testing.TB, tok token.Token) *hsm.Token {
 	return t
 }
 
-// Run runs the contract. fresh makes a new token with the label; each part that must not meet another's has one.
+// Run runs the contract. fresh makes a new token with the label; each part that must not meet another's has one. A token is not used any
+// more when the next is made.
 func Run(t *testing.T, fresh func(tb testing.TB, label string) token.Token, want Expect) {
 	t.Helper()
 	tok := fresh(t, "contract")
-	t.Run("open", func(t *testing.T) { testOpen(t, tok) })
-	t.Run("probe", func(t *testing.T) { testProbe(t, tok, want) })
-	t.Run("generate and wrap", func(t *testing.T) { testGenerateAndWrap(t, tok, want) })
-	t.Run("report", func(t *testing.T) { testReport(t, tok) })
-	t.Run("signing", func(t *testing.T) { testSigning(t, fresh(t, "signing")) })
-	t.Run("trusted", func(t *testing.T) { testTrusted(t, fresh(t, "trusted"), want.NoTrust) })
-	t.Run("find", func(t *testing.T) { testFind(t, tok) })
-	t.Run("keys that must not leave", func(t *testing.T) { testMustNotLeave(t, tok, want) })
-	t.Run("many at once", func(t *testing.T) { testConcurrent(t, tok, want) })
+	t.Run("open", func(t *testing.T) { testOpen(t, tok, want) })
+	if want.CannotWrap != "" {
+		t.Run("cannot wrap", func(t *testing.T) { testCannotWrap(t, tok, want) })
+	} else {
+		keys := newThrowaways(t)
+		var caps wrapping.Capabilities
+		t.Run("probe", func(t *testing.T) { caps = testProbe(t, tok, want) })
+		t.Run("generate and wrap", func(t *testing.T) { testGenerateAndWrap(t, tok, caps, keys, want) })
+		t.Run("keys that must not leave", func(t *testing.T) { testMustNotLeave(t, tok, keys, want) })
+		t.Run("report", func(t *testing.T) { testReport(t, tok) })
+		t.Run("many at once", func(t *testing.T) { testConcurrent(t, tok, keys, want) })
+	}
+	t.Run("find", func(t *testing.T) { testFind(t, tok, want) })
 	t.Run("giving up", func(t *testing.T) { testGiveUp(t, tok) })
+	t.Run("signing", func(t *testing.T) { testSigning(t, fresh(t, "signing")) })
+	if want.CannotWrap == "" {
+		t.Run("trusted", func(t *testing.T) { testTrusted(t, fresh(t, "trusted"), want.NoTrust) })
+	}
 	t.Run("wrong PIN", func(t *testing.T) { testWrongPIN(t, fresh(t, "wrong-pin")) })
+}
+
+// throwaways are wrapping keys for one run: making one of 4096 bits takes longer than all wraps under it.
+type throwaways map[wrapping.WrappingKeySpec]*trial.RSAKey
+
+func newThrowaways(t *testing.T) throwaways {
+	t.Helper()
+	keys := throwaways{}
+	for _, w := range wrapping.WrappingKeySpecs() {
+		key, err := trial.NewRSAKey(w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys[w] = key
+	}
+	return keys
 }

@@ -13,7 +13,6 @@ import (
 	"hsmbridge/hsm"
 	"hsmbridge/hsm/pkcs11uri"
 	"hsmbridge/hsm/wrapping"
-	"hsmbridge/hsm/wrapping/trial"
 	"hsmbridge/test/token"
 )
 
@@ -36,11 +35,14 @@ func class(t *testing.T, err error, want string, parts ...string) {
 	}
 }
 
-func testOpen(t *testing.T, tok token.Token) {
+func testOpen(t *testing.T, tok token.Token, want Expect) {
 	t.Helper()
 	h := Open(t, tok)
 	if h.Identity().Label != tok.Label {
 		t.Errorf("opened %+v", h.Identity())
+	}
+	if warned := strings.Contains(strings.Join(h.Warnings(), "; "), "cannot wrap"); warned != (want.CannotWrap != "") {
+		t.Errorf("warnings: %q", h.Warnings())
 	}
 	t.Run("no such token", func(t *testing.T) {
 		c := Config(t, tok)
@@ -84,42 +86,68 @@ func testOpen(t *testing.T, tok token.Token) {
 	})
 }
 
-func testFind(t *testing.T, tok token.Token) {
+// testFind opens the token anew for each part: a TPM has room for three loaded keys.
+func testFind(t *testing.T, tok token.Token, want Expect) {
 	t.Helper()
-	h := Open(t, tok)
-	one, err := h.Generate(t.Context(), wrapping.SymmetricDefault, "find-one", []byte{0x0f, 0x01})
-	if err != nil {
-		t.Fatal(err)
+	right, other := pkcs11uri.TypeSecretKey, pkcs11uri.TypePrivate
+	if want.CannotWrap != "" { // it makes pairs only
+		right, other = other, right
 	}
-	for _, u := range []pkcs11uri.URI{
-		{Object: "find-one"},
-		{ID: []byte{0x0f, 0x01}},
-		{Object: "find-one", Type: "secret-key"},
-	} {
-		if k, err := h.Find(t.Context(), u); err != nil || k.Handle != one.Handle {
-			t.Errorf("%s: %+v, %v", u, k, err)
+	t.Run("one", func(t *testing.T) {
+		h := Open(t, tok)
+		one, err := generateOne(t, h, right, "find-one", []byte{0x0f, 0x01})
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	for _, u := range []pkcs11uri.URI{{Object: "find-none"}, {Object: "find-one", Type: "private"}, {Object: "find-one", ID: []byte{9}}} {
-		_, err := h.Find(t.Context(), u)
-		class(t, err, hsm.ClassCaller, `object="find-one"`)
-		if !isErr(err, hsm.ErrNotFound) {
-			t.Errorf("%s: %v is not ErrNotFound", u, err)
+		for _, u := range []pkcs11uri.URI{
+			{Object: "find-one"},
+			{ID: []byte{0x0f, 0x01}},
+			{Object: "find-one", Type: right},
+		} {
+			if k, err := h.Find(t.Context(), u); err != nil || k.Handle != one.Handle {
+				t.Errorf("%s: %+v, %v", u, k, err)
+			}
 		}
-	}
-	raw(t, tok, func(c *pkcs11.Ctx, s pkcs11.SessionHandle) {
-		rawAES(t, c, s, "find-two", pkcs11.CKA_EXTRACTABLE, true)
-		rawAES(t, c, s, "find-two", pkcs11.CKA_EXTRACTABLE, true)
+		for _, u := range []pkcs11uri.URI{{Object: "find-none"}, {Object: "find-one", Type: other}, {Object: "find-one", ID: []byte{9}}} {
+			_, err := h.Find(t.Context(), u)
+			class(t, err, hsm.ClassCaller, `object="find-one"`)
+			if !isErr(err, hsm.ErrNotFound) {
+				t.Errorf("%s: %v is not ErrNotFound", u, err)
+			}
+		}
 	})
-	_, err = h.Find(t.Context(), pkcs11uri.URI{Object: "find-two"})
-	class(t, err, hsm.ClassCaller, "find-two", "match")
-	if !isErr(err, hsm.ErrAmbiguous) {
-		t.Errorf("two with one label: %v is not ErrAmbiguous", err)
+	for range 2 {
+		t.Run("generate", func(t *testing.T) {
+			Open(t, tok)
+			raw(t, tok, func(c *pkcs11.Ctx, s pkcs11.SessionHandle) {
+				if right == pkcs11uri.TypePrivate {
+					rawPair(t, c, s, "find-two")
+				} else {
+					rawAES(t, c, s, "find-two", pkcs11.CKA_EXTRACTABLE, true)
+				}
+			})
+		})
 	}
+	t.Run("two", func(t *testing.T) {
+		_, err := Open(t, tok).Find(t.Context(), pkcs11uri.URI{Object: "find-two"})
+		class(t, err, hsm.ClassCaller, "find-two", "match")
+		if !isErr(err, hsm.ErrAmbiguous) {
+			t.Errorf("two with one label: %v is not ErrAmbiguous", err)
+		}
+	})
+}
+
+// generateOne generates a key of the type, as PKCS #11 URIs have it.
+func generateOne(t *testing.T, h *hsm.Token, kind, label string, id []byte) (wrapping.Key, error) {
+	t.Helper()
+	if kind == pkcs11uri.TypePrivate {
+		return h.GenerateSigning(t.Context(), label, id)
+	}
+	return h.Generate(t.Context(), wrapping.SymmetricDefault, label, id)
 }
 
 // testMustNotLeave holds that hsmbridge itself refuses: NSS would wrap both keys.
-func testMustNotLeave(t *testing.T, tok token.Token, want Expect) {
+func testMustNotLeave(t *testing.T, tok token.Token, keys throwaways, want Expect) {
 	t.Helper()
 	h := Open(t, tok)
 	raw(t, tok, func(c *pkcs11.Ctx, s pkcs11.SessionHandle) {
@@ -132,10 +160,7 @@ func testMustNotLeave(t *testing.T, tok token.Token, want Expect) {
 	if !want.NoWrapWithTrusted {
 		cases["trusted-only"] = "CKA_WRAP_WITH_TRUSTED is true"
 	}
-	rsa, err := trial.NewRSAKey(wrapping.RSA2048)
-	if err != nil {
-		t.Fatal(err)
-	}
+	rsa := keys[wrapping.RSA2048]
 	plan := wrapping.Plan{
 		KeySpec: wrapping.SymmetricDefault, Algorithm: wrapping.OAEPSHA1, WrappingKeySpec: wrapping.RSA2048, Length: 32,
 		Mechanism: wrapping.Mechanism{Name: "CKM_RSA_PKCS_OAEP", Type: pkcs11.CKM_RSA_PKCS_OAEP, Form: wrapping.FormOAEP},
@@ -195,51 +220,5 @@ func testWrongPIN(t *testing.T, tok token.Token) {
 	class(t, err, hsm.ClassToken, "refused before")
 	if asked != 1 {
 		t.Errorf("the PIN was asked for %d times", asked)
-	}
-}
-
-// raw runs f on a session of its own in the same process, to make what hsm itself never makes.
-func raw(t *testing.T, tok token.Token, f func(c *pkcs11.Ctx, s pkcs11.SessionHandle)) {
-	t.Helper()
-	c := pkcs11.New(tok.Module)
-	if c == nil {
-		t.Fatalf("load %s", tok.Module)
-	}
-	defer c.Destroy()
-	slots, err := c.GetSlotList(true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, slot := range slots {
-		info, err := c.GetTokenInfo(slot)
-		if err != nil || strings.TrimRight(info.Label, " \x00") != tok.Label {
-			continue
-		}
-		s, err := c.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
-		if err != nil {
-			t.Fatal(err)
-		}
-		f(c, s)
-		if err := c.CloseSession(s); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	t.Fatalf("no token %q", tok.Label)
-}
-
-// rawAES generates an AES-256 key with one attribute as given.
-func rawAES(t *testing.T, c *pkcs11.Ctx, s pkcs11.SessionHandle, label string, attribute uint, value bool) {
-	t.Helper()
-	template := []*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
-		pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32), pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_LABEL, label),
-		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true), pkcs11.NewAttribute(attribute, value),
-	}
-	if attribute != pkcs11.CKA_EXTRACTABLE {
-		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true))
-	}
-	if _, err := c.GenerateKey(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}, template); err != nil {
-		t.Fatalf("generate %s: %v", label, err)
 	}
 }

@@ -28,10 +28,17 @@ type Token struct {
 // New makes a database and returns its token, with label ("nss-test" if none is given).
 func New(tb testing.TB, label ...string) Token {
 	tb.Helper()
-	t := Token{token.Token{Label: "nss-test", Serial: "0000000000000000", Dir: tb.TempDir()}}
-	if len(label) > 0 {
-		t.Label = label[0]
+	if len(label) == 0 {
+		label = []string{"nss-test"}
 	}
+	return NewIn(tb, filepath.Join(tb.TempDir(), "db"), label[0])
+}
+
+// NewIn makes a database in the directory, in the place of one that may be there: for a module whose parameters are written down
+// elsewhere, and stay.
+func NewIn(tb testing.TB, database, label string) Token {
+	tb.Helper()
+	t := Token{token.Token{Label: label, Serial: "0000000000000000", Dir: tb.TempDir()}}
 	var err error
 	if t.Module, err = Module(); err != nil {
 		tb.Fatal(err)
@@ -39,7 +46,9 @@ func New(tb testing.TB, label ...string) Token {
 	if t.PIN, err = token.Digits(12); err != nil {
 		tb.Fatal(err)
 	}
-	database := filepath.Join(t.Dir, "db")
+	if err := os.RemoveAll(database); err != nil {
+		tb.Fatal(err)
+	}
 	if err := os.Mkdir(database, 0o700); err != nil {
 		tb.Fatalf("make the NSS database: %v", err)
 	}

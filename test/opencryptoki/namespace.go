@@ -2,13 +2,11 @@ package opencryptoki
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hsmbridge/test/namespace"
 	"hsmbridge/test/token"
 )
 
@@ -35,10 +34,9 @@ type wrapped struct{ tests TestingM }
 // Run starts the test binary once more in new namespaces and waits for it. There it finds environment set, lays out
 // the private directories, starts the daemon and runs the tests.
 func (w wrapped) Run() int {
-	inside := os.Getenv(environment) != ""
-	run := enter
-	if inside {
-		run = w.run
+	run := w.run
+	if os.Getenv(environment) == "" {
+		run = func() (int, error) { return namespace.Enter(environment) }
 	}
 	code, err := run()
 	if err != nil {
@@ -46,42 +44,6 @@ func (w wrapped) Run() int {
 		return 1
 	}
 	return code
-}
-
-// enter runs this test binary, with its arguments, in new mount, IPC and PID namespaces. The binary is process 1 there: whatever
-// ends it, a kill or a time-out too, ends pkcsslotd and every other process inside.
-func enter() (int, error) {
-	unshare, err := token.Program("unshare")
-	if err != nil {
-		return 0, err
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return 0, fmt.Errorf("find the test binary: %w", err)
-	}
-	args := []string{"--mount", "--ipc", "--pid", "--fork", "--kill-child"}
-	if os.Geteuid() != 0 {
-		args = append(args, "--user", "--map-root-user")
-	}
-	args = append(args, "--", self)
-	args = append(args, os.Args[1:]...)
-
-	// The kernel sends Pdeathsig when the thread that started the child ends, not the process.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	cmd := exec.Command(unshare, args...) //nolint:noctx // the tests' own time-out ends it
-	cmd.Env = append(os.Environ(), environment+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	err = cmd.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() > 0 {
-		return exit.ExitCode(), nil // the tests, or unshare, have said why
-	}
-	if err != nil {
-		return 0, fmt.Errorf("run the tests in namespaces of their own (user namespaces allowed?): %w", err)
-	}
-	return 0, nil
 }
 
 // run is process 1 of the namespaces.
@@ -101,10 +63,8 @@ func (w wrapped) run() (int, error) {
 // only, and a group file in which pkcs11 is root's group: in a user namespace the real one cannot be used.
 func layOut() error {
 	const lib = "/var/lib/opencryptoki"
-	for _, dir := range []string{"/run", "/dev/shm", lib} {
-		if err := unix.Mount("hsmbridge-test", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
-			return fmt.Errorf("mount a private %s (installed? run `make deps`): %w", dir, err)
-		}
+	if err := namespace.Hide("/run", "/dev/shm", lib); err != nil {
+		return err
 	}
 	configuration := []string{"version opencryptoki-3.1"}
 	dirs := []string{claims}

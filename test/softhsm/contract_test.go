@@ -2,6 +2,7 @@ package softhsm_test
 
 import (
 	"errors"
+	"flag"
 	"strings"
 	"testing"
 
@@ -11,11 +12,14 @@ import (
 	"hsmbridge/test/softhsm"
 )
 
+var update = flag.Bool("update", false, "write the token's part of docs/matrix.md anew")
+
 // TestContract holds what SoftHSM 2.6.1 was measured to do: OAEP with SHA-1 only, and an AES key wrap that appends zero
 // bytes, so that of the private keys only those of P-384 and secp256k1 come out exactly.
 func TestContract(t *testing.T) {
 	const padded = "zero bytes that are not part of it follow the key"
 	hsmtest.Run(t, freshToken, hsmtest.Expect{
+		Matrix: hsmtest.Part{Name: "SoftHSM", Packages: []string{"libsofthsm2"}, Update: *update},
 		Chosen: chosen(),
 		Reasons: map[wrapping.KeySpec]string{
 			wrapping.KeyRSA2048: padded, wrapping.KeyRSA3072: padded, wrapping.KeyRSA4096: padded,

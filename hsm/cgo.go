@@ -24,25 +24,30 @@ struct answer { ck_ulong rv, length; };
 
 enum { FORM_PLAIN, FORM_OAEP, FORM_RSA_AES, FORM_BYTES };
 
-// hb_open loads the module, or takes another reference to it, and gives its function list; on failure it
-// gives NULL and the reason of the dynamic linker, or NULL when the module answered with an error.
-static struct functions *hb_open(const char *path, void **library, ck_ulong *rv, char **reason) {
-	struct functions *list = NULL;
-	*rv = 0;
+// hb_open loads the module, or takes another reference to it. It gives the module's C_GetFunctionList without calling it, or NULL
+// and the reason.
+static void *hb_open(const char *path, void **library, char **reason) {
 	*reason = NULL;
 	*library = dlopen(path, RTLD_LAZY);
 	if (*library == NULL) {
 		*reason = strdup(dlerror());
 		return NULL;
 	}
-	ck_ulong (*get)(struct functions **) = (ck_ulong (*)(struct functions **))dlsym(*library, "C_GetFunctionList");
+	void *get = dlsym(*library, "C_GetFunctionList");
 	if (get == NULL) {
 		*reason = strdup("it has no C_GetFunctionList");
-		return NULL;
 	}
-	*rv = get(&list);
-	return *rv == 0 ? list : NULL;
+	return get;
 }
+
+// hb_ask calls C_GetFunctionList for its answer only.
+static ck_ulong hb_ask(void *get) {
+	struct functions *list = NULL;
+	return ((ck_ulong (*)(struct functions **))get)(&list);
+}
+
+// What miekg/pkcs11 keeps of a module: the handle that dlopen gave, and the function list that it calls.
+struct theirs { void *library; struct functions *list; };
 
 static void hb_close(void *library) { dlclose(library); }
 
@@ -73,6 +78,7 @@ import "C"
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"unsafe"
 
 	"github.com/miekg/pkcs11"
@@ -82,6 +88,7 @@ import (
 // C_WrapKey once with an ample buffer, and C_Login without a Go string of the PIN.
 type library struct {
 	handle unsafe.Pointer
+	get    unsafe.Pointer // C_GetFunctionList
 	list   *C.struct_functions
 	kept   []*C.char
 }
@@ -91,18 +98,36 @@ func openLibrary(path string) (*library, error) {
 	cpath := C.CString(path)
 	defer C.free(unsafe.Pointer(cpath))
 	var l library
-	var rv C.ck_ulong
 	var reason *C.char
-	l.list = C.hb_open(cpath, &l.handle, &rv, &reason)
-	if l.list != nil {
+	if l.get = C.hb_open(cpath, &l.handle, &reason); l.get != nil {
 		return &l, nil
 	}
 	defer l.close()
-	if reason != nil {
-		defer C.free(unsafe.Pointer(reason))
-		return nil, errors.New(C.GoString(reason))
+	defer C.free(unsafe.Pointer(reason))
+	return nil, errors.New(C.GoString(reason))
+}
+
+// share takes the function list that ctx calls. The modules of p11-kit make a new list at each C_GetFunctionList, with a state of its
+// own: what one list has initialised is not initialised for another. miekg/pkcs11 keeps its list to itself; that the layout is
+// what it is taken for shows in its handle, which is that of the same dlopen.
+func (l *library) share(ctx *pkcs11.Ctx) error {
+	field := reflect.ValueOf(ctx).Elem().FieldByName("ctx")
+	if field.Kind() != reflect.Pointer || field.IsNil() {
+		return errors.New("this version of miekg/pkcs11 keeps its function list elsewhere")
 	}
-	return nil, fmt.Errorf("C_GetFunctionList: %w", pkcs11.Error(rv))
+	theirs := (*C.struct_theirs)(field.UnsafePointer())
+	switch {
+	case theirs.library != l.handle:
+		return errors.New("miekg/pkcs11 has loaded another library")
+	case theirs.list != nil:
+		l.list = theirs.list
+		return nil
+	}
+	// It ignores what the call answers.
+	if err := ckError(C.hb_ask(l.get)); err != nil {
+		return fmt.Errorf("C_GetFunctionList: %w", err)
+	}
+	return errors.New("C_GetFunctionList gave no function list")
 }
 
 // keep makes a C string that lives as long as the library.

@@ -77,6 +77,11 @@ func (m *module) load(c Config) error {
 		m.lib.close()
 		return moduleError(c, "the file is not a usable PKCS#11 module", errors.New("it cannot be loaded"))
 	}
+	if err := m.lib.share(m.ctx); err != nil {
+		m.ctx.Destroy()
+		m.lib.close()
+		return moduleError(c, "the file is not a usable PKCS#11 module", err)
+	}
 	var options []pkcs11.InitializeOption
 	if c.Parameters != "" {
 		options = append(options, pkcs11.InitializeWithReserved(m.lib.keep(c.Parameters)))

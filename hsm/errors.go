@@ -3,6 +3,7 @@ package hsm
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -55,9 +56,9 @@ func fault(op string, err error, a about) error {
 		if errors.As(err, &done) {
 			return err
 		}
-		return &Error{Op: op, ErrClass: ClassLibrary, Cause: "the PKCS#11 module answered against the standard: " + err.Error(), Err: err}
+		return &Error{Op: op, ErrClass: ClassLibrary, Cause: "the PKCS#11 module answered against the standard: " + err.Error(), Fix: "start hsmbridge anew, and report the module to its vendor", Err: err}
 	}
-	e := &Error{Op: op, Code: uint(code), Name: codeName(uint(code)), Err: err, ErrClass: ClassToken, Cause: "the token refused"}
+	e := &Error{Op: op, Code: uint(code), Name: codeName(uint(code)), Err: err, ErrClass: ClassToken, Cause: "the token refused", Fix: "look at the HSM's own log, and for this code in the vendor's manual"}
 	for _, row := range translations() {
 		if row.code == uint(code) && (row.op == "" || row.op == op) {
 			e.ErrClass, e.Cause, e.Fix = row.class, fill(row.cause, a), fill(row.fix, a)
@@ -83,6 +84,15 @@ func isCode(err error, code uint) bool {
 	return errors.As(err, &got) && uint(got) == code
 }
 
+// codeOf is the CKR code in err, 0 if there is none.
+func codeOf(err error) uint {
+	var got pkcs11.Error
+	if errors.As(err, &got) {
+		return uint(got)
+	}
+	return 0
+}
+
 // classOf is the class of err, empty if it has none.
 func classOf(err error) string {
 	var e *Error
@@ -94,6 +104,19 @@ func classOf(err error) string {
 		return classOf(fault("", err, about{}))
 	}
 	return ""
+}
+
+// onlyCaller says that err, which may be several errors, tells nothing against the session in which it happened.
+func onlyCaller(err error) bool {
+	return err == nil || hasClass(err, ClassCaller) && !hasClass(err, ClassSession) && !hasClass(err, ClassToken) && !hasClass(err, ClassLibrary)
+}
+
+// hasClass says that err, or one of the errors that are joined in it, is of the class.
+func hasClass(err error, class string) bool {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return slices.ContainsFunc(joined.Unwrap(), func(one error) bool { return hasClass(one, class) })
+	}
+	return err != nil && classOf(err) == class
 }
 
 // codeName is the name of a CK_RV with its number: "CKR_ARGUMENTS_BAD (0x7)".

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -53,7 +54,9 @@ type Token struct {
 	sessions chan struct{} // one place for each session that may be open
 	mu       sync.Mutex
 	idle     []pkcs11.SessionHandle
-	anchor   pkcs11.SessionHandle // keeps the login while no other session is open
+	doubtful map[pkcs11.SessionHandle]bool // not to be used again
+	unclosed []pkcs11.SessionHandle        // the token would not close them
+	anchor   pkcs11.SessionHandle          // keeps the login while no other session is open
 	closed   bool
 	running  sync.WaitGroup
 }
@@ -62,7 +65,13 @@ var epochs atomic.Uint64 //nolint:gochecknoglobals // counts connections in the 
 
 // Open loads the module, finds the one token that the URI names and logs its user in. C_Login is called once
 // and never again for a token whose PIN was refused, in the life of the process.
+//
+// It gives up at ctx's end, also while a call hangs; what such a call still opens is closed.
 func Open(ctx context.Context, c Config, pin PINSource) (*Token, error) {
+	return await(ctx, c.Name, grace, func() (*Token, error) { return openNow(ctx, c, pin) }, func(t *Token) { _ = t.Close() })
+}
+
+func openNow(ctx context.Context, c Config, pin PINSource) (*Token, error) {
 	m, err := acquire(c)
 	if err != nil {
 		return nil, err
@@ -106,8 +115,12 @@ func (t *Token) findSlot(c Config) (pkcs11.TokenInfo, error) {
 	}
 	var found []pkcs11.TokenInfo
 	var there []string
+	var unread error
 	for _, slot := range slots {
 		info, err := t.module.ctx.GetTokenInfo(slot)
+		if err != nil && !isCode(err, pkcs11.CKR_TOKEN_NOT_PRESENT) && !isCode(err, pkcs11.CKR_TOKEN_NOT_RECOGNIZED) && !isCode(err, pkcs11.CKR_SLOT_ID_INVALID) {
+			unread = fault("C_GetTokenInfo", err, about{what: c.Name})
+		}
 		if err != nil || info.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
 			continue // no token in the slot, or nothing on it
 		}
@@ -121,6 +134,9 @@ func (t *Token) findSlot(c Config) (pkcs11.TokenInfo, error) {
 	}
 	if len(found) == 1 {
 		return found[0], nil
+	}
+	if len(found) == 0 && unread != nil {
+		return pkcs11.TokenInfo{}, unread // it may be the one
 	}
 	e := &Error{Op: "find the token " + c.Name, ErrClass: ClassToken, Cause: "no token matches " + c.URI.String(), Err: ErrNoSuchToken}
 	if len(found) > 1 {
@@ -187,8 +203,8 @@ func (t *Token) Close() error {
 		return nil
 	}
 	t.closed = true
-	idle := t.idle
-	t.idle = nil
+	idle := slices.Concat(t.idle, t.unclosed)
+	t.idle, t.unclosed = nil, nil
 	t.mu.Unlock()
 	ended := make(chan struct{})
 	go func() { t.running.Wait(); close(ended) }()
@@ -261,6 +277,22 @@ func (t *Token) login(ctx context.Context, pin PINSource, again bool) error {
 	if err == nil || isCode(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
 		return nil
 	}
-	t.module.refused[key] = err // whatever it was: it may have cost a try
+	if !pinUntouched(err) {
+		t.module.refused[key] = err // whatever it was: it may have cost a try
+	}
 	return fault("C_Login", err, about{what: t.name})
+}
+
+// pinUntouched says that a C_Login failed before the token looked at the PIN. Of every other answer, a device error among them, the
+// standard does not say so.
+func pinUntouched(err error) bool {
+	for _, code := range []uint{
+		pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_SLOT_ID_INVALID,
+		pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, pkcs11.CKR_USER_ANOTHER_ALREADY_LOGGED_IN, pkcs11.CKR_HOST_MEMORY,
+	} {
+		if isCode(err, code) {
+			return true
+		}
+	}
+	return false
 }

@@ -18,7 +18,7 @@ import (
 // session it loads pub as a session object, wraps, and destroys every object that it made, whatever happens.
 // hsmbridge itself refuses keys that may not leave, and drops an output that fails [wrapping.CheckOutput].
 func (t *Token) Wrap(ctx context.Context, key wrapping.Key, pub *rsa.PublicKey, plan wrapping.Plan) ([]byte, error) {
-	return with(ctx, t, func(s pkcs11.SessionHandle) (out []byte, err error) {
+	return read(ctx, t, func(s pkcs11.SessionHandle) (out []byte, err error) {
 		if err := t.mayLeave(s, key); err != nil {
 			return nil, err
 		}
@@ -26,7 +26,12 @@ func (t *Token) Wrap(ctx context.Context, key wrapping.Key, pub *rsa.PublicKey, 
 		if err != nil {
 			return nil, err
 		}
-		defer func() { err = errors.Join(err, t.destroy(s, wk)) }()
+		defer func() {
+			if derr := t.destroy(s, wk); derr != nil {
+				clear(out)
+				out, err = nil, errors.Join(err, derr)
+			}
+		}()
 		return t.wrapUnder(s, wk, pub, key, plan)
 	})
 }
@@ -39,6 +44,7 @@ type WrappingKey struct {
 	s      pkcs11.SessionHandle
 	handle pkcs11.ObjectHandle
 	pub    *rsa.PublicKey
+	broken bool // the session is not to be used again
 }
 
 // LoadWrappingKey loads pub for many wraps. Close destroys it and gives its session back.
@@ -46,15 +52,26 @@ func (t *Token) LoadWrappingKey(ctx context.Context, pub *rsa.PublicKey) (*Wrapp
 	if err := t.begin(ctx); err != nil {
 		return nil, err
 	}
-	s, err := t.take()
+	w, err := t.loadWrappingKey(pub)
+	if hasClass(err, ClassSession) {
+		t.dropIdle()
+		w, err = t.loadWrappingKey(pub)
+	}
 	if err != nil {
 		t.end()
 		return nil, err
 	}
+	return w, nil
+}
+
+func (t *Token) loadWrappingKey(pub *rsa.PublicKey) (*WrappingKey, error) {
+	s, err := t.take()
+	if err != nil {
+		return nil, err
+	}
 	h, err := t.loadPublic(s, pub)
 	if err != nil {
-		_ = t.module.ctx.CloseSession(s)
-		t.end()
+		t.drop(s)
 		return nil, err
 	}
 	return &WrappingKey{t: t, s: s, handle: h, pub: pub}, nil
@@ -72,14 +89,20 @@ func (w *WrappingKey) Wrap(ctx context.Context, key wrapping.Key, plan wrapping.
 	if err := w.t.refuse(key); err != nil {
 		return nil, err
 	}
-	return w.t.wrapUnder(w.s, w.handle, w.pub, key, plan)
+	out, err := w.t.wrapUnder(w.s, w.handle, w.pub, key, plan)
+	w.broken = w.broken || !onlyCaller(err)
+	return out, err
 }
 
-// Close destroys the public key in the token.
+// Close destroys the public key in the token. A session that failed is closed, and the key goes with it.
 func (w *WrappingKey) Close() error {
+	defer w.t.end()
 	err := w.t.destroy(w.s, w.handle)
-	w.t.giveBack(w.s)
-	w.t.end()
+	if w.broken {
+		w.t.drop(w.s)
+	} else {
+		w.t.giveBack(w.s)
+	}
 	return err
 }
 
@@ -131,8 +154,11 @@ func (t *Token) loadPublic(s pkcs11.SessionHandle, pub *rsa.PublicKey) (pkcs11.O
 
 func (t *Token) destroy(s pkcs11.SessionHandle, h pkcs11.ObjectHandle) error {
 	err := t.module.ctx.DestroyObject(s, h)
+	if err != nil {
+		t.doubt(s)
+	}
 	if isCode(err, pkcs11.CKR_SESSION_HANDLE_INVALID) || isCode(err, pkcs11.CKR_SESSION_CLOSED) || isCode(err, pkcs11.CKR_OBJECT_HANDLE_INVALID) {
-		return nil // the session took its objects along
+		return nil // the session took its objects along, or will when it is closed
 	}
 	return fault("C_DestroyObject", err, about{what: t.name, key: "a session object"})
 }

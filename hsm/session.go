@@ -31,7 +31,7 @@ func with[T any](ctx context.Context, t *Token, f func(s pkcs11.SessionHandle) (
 }
 
 // grace is how long an operation of several steps, which notices the end of its context between them, has to end by itself.
-const grace = time.Second
+const grace = 200 * time.Millisecond
 
 // await runs f and gives up a little after ctx's end. late gets what f gives after that; nil drops it.
 func await[T any](ctx context.Context, name string, grace time.Duration, f func() (T, error), late func(T)) (T, error) {

@@ -52,16 +52,18 @@ func (t *Token) LoadWrappingKey(ctx context.Context, pub *rsa.PublicKey) (*Wrapp
 	if err := t.begin(ctx); err != nil {
 		return nil, err
 	}
-	w, err := t.loadWrappingKey(pub)
-	if hasClass(err, ClassSession) {
-		t.dropIdle()
-		w, err = t.loadWrappingKey(pub)
-	}
-	if err != nil {
-		t.end()
-		return nil, err
-	}
-	return w, nil
+	return await(ctx, t.name, 0, func() (*WrappingKey, error) {
+		w, err := t.loadWrappingKey(pub)
+		if hasClass(err, ClassSession) {
+			t.dropIdle()
+			w, err = t.loadWrappingKey(pub)
+		}
+		if err != nil {
+			t.end()
+			return nil, err
+		}
+		return w, nil
+	}, func(w *WrappingKey) { _ = w.Close() })
 }
 
 func (t *Token) loadWrappingKey(pub *rsa.PublicKey) (*WrappingKey, error) {
@@ -78,7 +80,8 @@ func (t *Token) loadWrappingKey(pub *rsa.PublicKey) (*WrappingKey, error) {
 }
 
 // Wrap wraps key as the plan says. See [Token.Wrap]; whether the key may leave is the caller's to have asked
-// the token with Find, since the attributes are not read again for every wrap.
+// the token with Find, since the attributes are not read again for every wrap. It waits for the token as long as that takes, and so does Close:
+// to hand each wrap to another goroutine, which could be left behind, would cost what a WrappingKey is there to save.
 func (w *WrappingKey) Wrap(ctx context.Context, key wrapping.Key, plan wrapping.Plan) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err

@@ -13,7 +13,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,11 +53,10 @@ func New(tb testing.TB, t token.Token) Module {
 	if err := os.WriteFile(m.Module, library, 0o700); err != nil { //nolint:gosec // a library is executable
 		tb.Fatal(err)
 	}
-	m.Environment = maps.Clone(t.Environment)
-	if m.Environment == nil {
-		m.Environment = map[string]string{}
+	settings := fmt.Sprintf("HSMBRIDGE_SHIM_MODULE=%s\nHSMBRIDGE_SHIM_SCRIPT=%s\nHSMBRIDGE_SHIM_COUNTERS=%s\n", t.Module, m.script, m.counters)
+	if err := os.WriteFile(m.Module+".conf", []byte(settings), 0o600); err != nil {
+		tb.Fatal(err)
 	}
-	maps.Copy(m.Environment, map[string]string{"HSMBRIDGE_SHIM_MODULE": t.Module, "HSMBRIDGE_SHIM_SCRIPT": m.script, "HSMBRIDGE_SHIM_COUNTERS": m.counters})
 	m.Script(tb)
 	return m
 }

@@ -1,7 +1,9 @@
 // The functions of PKCS#11 v2.40. Each counts itself, lets the script have its way, and calls the module behind.
+#define _GNU_SOURCE // dladdr
+#include <dlfcn.h>
+
 #include "shim.h"
 
-#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -105,9 +107,35 @@ FORWARD(C_WaitForSlotEvent, NO_SESSION, (CK_FLAGS flags, CK_SLOT_ID_PTR slot, vo
 
 // C_Initialize and C_Finalize: the module behind is loaded once, and stays.
 
+// setting is what the file LIBRARY.conf says in a line "NAME=value", or else the environment variable. Two shims in one process share the
+// environment and have a file each.
+static const char *setting(const char *name, char *value, size_t size) {
+	char path[4096], line[4200];
+	Dl_info self;
+	FILE *f = NULL;
+	if (dladdr((void *)C_GetFunctionList, &self) != 0) {
+		snprintf(path, sizeof path, "%s.conf", self.dli_fname);
+		f = fopen(path, "re");
+	}
+	if (f == NULL)
+		return getenv(name);
+	const char *found = NULL;
+	while (fgets(line, sizeof line, f) != NULL) {
+		line[strcspn(line, "\n")] = 0;
+		size_t n = strlen(name);
+		if (strncmp(line, name, n) == 0 && line[n] == '=') {
+			snprintf(value, size, "%s", line + n + 1);
+			found = value;
+		}
+	}
+	fclose(f);
+	return found;
+}
+
 static CK_RV load(void) {
 	static char loaded[4096];
-	const char *path = getenv("HSMBRIDGE_SHIM_MODULE");
+	char value[4096];
+	const char *path = setting("HSMBRIDGE_SHIM_MODULE", value, sizeof value);
 	if (path == NULL)
 		return CKR_GENERAL_ERROR;
 	if (real != NULL && strcmp(path, loaded) == 0)
@@ -125,10 +153,11 @@ static CK_RV load(void) {
 static CK_RV C_Initialize_(void *arguments) {
 	struct verdict v;
 	CK_RV rv = load();
+	char value[4096];
 	if (rv != CKR_OK)
 		return rv;
-	state_begin(getenv("HSMBRIDGE_SHIM_COUNTERS"));
-	script_begin(getenv("HSMBRIDGE_SHIM_SCRIPT"));
+	state_begin(setting("HSMBRIDGE_SHIM_COUNTERS", value, sizeof value));
+	script_begin(setting("HSMBRIDGE_SHIM_SCRIPT", value, sizeof value));
 	return enter(ID_C_Initialize, NO_SESSION, &v, &rv) ? leave(ID_C_Initialize, real->C_Initialize(arguments)) : rv;
 }
 

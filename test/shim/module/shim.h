@@ -1,6 +1,6 @@
 // A PKCS#11 module that stands in front of another and behaves as badly as a script says. For tests only.
 //
-// Environment, read at C_Initialize:
+// Settings, read at C_Initialize: lines NAME=value of the file LIBRARY.conf beside the library, or without one environment variables:
 //   HSMBRIDGE_SHIM_MODULE    path of the module behind it
 //   HSMBRIDGE_SHIM_SCRIPT    path of the script; none: it behaves
 //   HSMBRIDGE_SHIM_COUNTERS  path of a file in which it counts; none: it does not

@@ -30,8 +30,12 @@ func (t *Token) Mechanisms(ctx context.Context) ([]MechanismInfo, error) {
 				}
 				i := MechanismInfo{Name: m.Name, Type: m.Type}
 				i.Listed = slices.ContainsFunc(list, func(l *pkcs11.Mechanism) bool { return l.Mechanism == m.Type })
-				if info, err := t.module.ctx.GetMechanismInfo(t.slot, []*pkcs11.Mechanism{pkcs11.NewMechanism(m.Type, nil)}); i.Listed && err == nil {
+				info, err := t.module.ctx.GetMechanismInfo(t.slot, []*pkcs11.Mechanism{pkcs11.NewMechanism(m.Type, nil)})
+				if i.Listed && err == nil {
 					i.Wrap, i.Min, i.Max = info.Flags&pkcs11.CKF_WRAP != 0, info.MinKeySize, info.MaxKeySize
+				}
+				if err = fault("C_GetMechanismInfo", err, about{what: t.name}); !onlyCaller(err) {
+					return nil, err
 				}
 				out = append(out, i)
 			}

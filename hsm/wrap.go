@@ -163,7 +163,12 @@ func (t *Token) destroy(s pkcs11.SessionHandle, h pkcs11.ObjectHandle) error {
 	if isCode(err, pkcs11.CKR_SESSION_HANDLE_INVALID) || isCode(err, pkcs11.CKR_SESSION_CLOSED) || isCode(err, pkcs11.CKR_OBJECT_HANDLE_INVALID) {
 		return nil // the session took its objects along, or will when it is closed
 	}
-	return fault("C_DestroyObject", err, about{what: t.name, key: "a session object"})
+	err = fault("C_DestroyObject", err, about{what: t.name, key: "a session object"})
+	var e *Error
+	if errors.As(err, &e) && e.ErrClass == ClassCaller {
+		e.ErrClass = ClassToken // it says nothing about the key that was to be wrapped
+	}
+	return err
 }
 
 // wrapUnder wraps key under the loaded public key and checks what came out.

@@ -64,10 +64,10 @@ func TestNoLeaks(t *testing.T) {
 	w := newWorld(t)
 	tok := w.open()
 	w.module.Script(t, recoverable...)
-	ended := w.operate(tok, operations/10, workers) // caches, pools and the heap take their size
+	w.operate(tok, operations/10, workers) // caches, pools and the heap take their size
 	before := hold(t)
 	sessions := w.module.Counters(t)
-	ended = w.operate(tok, operations, workers)
+	ended := w.operate(tok, operations, workers)
 	after := hold(t)
 	w.module.Script(t)
 	if err := w.operateOnce(tok, 0); err != nil {

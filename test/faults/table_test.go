@@ -115,6 +115,9 @@ func (w *world) meet(e entry, f fault, call string) cell {
 	c.outcome = e.outcome(err, f)
 	w.says(name, f, err)
 	c.after = w.usable(name, e)
+	if f.rule == hang {
+		w.fresh() // waits for what goes on in the background: it would meet the next fault
+	}
 	return c
 }
 

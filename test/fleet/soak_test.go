@@ -225,12 +225,13 @@ func (s *soak) calm() {
 func (s *soak) account() {
 	s.t.Helper()
 	jobs := s.jobs()
-	states, reported := map[store.State]int{}, 0
+	states, codes, reported := map[store.State]int{}, map[string]int{}, 0
 	for _, j := range jobs {
 		delete(s.asked, j.ID)
 		states[j.State]++
 		if j.State != store.Done {
 			reported++
+			codes[string(j.State)+" "+j.ErrorClass+" "+j.ErrorCode]++
 			if j.Error == "" {
 				s.t.Errorf("a job ended without success and without a reason: %s", asJSON(j))
 			}
@@ -284,9 +285,9 @@ func (s *soak) account() {
 			s.t.Errorf("the token has %d keys %q", n, label)
 		}
 	}
-	s.t.Logf("%d jobs: %d done, %d reported; %d requests were refused at once. KMS took %d imports, %d of them are in the journal as such, the others were found by the read-back. "+
+	s.t.Logf("%d jobs: %d done, %d reported %v; %d requests were refused at once. KMS took %d imports, %d of them are in the journal as such, the others were found by the read-back. "+
 		"%d times trouble, %d faults, %d answers cut; the daemon was started %d times: killed %d times, stopped %d, ended by a fault or replaced %d",
-		len(jobs), states[store.Done], reported, s.refusedAsks, took, journalled, s.injections, injected, s.cuts.Load(), s.starts, s.kills, s.stops, s.ends)
+		len(jobs), states[store.Done], reported, codes, s.refusedAsks, took, journalled, s.injections, injected, s.cuts.Load(), s.starts, s.kills, s.stops, s.ends)
 }
 
 // jobs lists all jobs.

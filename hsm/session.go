@@ -120,6 +120,12 @@ func run[T any](ctx context.Context, t *Token, f func(s pkcs11.SessionHandle) (T
 		}
 	}()
 	v, err = f(s)
+	if hasClass(err, ClassCaller) && codeOf(err) != 0 {
+		// NSS 3.87 answers CKR_KEY_TYPE_INCONSISTENT to C_WrapKey when the login is gone: not the key is wrong then.
+		if gone := t.loggedIn(s); isCode(gone, pkcs11.CKR_USER_NOT_LOGGED_IN) {
+			err = gone
+		}
+	}
 	sound = onlyCaller(err) && ctx.Err() == nil
 	if hasClass(err, ClassSession) {
 		t.dropIdle() // what ended this session has ended the others too, as a rule

@@ -231,7 +231,10 @@ func (s *soak) account() {
 		states[j.State]++
 		if j.State != store.Done {
 			reported++
-			codes[string(j.State)+" "+j.ErrorClass+" "+j.ErrorCode]++
+			code := string(j.State) + " " + j.ErrorClass + " " + j.ErrorCode
+			if codes[code]++; codes[code] == 1 {
+				s.t.Logf("reported, for example: %s", j.Error)
+			}
 			if j.Error == "" {
 				s.t.Errorf("a job ended without success and without a reason: %s", asJSON(j))
 			}
@@ -250,9 +253,16 @@ func (s *soak) account() {
 		}
 	}
 	journalled := 0
-	for _, e := range s.p.events("") {
-		if e.Kind == string(importer.StepImport) {
-			journalled++
+	for after := int64(0); ; {
+		page := s.eventsAfter(after)
+		if len(page) == 0 {
+			break
+		}
+		for _, e := range page {
+			after = e.ID
+			if e.Kind == string(importer.StepImport) {
+				journalled++
+			}
 		}
 	}
 	lost := took - journalled
@@ -288,6 +298,16 @@ func (s *soak) account() {
 	s.t.Logf("%d jobs: %d done, %d reported %v; %d requests were refused at once. KMS took %d imports, %d of them are in the journal as such, the others were found by the read-back. "+
 		"%d times trouble, %d faults, %d answers cut; the daemon was started %d times: killed %d times, stopped %d, ended by a fault or replaced %d",
 		len(jobs), states[store.Done], reported, codes, s.refusedAsks, took, journalled, s.injections, injected, s.cuts.Load(), s.starts, s.kills, s.stops, s.ends)
+}
+
+// eventsAfter gives a page of the journal.
+func (s *soak) eventsAfter(after int64) (page []store.Event) {
+	s.t.Helper()
+	err := s.p.client.Events(s.t.Context(), store.EventFilter{After: after}, false, func(e store.Event) error { page = append(page, e); return nil })
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return page
 }
 
 // jobs lists all jobs.

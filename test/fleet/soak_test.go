@@ -232,7 +232,8 @@ func (s *soak) account() {
 		if j.State != store.Done {
 			reported++
 			code := string(j.State) + " " + j.ErrorClass + " " + j.ErrorCode
-			if codes[code]++; codes[code] == 1 {
+			codes[code]++
+			if codes[code] == 1 {
 				s.t.Logf("reported, for example: %s", j.Error)
 			}
 			if j.Error == "" {

@@ -12,6 +12,8 @@ GO_BUILD  = go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSI
 TESTFLAGS ?=
 # How long each fuzz target runs, and how often each benchmark.
 FUZZTIME   ?= 10s
+# How long make soak goes on.
+DURATION   ?= 1h
 BENCHCOUNT ?= 6
 
 # Packages that need no HSM: they must build and pass without cgo.
@@ -76,6 +78,10 @@ lint: deps .bin ## check formatting, linters and go.mod
 .PHONY: fuzz
 fuzz: deps ## run every fuzz target for FUZZTIME each
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz
+
+.PHONY: soak
+soak: deps ## random imports and faults on two tokens for DURATION (1h), with an accounting
+	@DURATION=$(DURATION) scripts/soak
 
 .PHONY: bench
 bench: deps .bin ## measure wraps per second beside the same loop in C, and everything else that has a benchmark

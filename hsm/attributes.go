@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"encoding/binary"
+	"fmt"
 
 	"github.com/miekg/pkcs11"
 )
@@ -9,11 +10,11 @@ import (
 // attribute reads one attribute. Attributes are read one at a time: a token that does not know one of several
 // answers for none of them. The value is nil when the token does not give it.
 func (t *Token) attribute(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, kind uint) ([]byte, error) {
-	a, err := t.module.ctx.GetAttributeValue(s, o, []*pkcs11.Attribute{pkcs11.NewAttribute(kind, nil)})
+	v, err := t.module.lib.getAttribute(uint(s), uint(o), kind)
 	switch {
-	case err == nil && len(a) == 1:
-		return a[0].Value, nil
-	case err == nil, isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID), isCode(err, pkcs11.CKR_ATTRIBUTE_SENSITIVE), isCode(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID):
+	case err == nil:
+		return v, nil
+	case isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID), isCode(err, pkcs11.CKR_ATTRIBUTE_SENSITIVE), isCode(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID):
 		return nil, nil
 	}
 	return nil, fault("C_GetAttributeValue", err, about{what: t.name})
@@ -52,6 +53,9 @@ func (r *reader) ulong(kind uint) int {
 	return -1
 }
 
+// mostFound is more objects than any token holds: a search that goes on after them would never end.
+const mostFound = 1 << 20
+
 // find lists the objects that the template matches, at most limit of them (0: all).
 func (t *Token) find(s pkcs11.SessionHandle, template []*pkcs11.Attribute, limit int) (found []pkcs11.ObjectHandle, err error) {
 	if err := t.module.ctx.FindObjectsInit(s, template); err != nil {
@@ -64,14 +68,16 @@ func (t *Token) find(s pkcs11.SessionHandle, template []*pkcs11.Attribute, limit
 	}()
 	for limit == 0 || len(found) < limit {
 		// Some tokens answer with fewer than are left: only an empty answer ends the list.
-		some, _, err := t.module.ctx.FindObjects(s, 64)
+		some, err := t.module.lib.findSome(uint(s))
 		if err != nil {
 			return nil, fault("C_FindObjects", err, about{what: t.name})
 		}
 		if len(some) == 0 {
 			break
 		}
-		found = append(found, some...)
+		if found = append(found, some...); len(found) > mostFound {
+			return nil, fault("C_FindObjects", fmt.Errorf("a search did not end after %d objects", mostFound), about{what: t.name})
+		}
 	}
 	return found, nil
 }

@@ -3,82 +3,44 @@ package hsm
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/miekg/pkcs11"
 
-	"hsmbridge/hsm/wrapping"
+	"hsmbridge/hsm/failure"
 )
 
-// The classes of errors; each decides what happens next.
+// The classes of errors; each decides what happens next. Source: package failure.
 const (
-	ClassCaller  = "caller"  // this key or this request: stop and explain
-	ClassSession = "session" // the session or its handles are gone: open another
-	ClassToken   = "token"   // the token needs a person or time: park it
-	ClassLibrary = "library" // the module's state in this process is broken: replace the process
+	ClassCaller  = failure.ClassCaller
+	ClassSession = failure.ClassSession
+	ClassToken   = failure.ClassToken
+	ClassLibrary = failure.ClassLibrary
 )
-
-// Errors that callers tell apart; Find's are those of the wrapping package.
-var (
-	ErrNotFound     = wrapping.ErrKeyNotFound
-	ErrAmbiguous    = wrapping.ErrKeyAmbiguous
-	ErrNoPublicHalf = errors.New("the token has no public half of this key")
-	errClosed       = errors.New("the token was closed")
-)
-
-// Error is what went wrong in a token, translated: the CKR code by name, its class, the cause in words and
-// what to do next.
-type Error struct {
-	Op       string // "C_WrapKey", or what was being done
-	Code     uint   // CK_RV; 0 when hsmbridge itself refused
-	Name     string // "CKR_..."
-	ErrClass string
-	Cause    string
-	Fix      string
-	Err      error
-
-	mark string // what CKR gives when no PKCS#11 call was made
-}
-
-// Error gives operation, code, cause and fix in one sentence.
-func (e *Error) Error() string {
-	var parts []string
-	for _, s := range []string{e.Op, e.Name, e.Cause} {
-		if s != "" {
-			parts = append(parts, s)
-		}
-	}
-	s := strings.Join(parts, ": ")
-	if e.Cause == "" && e.Err != nil {
-		s += ": " + e.Err.Error()
-	}
-	if e.Fix != "" {
-		s += "; " + e.Fix
-	}
-	return s
-}
-
-// Unwrap gives what the error was made from.
-func (e *Error) Unwrap() error { return e.Err }
-
-// Class is one of the Class constants.
-func (e *Error) Class() string { return e.ErrClass }
-
-// CKR is the name of the PKCS#11 return value, "CKR_PIN_INCORRECT"; when hsmbridge itself refused to log in it is [PINRefused], when there
-// was no PIN to log in with [PINUnavailable], and otherwise empty.
-func (e *Error) CKR() string {
-	if e.mark != "" {
-		return e.mark
-	}
-	name, _, _ := strings.Cut(e.Name, " ")
-	return name
-}
 
 // What [Error.CKR] gives where no call was made.
 const (
-	PINRefused     = "PINRefused"
-	PINUnavailable = "PINUnavailable"
+	PINRefused     = failure.PINRefused
+	PINUnavailable = failure.PINUnavailable
 )
+
+// Errors that callers tell apart.
+var (
+	ErrNotFound       = failure.ErrNotFound
+	ErrAmbiguous      = failure.ErrAmbiguous
+	ErrNoPublicHalf   = failure.ErrNoPublicHalf
+	ErrExists         = failure.ErrExists
+	ErrNotExportable  = failure.ErrNotExportable // the token was not asked
+	ErrNoSuchToken    = failure.ErrNoSuchToken
+	ErrAmbiguousToken = failure.ErrAmbiguousToken
+	ErrParked         = failure.ErrParked // until a person has acted
+	errClosed         = failure.ErrClosed
+)
+
+// Error is what went wrong in a token, translated. The type is that of a pure package, because errors also come from a module in
+// another process.
+type Error = failure.Error
 
 // about is what an operation was about, for messages.
 type about struct{ what, key string }
@@ -94,9 +56,9 @@ func fault(op string, err error, a about) error {
 		if errors.As(err, &done) {
 			return err
 		}
-		return &Error{Op: op, ErrClass: ClassLibrary, Cause: "the PKCS#11 module answered against the standard: " + err.Error(), Err: err}
+		return &Error{Op: op, ErrClass: ClassLibrary, Cause: "the PKCS#11 module answered against the standard: " + err.Error(), Fix: "start hsmbridge anew, and report the module to its vendor", Err: err}
 	}
-	e := &Error{Op: op, Code: uint(code), Name: codeName(uint(code)), Err: err, ErrClass: ClassToken, Cause: "the token refused"}
+	e := &Error{Op: op, Code: uint(code), Name: codeName(uint(code)), Err: err, ErrClass: ClassToken, Cause: "the token refused", Fix: "look at the HSM's own log, and for this code in the vendor's manual"}
 	for _, row := range translations() {
 		if row.code == uint(code) && (row.op == "" || row.op == op) {
 			e.ErrClass, e.Cause, e.Fix = row.class, fill(row.cause, a), fill(row.fix, a)
@@ -122,6 +84,15 @@ func isCode(err error, code uint) bool {
 	return errors.As(err, &got) && uint(got) == code
 }
 
+// codeOf is the CKR code in err, 0 if there is none.
+func codeOf(err error) uint {
+	var got pkcs11.Error
+	if errors.As(err, &got) {
+		return uint(got)
+	}
+	return 0
+}
+
 // classOf is the class of err, empty if it has none.
 func classOf(err error) string {
 	var e *Error
@@ -133,6 +104,19 @@ func classOf(err error) string {
 		return classOf(fault("", err, about{}))
 	}
 	return ""
+}
+
+// onlyCaller says that err, which may be several errors, tells nothing against the session in which it happened.
+func onlyCaller(err error) bool {
+	return err == nil || hasClass(err, ClassCaller) && !hasClass(err, ClassSession) && !hasClass(err, ClassToken) && !hasClass(err, ClassLibrary)
+}
+
+// hasClass says that err, or one of the errors that are joined in it, is of the class.
+func hasClass(err error, class string) bool {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return slices.ContainsFunc(joined.Unwrap(), func(one error) bool { return hasClass(one, class) })
+	}
+	return err != nil && classOf(err) == class
 }
 
 // codeName is the name of a CK_RV with its number: "CKR_ARGUMENTS_BAD (0x7)".

@@ -23,8 +23,8 @@ func TestTranslations(t *testing.T) {
 	seen := map[place]bool{}
 	for _, row := range translations() {
 		name := codeName(row.code)
-		if !slices.Contains(classes, row.class) || row.cause == "" {
-			t.Errorf("%s: class %q, cause %q", name, row.class, row.cause)
+		if !slices.Contains(classes, row.class) || row.cause == "" || row.fix == "" {
+			t.Errorf("%s: class %q, cause %q, fix %q", name, row.class, row.cause, row.fix)
 		}
 		if seen[place{row.code, ""}] || seen[place{row.code, row.op}] {
 			t.Errorf("%s for %q is hidden by a row before it", name, row.op)

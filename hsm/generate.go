@@ -111,13 +111,54 @@ func (t *Token) Generate(ctx context.Context, spec wrapping.KeySpec, label strin
 			err = t.only(s, label)
 		}
 		if err != nil {
-			for _, h := range made {
-				err = errors.Join(err, t.destroy(s, h))
-			}
-			return wrapping.Key{}, err
+			return wrapping.Key{}, errors.Join(err, t.discard(s, made, label, id))
 		}
 		return key, nil
 	})
+}
+
+// discard destroys a key that was just stored and is not as it should be. Unlike session objects, a stored one does not go with its session: where that
+// fails, it is looked for on another.
+func (t *Token) discard(s pkcs11.SessionHandle, made []pkcs11.ObjectHandle, label string, id []byte) error {
+	var failed error
+	for _, h := range made {
+		failed = errors.Join(failed, t.module.ctx.DestroyObject(s, h))
+	}
+	if failed == nil {
+		return nil
+	}
+	t.doubt(s)
+	if failed = t.discardElsewhere(len(made), label, id); failed == nil {
+		return nil
+	}
+	return &Error{
+		Op: "destroy the new key", ErrClass: ClassToken, Cause: fmt.Sprintf("object=%q id=%x was made, is not as it should be, and is still in the token: %v", label, id, failed),
+		Fix: "destroy it with the vendor's tool; hsmbridge has used it for nothing", Err: failed,
+	}
+}
+
+func (t *Token) discardElsewhere(most int, label string, id []byte) error {
+	s, err := t.openSession()
+	if err != nil {
+		return err
+	}
+	defer t.drop(s)
+	if err := t.loggedIn(s); err != nil {
+		return err
+	}
+	left, err := t.find(s, attributes{attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_LABEL, label), attr(pkcs11.CKA_ID, id)}, 0)
+	if err != nil {
+		return err
+	}
+	if len(left) > most {
+		return fmt.Errorf("there are %d objects of this label and id, one of them is not of this process", len(left))
+	}
+	for _, h := range left {
+		if err := t.module.ctx.DestroyObject(s, h); err != nil {
+			return fault("C_DestroyObject", err, about{what: t.name, key: label})
+		}
+	}
+	return nil
 }
 
 // only holds that no other process made a key of the label at the same moment: it may have ended since, and its key is the older one.
@@ -131,9 +172,6 @@ func (t *Token) only(s pkcs11.SessionHandle, label string) error {
 		Fix: "the one that was made here was destroyed; run this again", Err: ErrExists,
 	}
 }
-
-// ErrExists says that a label or an id is taken.
-var ErrExists = errors.New("a key with this label or id exists")
 
 // generate calls the token. It gives the secret or private key first, then the public key of a pair.
 func (t *Token) generate(s pkcs11.SessionHandle, r recipe, common attributes) ([]pkcs11.ObjectHandle, error) {

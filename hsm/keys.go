@@ -132,7 +132,7 @@ func (t *Token) keys(s pkcs11.SessionHandle, u pkcs11uri.URI) ([]wrapping.Key, e
 			out = append(out, k)
 		}
 	}
-	return out, nil
+	return out, t.loggedIn(s)
 }
 
 // describe reads what hsmbridge needs to know of a key object; no secret attribute is asked for.

@@ -12,14 +12,7 @@ import (
 
 // MechanismInfo is what a token's list says of a mechanism that matters for wrapping. What it really does is
 // for a probe to find out.
-type MechanismInfo struct {
-	Name   string `json:"name"`
-	Type   uint   `json:"type"`
-	Listed bool   `json:"listed"`
-	Wrap   bool   `json:"wrap"`     // CKF_WRAP
-	Min    uint   `json:"min_size"` // key size, in bits or bytes as the mechanism has it
-	Max    uint   `json:"max_size"`
-}
+type MechanismInfo = wrapping.MechanismInfo
 
 // Mechanisms is the token's list, reduced to the mechanisms that a probe tries; those that it does not list
 // are there with Listed false.
@@ -37,10 +30,12 @@ func (t *Token) Mechanisms(ctx context.Context) ([]MechanismInfo, error) {
 				}
 				i := MechanismInfo{Name: m.Name, Type: m.Type}
 				i.Listed = slices.ContainsFunc(list, func(l *pkcs11.Mechanism) bool { return l.Mechanism == m.Type })
-				if i.Listed {
-					if info, err := t.module.ctx.GetMechanismInfo(t.slot, []*pkcs11.Mechanism{pkcs11.NewMechanism(m.Type, nil)}); err == nil {
-						i.Wrap, i.Min, i.Max = info.Flags&pkcs11.CKF_WRAP != 0, info.MinKeySize, info.MaxKeySize
-					}
+				info, err := t.module.ctx.GetMechanismInfo(t.slot, []*pkcs11.Mechanism{pkcs11.NewMechanism(m.Type, nil)})
+				if i.Listed && err == nil {
+					i.Wrap, i.Min, i.Max = info.Flags&pkcs11.CKF_WRAP != 0, info.MinKeySize, info.MaxKeySize
+				}
+				if err = fault("C_GetMechanismInfo", err, about{what: t.name}); !onlyCaller(err) {
+					return nil, err
 				}
 				out = append(out, i)
 			}

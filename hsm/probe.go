@@ -32,7 +32,7 @@ func candidates(a wrapping.Algorithm) []wrapping.Mechanism {
 // RSA specs are represented by RSA_2048. No key that is stored in the token is touched, and nothing is left behind.
 // An error means that the token could not be asked; what it cannot do is in the trials.
 func (t *Token) Probe(ctx context.Context, specs ...wrapping.KeySpec) (wrapping.Capabilities, error) {
-	return with(ctx, t, func(s pkcs11.SessionHandle) (c wrapping.Capabilities, err error) {
+	return read(ctx, t, func(s pkcs11.SessionHandle) (c wrapping.Capabilities, err error) {
 		p := &prober{
 			t: t, s: s,
 			rsa:      map[wrapping.WrappingKeySpec]*throwawayRSA{},
@@ -115,7 +115,7 @@ func (p *prober) loadRSA() error {
 			return fmt.Errorf("make a throwaway %s key: %w", w, err)
 		}
 		r := &throwawayRSA{key: key}
-		r.handle, err = p.t.loadPublic(p.s, key.Public())
+		r.handle, err = twice(func() (pkcs11.ObjectHandle, error) { return p.t.loadPublic(p.s, key.Public()) })
 		if r.reason, err = refusal(err); err != nil {
 			return err
 		}
@@ -144,6 +144,16 @@ func refusal(err error) (string, error) {
 		return "", err
 	}
 	return e.Name + ": " + e.Cause, nil
+}
+
+// twice asks again where an answer does not say what is wrong. Some tokens answer so to what they do not have, and then do it again; when it
+// was a passing fault, it must not select a weaker algorithm.
+func twice[T any](ask func() (T, error)) (T, error) {
+	v, err := ask()
+	if isCode(err, pkcs11.CKR_GENERAL_ERROR) || isCode(err, pkcs11.CKR_FUNCTION_FAILED) || classOf(err) == ClassToken && codeOf(err) >= pkcs11.CKR_VENDOR_DEFINED {
+		return ask()
+	}
+	return v, err
 }
 
 // trials tries every algorithm, mechanism and wrapping key spec for one key spec.
@@ -193,7 +203,7 @@ func (p *prober) try(tr wrapping.Trial, key pkcs11.ObjectHandle, check trial.Che
 	default:
 		plan := wrapping.Plan{Algorithm: tr.Algorithm, WrappingKeySpec: tr.WrappingKeySpec, Mechanism: tr.Mechanism}
 		var b []byte
-		b, err = p.t.wrapRaw(p.s, r.handle, key, plan)
+		b, err = twice(func() ([]byte, error) { return p.t.wrapRaw(p.s, r.handle, key, plan) })
 		ct.bytes = b
 		ct.reason, err = refusal(err)
 	}
@@ -229,7 +239,7 @@ func (p *prober) makeKEK() error {
 	if p.kek != nil {
 		return nil
 	}
-	h, err := p.t.ephemeralKEK(p.s)
+	h, err := twice(func() (pkcs11.ObjectHandle, error) { return p.t.ephemeralKEK(p.s) })
 	p.kek = &output{}
 	if p.kek.reason, err = refusal(err); err != nil {
 		return err
@@ -248,7 +258,9 @@ func (p *prober) rsaPart(a wrapping.Algorithm, w wrapping.WrappingKeySpec) (outp
 	if o, ok := p.rsaParts[k]; ok {
 		return o, nil
 	}
-	b, err := p.t.wrapOnce(p.s, oaepCall(pkcs11.CKM_RSA_PKCS_OAEP, oaepForm, a), p.rsa[w].handle, p.kekKey, w.Bytes())
+	b, err := twice(func() ([]byte, error) {
+		return p.t.wrapOnce(p.s, oaepCall(pkcs11.CKM_RSA_PKCS_OAEP, oaepForm, a), p.rsa[w].handle, p.kekKey, w.Bytes())
+	})
 	reason, err := refusal(err)
 	if reason != "" {
 		reason = "CKM_RSA_PKCS_OAEP: " + reason
@@ -262,7 +274,7 @@ func (p *prober) aesPart(spec wrapping.KeySpec, m wrapping.Mechanism, key pkcs11
 	if o, ok := p.aesParts[k]; ok {
 		return o, nil
 	}
-	b, err := p.wrapAES(m, key)
+	b, err := twice(func() ([]byte, error) { return p.wrapAES(m, key) })
 	reason, err := refusal(err)
 	p.aesParts[k] = output{b, reason}
 	return p.aesParts[k], err

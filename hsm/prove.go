@@ -116,7 +116,11 @@ func (t *Token) MAC(ctx context.Context, key wrapping.Key, message []byte) ([]by
 	if mechanism == 0 {
 		return nil, &Error{Op: "C_Sign", ErrClass: ClassCaller, Cause: fmt.Sprintf("%q is a %s key, which makes no HMAC", key.Label, key.KeySpec)}
 	}
-	return t.sign(ctx, key, mechanism, message)
+	mac, err := t.sign(ctx, key, mechanism, message)
+	if n := len(compute(key.KeySpec, nil, nil)); err == nil && len(mac) != n {
+		return nil, &Error{Op: "C_Sign", ErrClass: ClassToken, Cause: fmt.Sprintf("the token gave an HMAC of %d bytes where %s has %d; it was dropped", len(mac), key.KeySpec, n), Fix: "look at the HSM's own log; do not use this token for imports until it is understood"}
+	}
+	return mac, err
 }
 
 func hmacMechanism(spec wrapping.KeySpec) uint {
@@ -179,7 +183,7 @@ func (t *Token) signWith(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, mechanis
 	if err := t.module.ctx.SignInit(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(mechanism, nil)}, h); err != nil {
 		return nil, fault("C_SignInit", err, a)
 	}
-	sig, err := t.module.ctx.Sign(s, message)
+	sig, err := t.module.lib.sign(uint(s), message)
 	return sig, fault("C_Sign", err, a)
 }
 
@@ -211,12 +215,16 @@ func (t *Token) encryptBlock(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, bloc
 		pkcs11.NewMechanism(pkcs11.CKM_AES_ECB, nil),
 		pkcs11.NewMechanism(pkcs11.CKM_AES_CBC, make([]byte, 16)),
 	} {
-		if err = t.module.ctx.EncryptInit(s, []*pkcs11.Mechanism{m}, h); err != nil {
-			continue
+		call := "C_EncryptInit"
+		if err = t.module.ctx.EncryptInit(s, []*pkcs11.Mechanism{m}, h); err == nil {
+			call = "C_Encrypt"
+			if out, err = t.module.lib.encrypt(uint(s), block); err == nil {
+				return out, nil
+			}
 		}
-		if out, err = t.module.ctx.Encrypt(s, block); err == nil {
-			return out, nil
+		if err = fault(call, err, about{what: t.name}); classOf(err) != ClassCaller {
+			break // it says nothing about the mechanism
 		}
 	}
-	return nil, fault("C_Encrypt", err, about{what: t.name})
+	return nil, err
 }

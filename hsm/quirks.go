@@ -78,7 +78,7 @@ func (t *Token) checkPIN(pin []byte) error {
 	if err := t.quirks.PIN.Check(pin); err != nil {
 		return &Error{
 			Op: "check the PIN of " + t.name, ErrClass: ClassToken, Cause: err.Error() + "; no login was tried",
-			Fix: "correct the PIN; if this token has PINs of another form, set quirks.pin_format: any", Err: err, mark: PINUnavailable,
+			Fix: "correct the PIN; if this token has PINs of another form, set quirks.pin_format: any", Err: err, Mark: PINUnavailable,
 		}
 	}
 	return nil

@@ -68,10 +68,7 @@ func (t *Token) GenerateSigning(ctx context.Context, label string, id []byte) (w
 			err = t.only(s, label)
 		}
 		if err != nil {
-			for _, h := range made {
-				err = errors.Join(err, t.destroy(s, h))
-			}
-			return wrapping.Key{}, err
+			return wrapping.Key{}, errors.Join(err, t.discard(s, made, label, id))
 		}
 		return key, nil
 	})

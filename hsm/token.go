@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -60,6 +61,8 @@ type Token struct {
 	sessions chan struct{} // one place for each session that may be open
 	mu       sync.Mutex
 	idle     []pkcs11.SessionHandle
+	doubtful map[pkcs11.SessionHandle]bool  // not to be used again
+	unclosed []pkcs11.SessionHandle         // the token would not close them
 	anchor   pkcs11.SessionHandle           // keeps the login while no other session is open
 	stored   map[pkcs11.ObjectHandle]string // token objects that are to be destroyed, with their labels
 	closed   bool
@@ -70,7 +73,13 @@ var epochs atomic.Uint64 //nolint:gochecknoglobals // counts connections in the 
 
 // Open loads the module, finds the one token that the URI names and logs its user in. C_Login is called once
 // and never again for a token whose PIN was refused, in the life of the process.
+//
+// It gives up at ctx's end, also while a call hangs; what such a call still opens is closed.
 func Open(ctx context.Context, c Config, pin PINSource) (*Token, error) {
+	return await(ctx, c.Name, grace, func() (*Token, error) { return openNow(ctx, c, pin) }, func(t *Token) { _ = t.Close() })
+}
+
+func openNow(ctx context.Context, c Config, pin PINSource) (*Token, error) {
 	m, err := acquire(c)
 	if err != nil {
 		return nil, err
@@ -127,8 +136,12 @@ func (t *Token) findSlot(c Config) (pkcs11.TokenInfo, error) {
 	}
 	var found []pkcs11.TokenInfo
 	var there []string
+	var unread error
 	for _, slot := range slots {
 		info, err := t.module.ctx.GetTokenInfo(slot)
+		if err != nil && !isCode(err, pkcs11.CKR_TOKEN_NOT_PRESENT) && !isCode(err, pkcs11.CKR_TOKEN_NOT_RECOGNIZED) && !isCode(err, pkcs11.CKR_SLOT_ID_INVALID) {
+			unread = fault("C_GetTokenInfo", err, about{what: c.Name})
+		}
 		if err != nil || info.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
 			continue // no token in the slot, or nothing on it
 		}
@@ -142,6 +155,9 @@ func (t *Token) findSlot(c Config) (pkcs11.TokenInfo, error) {
 	}
 	if len(found) == 1 {
 		return found[0], nil
+	}
+	if len(found) == 0 && unread != nil {
+		return pkcs11.TokenInfo{}, unread // it may be the one
 	}
 	e := &Error{Op: "find the token " + c.Name, ErrClass: ClassToken, Cause: "no token matches " + c.URI.String(), Err: ErrNoSuchToken}
 	if len(found) > 1 {
@@ -175,12 +191,6 @@ func (t *Token) matchesPlace(u pkcs11uri.URI, slot uint) bool {
 // trim takes the padding of a PKCS#11 string away.
 func trim(s string) string { return strings.TrimRight(s, " \x00") }
 
-// Errors of Open that callers tell apart.
-var (
-	ErrNoSuchToken    = errors.New("no such token")
-	ErrAmbiguousToken = errors.New("more than one token matches")
-)
-
 func describeToken(id wrapping.TokenIdentity) string {
 	return fmt.Sprintf("token=%q serial=%q model=%q", id.Label, id.Serial, id.Model)
 }
@@ -199,6 +209,9 @@ func (t *Token) Identity() wrapping.TokenIdentity { return t.identity }
 // Warnings is what a person should know about the token: a PIN of which few tries are left, or that it cannot wrap keys.
 func (t *Token) Warnings() []string { return t.warnings }
 
+// Sessions is how many operations can be under way at once.
+func (t *Token) Sessions() int { return cap(t.sessions) }
+
 // PINTriesLow says that the token showed, before the login, that a wrong PIN was given to it (CKF_USER_PIN_COUNT_LOW).
 func (t *Token) PINTriesLow() bool { return t.pinTriesLow }
 
@@ -211,8 +224,8 @@ func (t *Token) Close() error {
 		return nil
 	}
 	t.closed = true
-	idle := t.idle
-	t.idle = nil
+	idle := slices.Concat(t.idle, t.unclosed)
+	t.idle, t.unclosed = nil, nil
 	t.mu.Unlock()
 	ended := make(chan struct{})
 	go func() { t.running.Wait(); close(ended) }()
@@ -239,7 +252,7 @@ func (t *Token) login(ctx context.Context, pin PINSource, again bool) error {
 	defer t.module.login.Unlock()
 	key := describeToken(t.identity) + t.module.parameters
 	parked := func(cause, fix string, err error) error {
-		return &Error{Op: "C_Login", ErrClass: ClassToken, Cause: cause, Fix: fix, Err: err, mark: PINRefused}
+		return &Error{Op: "C_Login", ErrClass: ClassToken, Cause: cause, Fix: fix, Err: err, Mark: PINRefused}
 	}
 	if again {
 		delete(t.module.refused, key)
@@ -274,7 +287,7 @@ func (t *Token) login(ctx context.Context, pin PINSource, again bool) error {
 	var secret []byte
 	if info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH == 0 && !t.quirks.ProtectedPath && pin != nil {
 		if secret, err = pin(ctx, t.identity); err != nil {
-			return &Error{Op: "get the PIN of " + t.name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err, mark: PINUnavailable}
+			return &Error{Op: "get the PIN of " + t.name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err, Mark: PINUnavailable}
 		}
 		defer clear(secret)
 		if err := t.checkPIN(secret); err != nil {
@@ -288,9 +301,22 @@ func (t *Token) login(ctx context.Context, pin PINSource, again bool) error {
 	if err == nil || isCode(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
 		return nil
 	}
-	t.module.refused[key] = err // whatever it was: it may have cost a try
+	if !pinUntouched(err) {
+		t.module.refused[key] = err // whatever it was: it may have cost a try
+	}
 	return fault("C_Login", err, about{what: t.name})
 }
 
-// ErrParked says that the token is left alone until a person has acted.
-var ErrParked = errors.New("the token is parked")
+// pinUntouched says that a C_Login failed before the token looked at the PIN. Of every other answer, a device error among them, the
+// standard does not say so.
+func pinUntouched(err error) bool {
+	for _, code := range []uint{
+		pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_SLOT_ID_INVALID,
+		pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, pkcs11.CKR_USER_ANOTHER_ALREADY_LOGGED_IN, pkcs11.CKR_HOST_MEMORY,
+	} {
+		if isCode(err, code) {
+			return true
+		}
+	}
+	return false
+}

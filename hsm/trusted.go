@@ -45,12 +45,18 @@ func (t *Token) WrapTrusted(ctx context.Context, so, user PINSource, object pkcs
 	if err := t.aloneWith(ctx); err != nil {
 		return nil, err
 	}
-	defer t.leave()
+	return await(ctx, t.name, grace, func() ([]byte, error) {
+		defer t.leave()
+		return t.wrapTrusted(ctx, so, user, object, pub, plan)
+	}, func(out []byte) { clear(out) })
+}
+
+func (t *Token) wrapTrusted(ctx context.Context, so, user PINSource, object pkcs11uri.URI, pub *rsa.PublicKey, plan wrapping.Plan) ([]byte, error) {
 	s, err := t.openSession()
 	if err != nil {
 		return nil, err
 	}
-	defer t.module.ctx.CloseSession(s) //nolint:errcheck // takes along what may be left in it
+	defer t.drop(s) // takes along what may be left in it
 	var out []byte
 	err = t.trusted(ctx, s, so, user, pub, func(wk pkcs11.ObjectHandle) error {
 		key, err := t.trustedOnly(s, object)
@@ -167,7 +173,11 @@ func (t *Token) isTrusted(s pkcs11.SessionHandle, wk pkcs11.ObjectHandle) error 
 	return nil
 }
 
+// cannotTrust is an error that says so, unless err is about something else: the connection, the device.
 func (t *Token) cannotTrust(call string, err error) error {
+	if class := classOf(err); class != "" && class != ClassCaller && !isCode(err, pkcs11.CKR_USER_NOT_LOGGED_IN) && !isCode(err, pkcs11.CKR_USER_TYPE_INVALID) { // with these some refuse it
+		return fault(call, err, about{what: t.name, key: "the wrapping public key"})
+	}
 	return &Error{
 		Op: call, ErrClass: ClassCaller, Cause: fmt.Sprintf("the token's security officer cannot make a wrapping key trusted (CKA_TRUSTED) over PKCS#11: %v; nothing was wrapped", err),
 		Fix: "look into the vendor's manual for its own way to trust a wrapping key; without one, a key with CKA_WRAP_WITH_TRUSTED cannot go to KMS from this token", Err: err,
@@ -213,7 +223,7 @@ func (t *Token) loginAs(ctx context.Context, s pkcs11.SessionHandle, who uint, p
 		return fault("C_GetTokenInfo", err, about{what: t.name})
 	}
 	refuse := func(cause string) error {
-		return &Error{Op: "C_Login as " + name, ErrClass: ClassToken, Cause: cause + "; no login was tried", Fix: "use the vendor's tool first", Err: ErrParked, mark: PINRefused}
+		return &Error{Op: "C_Login as " + name, ErrClass: ClassToken, Cause: cause + "; no login was tried", Fix: "use the vendor's tool first", Err: ErrParked, Mark: PINRefused}
 	}
 	switch {
 	case identityOf(info) != t.identity:
@@ -226,7 +236,7 @@ func (t *Token) loginAs(ctx context.Context, s pkcs11.SessionHandle, who uint, p
 	var secret []byte
 	if info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH == 0 && pin != nil {
 		if secret, err = pin(ctx, t.identity); err != nil {
-			return &Error{Op: "get the PIN of the " + name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err, mark: PINUnavailable}
+			return &Error{Op: "get the PIN of the " + name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err, Mark: PINUnavailable}
 		}
 		defer clear(secret)
 		if err := t.checkPIN(secret); err != nil {

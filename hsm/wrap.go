@@ -17,7 +17,7 @@ import (
 // session it loads pub as a session object, wraps, and destroys every object that it made, whatever happens.
 // hsmbridge itself refuses keys that may not leave, and drops an output that fails [wrapping.CheckOutput].
 func (t *Token) Wrap(ctx context.Context, key wrapping.Key, pub *rsa.PublicKey, plan wrapping.Plan) ([]byte, error) {
-	return with(ctx, t, func(s pkcs11.SessionHandle) (out []byte, err error) {
+	return read(ctx, t, func(s pkcs11.SessionHandle) (out []byte, err error) {
 		if err := t.mayLeave(s, key); err != nil {
 			return nil, err
 		}
@@ -25,7 +25,12 @@ func (t *Token) Wrap(ctx context.Context, key wrapping.Key, pub *rsa.PublicKey, 
 		if err != nil {
 			return nil, err
 		}
-		defer func() { err = errors.Join(err, t.destroy(s, wk)) }()
+		defer func() {
+			if derr := t.destroy(s, wk); derr != nil {
+				clear(out)
+				out, err = nil, errors.Join(err, derr)
+			}
+		}()
 		return t.wrapUnder(s, wk, pub, key, plan)
 	})
 }
@@ -38,6 +43,7 @@ type WrappingKey struct {
 	s      pkcs11.SessionHandle
 	handle pkcs11.ObjectHandle
 	pub    *rsa.PublicKey
+	broken bool // the session is not to be used again
 }
 
 // LoadWrappingKey loads pub for many wraps. Close destroys it and gives its session back.
@@ -45,22 +51,36 @@ func (t *Token) LoadWrappingKey(ctx context.Context, pub *rsa.PublicKey) (*Wrapp
 	if err := t.begin(ctx); err != nil {
 		return nil, err
 	}
+	return await(ctx, t.name, 0, func() (*WrappingKey, error) {
+		w, err := t.loadWrappingKey(pub)
+		if hasClass(err, ClassSession) {
+			t.dropIdle()
+			w, err = t.loadWrappingKey(pub)
+		}
+		if err != nil {
+			t.end()
+			return nil, err
+		}
+		return w, nil
+	}, func(w *WrappingKey) { _ = w.Close() })
+}
+
+func (t *Token) loadWrappingKey(pub *rsa.PublicKey) (*WrappingKey, error) {
 	s, err := t.take()
 	if err != nil {
-		t.end()
 		return nil, err
 	}
 	h, err := t.loadPublic(s, pub)
 	if err != nil {
-		_ = t.module.ctx.CloseSession(s)
-		t.end()
+		t.drop(s)
 		return nil, err
 	}
 	return &WrappingKey{t: t, s: s, handle: h, pub: pub}, nil
 }
 
 // Wrap wraps key as the plan says. See [Token.Wrap]; whether the key may leave is the caller's to have asked
-// the token with Find, since the attributes are not read again for every wrap.
+// the token with Find, since the attributes are not read again for every wrap. It waits for the token as long as that takes, and so does Close:
+// to hand each wrap to another goroutine, which could be left behind, would cost what a WrappingKey is there to save.
 func (w *WrappingKey) Wrap(ctx context.Context, key wrapping.Key, plan wrapping.Plan) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -71,14 +91,20 @@ func (w *WrappingKey) Wrap(ctx context.Context, key wrapping.Key, plan wrapping.
 	if err := w.t.refuse(key); err != nil {
 		return nil, err
 	}
-	return w.t.wrapUnder(w.s, w.handle, w.pub, key, plan)
+	out, err := w.t.wrapUnder(w.s, w.handle, w.pub, key, plan)
+	w.broken = w.broken || !onlyCaller(err)
+	return out, err
 }
 
-// Close destroys the public key in the token.
+// Close destroys the public key in the token. A session that failed is closed, and the key goes with it.
 func (w *WrappingKey) Close() error {
+	defer w.t.end()
 	err := w.t.destroy(w.s, w.handle)
-	w.t.giveBack(w.s)
-	w.t.end()
+	if w.broken {
+		w.t.drop(w.s)
+	} else {
+		w.t.giveBack(w.s)
+	}
 	return err
 }
 
@@ -118,9 +144,6 @@ func (t *Token) refuse(key wrapping.Key) error {
 	return e
 }
 
-// ErrNotExportable says that a key's own attributes forbid the wrap; the token was not asked.
-var ErrNotExportable = errors.New("the key's attributes do not let it leave the token")
-
 // loadPublic makes the public key an object in the token that can do nothing but wrap: see publicTemplate.
 func (t *Token) loadPublic(s pkcs11.SessionHandle, pub *rsa.PublicKey) (pkcs11.ObjectHandle, error) {
 	template, label, err := t.publicTemplate(pub)
@@ -139,10 +162,18 @@ func (t *Token) destroy(s pkcs11.SessionHandle, h pkcs11.ObjectHandle) error {
 		return t.destroyStored(s, h, label)
 	}
 	err := t.module.ctx.DestroyObject(s, h)
-	if isCode(err, pkcs11.CKR_SESSION_HANDLE_INVALID) || isCode(err, pkcs11.CKR_SESSION_CLOSED) || isCode(err, pkcs11.CKR_OBJECT_HANDLE_INVALID) {
-		return nil // the session took its objects along
+	if err != nil {
+		t.doubt(s)
 	}
-	return fault("C_DestroyObject", err, about{what: t.name, key: "a session object"})
+	if isCode(err, pkcs11.CKR_SESSION_HANDLE_INVALID) || isCode(err, pkcs11.CKR_SESSION_CLOSED) || isCode(err, pkcs11.CKR_OBJECT_HANDLE_INVALID) {
+		return nil // the session took its objects along, or will when it is closed
+	}
+	err = fault("C_DestroyObject", err, about{what: t.name, key: "a session object"})
+	var e *Error
+	if errors.As(err, &e) && e.ErrClass == ClassCaller {
+		e.ErrClass = ClassToken // it says nothing about the key that was to be wrapped
+	}
+	return err
 }
 
 // wrapUnder wraps key under the loaded public key and checks what came out.

@@ -126,6 +126,11 @@ func Rests(err error) time.Duration {
 	return max(find(codeOf(err), importer.Class(err)).first, 5*time.Second)
 }
 
+// Action says in a word what the table has done about an error: "again", "stop", "rest", "park" or "replace".
+func Action(err error) string {
+	return [...]string{again: "again", stop: "stop", rest: "rest", park: "park", replace: "replace"}[find(codeOf(err), importer.Class(err)).do]
+}
+
 // Code is the code by which the table knows an error: of AWS, of PKCS#11 or of hsmbridge.
 func Code(err error) string { return codeOf(err) }
 

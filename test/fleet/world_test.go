@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -263,9 +264,9 @@ tokens:
     module: %q
     uri: %q
     pin_file: %q
-    environment: {SOFTHSM2_CONF: %q}
+    environment: %s
 %skeys:
-%s`, name, database, w.url, w.kms, w.socket(name), extra, w.token.Module, w.token.URI(), w.token.PINFile(w.t), w.token.Environment["SOFTHSM2_CONF"], w.tokens, strings.Join(w.keys, ""))
+%s`, name, database, w.url, w.kms, w.socket(name), extra, w.token.Module, w.token.URI(), w.token.PINFile(w.t), environment(w.token.Environment), w.tokens, strings.Join(w.keys, ""))
 	path := filepath.Join(w.dir, name+".yaml")
 	if err := os.WriteFile(path, []byte(y), 0o600); err != nil {
 		w.t.Fatal(err)
@@ -274,6 +275,16 @@ tokens:
 		w.t.Fatal(err)
 	}
 	return path
+}
+
+// environment is a token's environment in YAML.
+func environment(of map[string]string) string {
+	var parts []string
+	for name, value := range of {
+		parts = append(parts, fmt.Sprintf("%s: %q", name, value))
+	}
+	slices.Sort(parts)
+	return "{" + strings.Join(parts, ", ") + "}"
 }
 
 func (w *world) socket(name string) string { return filepath.Join(w.dir, name+".sock") }

@@ -135,15 +135,15 @@ func (x *watched) asked() (r control.Request) {
 }
 
 // end ends the open jobs of the key.
-func (x *watched) end() {
+func (x *watched) end(ctx context.Context) {
 	x.t.Helper()
 	until(x.t, "the end of the jobs", func() bool {
-		list, err := x.client.Jobs(x.t.Context(), store.JobFilter{Key: x.key, Open: true})
+		list, err := x.client.Jobs(ctx, store.JobFilter{Key: x.key, Open: true})
 		if err != nil {
 			x.t.Fatal(err)
 		}
 		for _, j := range list {
-			if j.State != store.Waiting || x.client.Job(x.t.Context(), "cancel", j.ID) != nil {
+			if j.State != store.Waiting || x.client.Job(ctx, "cancel", j.ID) != nil {
 				return false
 			}
 		}
@@ -213,11 +213,11 @@ func (x *watched) said() string {
 }
 
 // last is the latest job of the key, when it is neither queued nor running.
-func (x *watched) last() store.Job {
+func (x *watched) last(ctx context.Context) store.Job {
 	x.t.Helper()
 	var last store.Job
 	until(x.t, "the job", func() bool {
-		list, err := x.client.Jobs(x.t.Context(), store.JobFilter{Key: x.key})
+		list, err := x.client.Jobs(ctx, store.JobFilter{Key: x.key})
 		if err != nil || len(list) == 0 {
 			return false
 		}
@@ -309,7 +309,7 @@ func TestDecidedImmediatelyBeforeTheWrap(t *testing.T) {
 	})
 	for i, c := range cases {
 		if x.key = key(i); strings.Contains(c.key, "exempt") {
-			until(t, "the first import of what needs no approval", func() bool { return x.last().State == store.Done })
+			until(t, "the first import of what needs no approval", func() bool { return x.last(x.t.Context()).State == store.Done })
 		}
 	}
 	configured := readFile(t, x.path)
@@ -348,7 +348,7 @@ func TestDecidedImmediatelyBeforeTheWrap(t *testing.T) {
 				t.Fatal("no parameters were fetched")
 			}
 			if c.want == "done" {
-				until(t, "the import", func() bool { return x.last().State == store.Done })
+				until(t, "the import", func() bool { return x.last(x.t.Context()).State == store.Done })
 			} else {
 				want := strings.ReplaceAll(c.want, "KEY", x.key)
 				for end := time.Now().Add(30 * time.Second); !strings.Contains(x.said(), want); time.Sleep(20 * time.Millisecond) {
@@ -356,7 +356,7 @@ func TestDecidedImmediatelyBeforeTheWrap(t *testing.T) {
 						t.Fatalf("it never says %q, but:\n%s", want, x.said())
 					}
 				}
-				x.end()
+				x.end(x.t.Context())
 				if n := x.wraps.count(x.key) - wraps; n != 0 {
 					t.Errorf("the token was told %d times to wrap", n)
 				}

@@ -21,7 +21,7 @@ func TestStanding(t *testing.T) {
 		t.Errorf("a standing approval of what was never imported: %v", err)
 	}
 	x.approve(first)
-	until(t, "the import", func() bool { return x.last().State == store.Done })
+	until(t, "the import", func() bool { return x.last(ctx).State == store.Done })
 	stand := func() control.Request {
 		t.Helper()
 		list, err := x.client.Standing(ctx, "k", control.StandingRequest{For: "60d", Why: "this quarter"})
@@ -39,10 +39,10 @@ func TestStanding(t *testing.T) {
 	// wraps does something and says how often the token was told to wrap, and whether officers are asked now.
 	wraps := func(f func()) (n int, asks bool) {
 		t.Helper()
-		before, latest := x.wraps.count("k"), x.last().ID
+		before, latest := x.wraps.count("k"), x.last(ctx).ID
 		f()
 		until(t, "what comes of it", func() bool {
-			j := x.last()
+			j := x.last(ctx)
 			asks = false
 			for _, r := range x.open(ctx, x.client) {
 				asks = asks || r.Job == j.ID
@@ -50,7 +50,7 @@ func TestStanding(t *testing.T) {
 			return j.ID > latest && j.State == store.Done || asks && j.State == store.Waiting
 		})
 		if asks {
-			x.end()
+			x.end(ctx)
 		}
 		return x.wraps.count("k") - before, asks
 	}
@@ -115,7 +115,7 @@ func TestStanding(t *testing.T) {
 			x.approve(q)
 		}
 	}
-	until(t, "the revocation", func() bool { j := x.last(); return j.Kind == store.KindRevoke && j.State == store.Done })
+	until(t, "the revocation", func() bool { j := x.last(ctx); return j.Kind == store.KindRevoke && j.State == store.Done })
 	if q, err := x.client.Request(ctx, r.Name); err != nil || q.State != store.RequestWithdrawn || q.Reason != "the key was revoked" {
 		t.Errorf("the standing approval of a revoked key is %s (%s), %v", q.State, q.Reason, err)
 	}
@@ -127,7 +127,7 @@ func TestStanding(t *testing.T) {
 
 	drill()
 	x.approve(x.asked())
-	until(t, "the import", func() bool { return x.last().State == store.Done })
+	until(t, "the import", func() bool { return x.last(ctx).State == store.Done })
 	r = stand()
 	x.approve(r)
 	want("a drill by the third", drill, false)
@@ -151,7 +151,7 @@ func TestOfficersReadTheEndpoint(t *testing.T) {
 	x.key = "k"
 	first := x.asked()
 	x.reconfigure("endpoint: \""+x.url+"\"", "region: eu-central-1")
-	x.end()
+	x.end(t.Context())
 	if _, err := x.client.Start(t.Context(), control.StartRequest{Keys: []string{"k"}, Kind: store.KindImport}); err != nil {
 		t.Fatal(err)
 	}

@@ -7,78 +7,39 @@ import (
 
 	"github.com/miekg/pkcs11"
 
-	"hsmbridge/hsm/wrapping"
+	"hsmbridge/hsm/failure"
 )
 
-// The classes of errors; each decides what happens next.
+// The classes of errors; each decides what happens next. Source: package failure.
 const (
-	ClassCaller  = "caller"  // this key or this request: stop and explain
-	ClassSession = "session" // the session or its handles are gone: open another
-	ClassToken   = "token"   // the token needs a person or time: park it
-	ClassLibrary = "library" // the module's state in this process is broken: replace the process
+	ClassCaller  = failure.ClassCaller
+	ClassSession = failure.ClassSession
+	ClassToken   = failure.ClassToken
+	ClassLibrary = failure.ClassLibrary
 )
-
-// Errors that callers tell apart; Find's are those of the wrapping package.
-var (
-	ErrNotFound     = wrapping.ErrKeyNotFound
-	ErrAmbiguous    = wrapping.ErrKeyAmbiguous
-	ErrNoPublicHalf = errors.New("the token has no public half of this key")
-	errClosed       = errors.New("the token was closed")
-)
-
-// Error is what went wrong in a token, translated: the CKR code by name, its class, the cause in words and
-// what to do next.
-type Error struct {
-	Op       string // "C_WrapKey", or what was being done
-	Code     uint   // CK_RV; 0 when hsmbridge itself refused
-	Name     string // "CKR_..."
-	ErrClass string
-	Cause    string
-	Fix      string
-	Err      error
-
-	mark string // what CKR gives when no PKCS#11 call was made
-}
-
-// Error gives operation, code, cause and fix in one sentence.
-func (e *Error) Error() string {
-	var parts []string
-	for _, s := range []string{e.Op, e.Name, e.Cause} {
-		if s != "" {
-			parts = append(parts, s)
-		}
-	}
-	s := strings.Join(parts, ": ")
-	if e.Cause == "" && e.Err != nil {
-		s += ": " + e.Err.Error()
-	}
-	if e.Fix != "" {
-		s += "; " + e.Fix
-	}
-	return s
-}
-
-// Unwrap gives what the error was made from.
-func (e *Error) Unwrap() error { return e.Err }
-
-// Class is one of the Class constants.
-func (e *Error) Class() string { return e.ErrClass }
-
-// CKR is the name of the PKCS#11 return value, "CKR_PIN_INCORRECT"; when hsmbridge itself refused to log in it is [PINRefused], when there
-// was no PIN to log in with [PINUnavailable], and otherwise empty.
-func (e *Error) CKR() string {
-	if e.mark != "" {
-		return e.mark
-	}
-	name, _, _ := strings.Cut(e.Name, " ")
-	return name
-}
 
 // What [Error.CKR] gives where no call was made.
 const (
-	PINRefused     = "PINRefused"
-	PINUnavailable = "PINUnavailable"
+	PINRefused     = failure.PINRefused
+	PINUnavailable = failure.PINUnavailable
 )
+
+// Errors that callers tell apart.
+var (
+	ErrNotFound       = failure.ErrNotFound
+	ErrAmbiguous      = failure.ErrAmbiguous
+	ErrNoPublicHalf   = failure.ErrNoPublicHalf
+	ErrExists         = failure.ErrExists
+	ErrNotExportable  = failure.ErrNotExportable // the token was not asked
+	ErrNoSuchToken    = failure.ErrNoSuchToken
+	ErrAmbiguousToken = failure.ErrAmbiguousToken
+	ErrParked         = failure.ErrParked // until a person has acted
+	errClosed         = failure.ErrClosed
+)
+
+// Error is what went wrong in a token, translated. The type is that of a pure package, because errors also come from a module in
+// another process.
+type Error = failure.Error
 
 // about is what an operation was about, for messages.
 type about struct{ what, key string }

@@ -129,9 +129,6 @@ func (t *Token) only(s pkcs11.SessionHandle, label string) error {
 	}
 }
 
-// ErrExists says that a label or an id is taken.
-var ErrExists = errors.New("a key with this label or id exists")
-
 // generate calls the token. It gives the secret or private key first, then the public key of a pair.
 func (t *Token) generate(s pkcs11.SessionHandle, r recipe, common attributes) ([]pkcs11.ObjectHandle, error) {
 	mechanism := []*pkcs11.Mechanism{pkcs11.NewMechanism(r.mechanism, nil)}

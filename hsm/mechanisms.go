@@ -12,14 +12,7 @@ import (
 
 // MechanismInfo is what a token's list says of a mechanism that matters for wrapping. What it really does is
 // for a probe to find out.
-type MechanismInfo struct {
-	Name   string `json:"name"`
-	Type   uint   `json:"type"`
-	Listed bool   `json:"listed"`
-	Wrap   bool   `json:"wrap"`     // CKF_WRAP
-	Min    uint   `json:"min_size"` // key size, in bits or bytes as the mechanism has it
-	Max    uint   `json:"max_size"`
-}
+type MechanismInfo = wrapping.MechanismInfo
 
 // Mechanisms is the token's list, reduced to the mechanisms that a probe tries; those that it does not list
 // are there with Listed false.

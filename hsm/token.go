@@ -154,12 +154,6 @@ func (t *Token) matchesPlace(u pkcs11uri.URI, slot uint) bool {
 // trim takes the padding of a PKCS#11 string away.
 func trim(s string) string { return strings.TrimRight(s, " \x00") }
 
-// Errors of Open that callers tell apart.
-var (
-	ErrNoSuchToken    = errors.New("no such token")
-	ErrAmbiguousToken = errors.New("more than one token matches")
-)
-
 func describeToken(id wrapping.TokenIdentity) string {
 	return fmt.Sprintf("token=%q serial=%q model=%q", id.Label, id.Serial, id.Model)
 }
@@ -177,6 +171,9 @@ func (t *Token) Identity() wrapping.TokenIdentity { return t.identity }
 
 // Warnings is what a person should know about the token: a PIN of which few tries are left.
 func (t *Token) Warnings() []string { return t.warnings }
+
+// Sessions is how many operations can be under way at once.
+func (t *Token) Sessions() int { return cap(t.sessions) }
 
 // PINTriesLow says that the token showed, before the login, that a wrong PIN was given to it (CKF_USER_PIN_COUNT_LOW).
 func (t *Token) PINTriesLow() bool { return t.pinTriesLow }
@@ -218,7 +215,7 @@ func (t *Token) login(ctx context.Context, pin PINSource, again bool) error {
 	defer t.module.login.Unlock()
 	key := describeToken(t.identity) + t.module.parameters
 	parked := func(cause, fix string, err error) error {
-		return &Error{Op: "C_Login", ErrClass: ClassToken, Cause: cause, Fix: fix, Err: err, mark: PINRefused}
+		return &Error{Op: "C_Login", ErrClass: ClassToken, Cause: cause, Fix: fix, Err: err, Mark: PINRefused}
 	}
 	if again {
 		delete(t.module.refused, key)
@@ -253,7 +250,7 @@ func (t *Token) login(ctx context.Context, pin PINSource, again bool) error {
 	var secret []byte
 	if info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH == 0 && pin != nil {
 		if secret, err = pin(ctx, t.identity); err != nil {
-			return &Error{Op: "get the PIN of " + t.name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err, mark: PINUnavailable}
+			return &Error{Op: "get the PIN of " + t.name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err, Mark: PINUnavailable}
 		}
 		defer clear(secret)
 		if err := ctx.Err(); err != nil {
@@ -267,6 +264,3 @@ func (t *Token) login(ctx context.Context, pin PINSource, again bool) error {
 	t.module.refused[key] = err // whatever it was: it may have cost a try
 	return fault("C_Login", err, about{what: t.name})
 }
-
-// ErrParked says that the token is left alone until a person has acted.
-var ErrParked = errors.New("the token is parked")

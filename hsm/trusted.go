@@ -179,7 +179,7 @@ func (t *Token) loginAs(ctx context.Context, s pkcs11.SessionHandle, who uint, p
 		return fault("C_GetTokenInfo", err, about{what: t.name})
 	}
 	refuse := func(cause string) error {
-		return &Error{Op: "C_Login as " + name, ErrClass: ClassToken, Cause: cause + "; no login was tried", Fix: "use the vendor's tool first", Err: ErrParked, mark: PINRefused}
+		return &Error{Op: "C_Login as " + name, ErrClass: ClassToken, Cause: cause + "; no login was tried", Fix: "use the vendor's tool first", Err: ErrParked, Mark: PINRefused}
 	}
 	switch {
 	case identityOf(info) != t.identity:
@@ -192,7 +192,7 @@ func (t *Token) loginAs(ctx context.Context, s pkcs11.SessionHandle, who uint, p
 	var secret []byte
 	if info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH == 0 && pin != nil {
 		if secret, err = pin(ctx, t.identity); err != nil {
-			return &Error{Op: "get the PIN of the " + name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err, mark: PINUnavailable}
+			return &Error{Op: "get the PIN of the " + name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err, Mark: PINUnavailable}
 		}
 		defer clear(secret)
 	}

@@ -116,9 +116,6 @@ func (t *Token) refuse(key wrapping.Key) error {
 	return e
 }
 
-// ErrNotExportable says that a key's own attributes forbid the wrap; the token was not asked.
-var ErrNotExportable = errors.New("the key's attributes do not let it leave the token")
-
 // loadPublic makes the public key a session object that can do nothing but wrap.
 func (t *Token) loadPublic(s pkcs11.SessionHandle, pub *rsa.PublicKey) (pkcs11.ObjectHandle, error) {
 	h, err := t.module.ctx.CreateObject(s, []*pkcs11.Attribute{

@@ -188,3 +188,13 @@ type Capabilities struct {
 	Token  TokenIdentity
 	Trials []Trial
 }
+
+// MechanismInfo is what a token's list says of a mechanism that matters for wrapping. What it really does is for a probe to find out.
+type MechanismInfo struct {
+	Name   string `json:"name"`
+	Type   uint   `json:"type"` // CK_MECHANISM_TYPE
+	Listed bool   `json:"listed"`
+	Wrap   bool   `json:"wrap"`     // CKF_WRAP
+	Min    uint   `json:"min_size"` // key size, in bits or bytes as the mechanism has it
+	Max    uint   `json:"max_size"`
+}

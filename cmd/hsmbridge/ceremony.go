@@ -102,7 +102,7 @@ func (a *app) fetch(ctx context.Context, name string, o fetchOptions) error {
 	if !slices.Contains(k.KeySpec.Order(), wrapping.Algorithm(o.algorithm)) {
 		return usageError(fmt.Errorf("%s is no wrapping algorithm for a %s key: take one of %v", o.algorithm, k.KeySpec, k.KeySpec.Order()))
 	}
-	conn := a.connect(ctx, c, nil)
+	conn := a.connect(c, nil)
 	im := &importer.Importer{KMS: conn.destination}
 	r := request(c, k, d, importOptions{renew: o.renew})
 	remote, err := im.Remote(ctx, r)
@@ -278,7 +278,7 @@ func (a *app) upload(ctx context.Context, file string, signatures []string) erro
 			return &exitError{exitRefused, fmt.Errorf("%s is there: this was uploaded already; nothing was sent", u.name+ceremony.ResultExt+ext)}
 		}
 	}
-	conn := a.connect(ctx, c, nil)
+	conn := a.connect(c, nil)
 	im := &importer.Importer{KMS: conn.destination, Record: a.record}
 	r := request(c, u.key, u.dest, importOptions{renew: u.q.Action == string(importer.ActionReimport)})
 	a.tell(ctx, "ceremony-upload", u.q, u.text, "what was wrapped in the HSM room is uploaded next", file)

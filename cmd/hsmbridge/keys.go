@@ -159,7 +159,7 @@ func (a *app) generateKey(ctx context.Context, args []string, token, spec, label
 	if err := knownTokens(c, []string{token}); err != nil {
 		return err
 	}
-	conn := a.connect(ctx, c, []string{token})
+	conn := a.connect(c, []string{token})
 	defer conn.close() //nolint:errcheck // the key is made
 	t, err := conn.token(ctx, token)
 	if err != nil {

@@ -30,8 +30,17 @@ const maxBytes = 1024
 // commandTimeout is how long a pin_command may take.
 const commandTimeout = 60 * time.Second
 
-// Prepare makes the source of a token's PIN. A pin_command is run at once, because a process must not start
-// others once a PKCS#11 module is initialised in it; everything else waits until the token is found.
+// Later makes the source of a token's PIN for a process that loads no PKCS#11 module itself: all of it, pin_command included, waits until
+// the token is found, so that a PIN is in memory for as long as it takes to hand it over.
+func Later(t configs.Token) (Source, error) {
+	if len(t.PINCommand) > 0 && t.PINFile == "" {
+		return func(ctx context.Context, _ wrapping.TokenIdentity) ([]byte, error) { return fromCommand(ctx, t.PINCommand) }, nil
+	}
+	return Prepare(context.Background(), t)
+}
+
+// Prepare makes the source of a token's PIN for a process that loads the PKCS#11 module itself. A pin_command is run at once, because such a
+// process must not start others once the module is initialised in it; everything else waits until the token is found.
 func Prepare(ctx context.Context, t configs.Token) (Source, error) {
 	switch {
 	case t.PINFile != "":

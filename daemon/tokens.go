@@ -18,11 +18,16 @@ import (
 	"hsmbridge/daemon/store"
 )
 
-// Token is an open token. [hsmbridge/hsm.Token] has these methods.
+// Token is an open token, whose PKCS#11 module lives in a process of its own. [hsmbridge/hsm/remote.Token] has these methods.
 type Token interface {
 	signingToken
 	Warnings() []string
 	PINTriesLow() bool
+	PID() int
+	Isolation() string      // what keeps the process alone
+	Ended() <-chan struct{} // closed when the process is no more
+	Err() error             // why; nil: it was closed
+	Replace(cause error)    // ends the process
 	Close() error
 }
 
@@ -36,7 +41,6 @@ type tokens struct {
 	store  *store.Store
 	log    *zap.Logger
 	now    func() time.Time
-	calls  *calls
 
 	opening sync.Mutex // one login at a time in the whole process
 
@@ -54,10 +58,8 @@ type slot struct {
 	parked  *store.Parked
 	again   bool // the next login may follow a refused one
 	low     bool
+	deaths  []time.Time // of the processes of its module
 }
-
-// openTime bounds C_Initialize, C_OpenSession and C_Login together.
-const openTime = time.Minute
 
 func (ts *tokens) slot(name string) *slot {
 	ts.mu.Lock()
@@ -100,6 +102,9 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 	s := ts.slot(name)
 	s.Lock()
 	defer s.Unlock()
+	if s.token != nil && s.token.over() {
+		s.token = nil // its end is looked into by whoever waits for it
+	}
 	c, ok := ts.config().Token(name)
 	if ok && (s.parked != nil || s.token == nil) {
 		if err := ts.look(ctx, name, s); err != nil {
@@ -125,18 +130,16 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 		return nil, err
 	}
 	defer release()
-	octx, cancel := context.WithTimeout(ctx, openTime)
-	defer cancel()
-	done := ts.calls.begin("open " + name)
-	token, err := ts.open(octx, c, s.again)
-	done()
+	token, err := ts.open(ctx, c, s.again)
 	if err != nil {
 		return nil, ts.failed(ctx, name, s, err)
 	}
 	s.again, s.low, s.config, s.cause = false, token.PINTriesLow(), c, ""
-	s.token = &tracked{Token: token, calls: ts.calls, name: name}
+	s.token = &tracked{Token: token}
+	go ts.attend(name, s, s.token)
 	id := token.Identity()
 	ts.log.Info("token opened", zap.String("token", name), zap.String("serial", id.Serial), zap.String("model", id.Model), zap.String("firmware", id.Firmware))
+	ts.log.Info("its module has a process of its own", zap.String("token", name), zap.Int("pid", token.PID()), zap.String("isolation", token.Isolation()))
 	for _, w := range token.Warnings() {
 		ts.log.Warn(w, zap.String("token", name))
 	}
@@ -205,10 +208,51 @@ func (ts *tokens) failed(ctx context.Context, name string, s *slot, err error) e
 		ts.park(ctx, name, s, err)
 		return err
 	}
+	if runner.Died(err) && ts.died(ctx, name, s, err) {
+		return ts.parkedError(name, s)
+	}
 	rest := runner.Rests(err)
 	s.resting, s.cause = ts.now().Add(rest), err.Error()
 	ts.log.Warn("token cannot be opened", zap.String("token", name), zap.Duration("next_try_in", rest), zap.Error(err))
 	return err
+}
+
+// attend waits for the end of a token's process. The next who wants the token opens it anew, in another process.
+func (ts *tokens) attend(name string, s *slot, t *tracked) {
+	<-t.Ended()
+	cause := t.Err()
+	if cause == nil {
+		return // it was closed
+	}
+	s.Lock()
+	defer s.Unlock()
+	if s.token == t {
+		s.token = nil
+	}
+	ts.died(context.Background(), name, s, cause)
+}
+
+// died notes that the process of a token's module is no more, and parks a token of which that is said too often.
+func (ts *tokens) died(ctx context.Context, name string, s *slot, cause error) (parked bool) {
+	now := ts.now()
+	s.deaths = append(s.deaths, now)
+	ts.log.Error("the process of a token's module is no more; the next call starts another one", zap.String("token", name), zap.Error(cause))
+	if s.parked != nil || !runner.DiesTooOften(s.deaths, now) {
+		return false
+	}
+	ts.park(ctx, name, s, runner.ModuleDies(name, len(s.deaths), cause))
+	s.deaths = nil
+	return true
+}
+
+// Replace ends the process of a token's module, whose state in it is broken.
+func (ts *tokens) Replace(_ context.Context, name string, cause error) {
+	s := ts.slot(name)
+	s.Lock()
+	defer s.Unlock()
+	if s.token != nil {
+		s.token.Replace(cause)
+	}
 }
 
 // Rest closes a token and leaves it alone until then.
@@ -256,11 +300,11 @@ func (ts *tokens) unpark(ctx context.Context, name, actor string) error {
 	case !found && !s.resting.After(ts.now()):
 		return fmt.Errorf("token %s is not parked: %w", name, control.ErrRefused)
 	}
-	s.parked, s.resting, s.cause, s.again = nil, time.Time{}, "", found
+	s.parked, s.resting, s.cause, s.again, s.deaths = nil, time.Time{}, "", found, nil
 	return nil
 }
 
-// shut closes a slot's token. Closing may hang with the module, so nobody waits for it.
+// shut closes a slot's token. Closing may take until the module's process is killed, so nobody waits for it.
 func (ts *tokens) shut(s *slot, name string) {
 	t := s.token
 	s.token = nil

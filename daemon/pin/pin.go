@@ -34,7 +34,9 @@ const commandTimeout = 60 * time.Second
 // the token is found, so that a PIN is in memory for as long as it takes to hand it over.
 func Later(t configs.Token) (Source, error) {
 	if len(t.PINCommand) > 0 && t.PINFile == "" {
-		return func(ctx context.Context, _ wrapping.TokenIdentity) ([]byte, error) { return fromCommand(ctx, t.PINCommand) }, nil
+		return func(ctx context.Context, _ wrapping.TokenIdentity) ([]byte, error) {
+			return fromCommand(ctx, t.PINCommand)
+		}, nil
 	}
 	return Prepare(context.Background(), t)
 }

@@ -26,7 +26,8 @@ import (
 	"hsmbridge/daemon"
 	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/store"
-	"hsmbridge/hsm"
+	"hsmbridge/hsm/remote"
+	"hsmbridge/hsm/worker"
 	"hsmbridge/hsm/wrapping"
 	"hsmbridge/kmsclient"
 	"hsmbridge/kmsclient/kmsemu"
@@ -45,6 +46,8 @@ const (
 
 func TestMain(m *testing.M) {
 	switch {
+	case worker.Called(os.Args):
+		os.Exit(worker.Main(os.Args))
 	case os.Getenv(envList) != "":
 		os.Exit(list())
 	case os.Getenv(envConfig) != "":
@@ -113,9 +116,10 @@ func signalAt() func(store.Job, string) {
 
 // openToken opens tokens as the command does, with the PIN from its file.
 func openToken() daemon.OpenToken {
+	var starter remote.Starter
 	return func(ctx context.Context, t configs.Token, again bool) (daemon.Token, error) {
-		token, err := hsm.Open(ctx, hsm.Config{
-			Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, LoginAgain: again,
+		token, err := starter.Open(ctx, remote.Config{
+			Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, LoginAgain: again, CallTimeout: t.Timeout(),
 		}, func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return os.ReadFile(t.PINFile) }) //nolint:gosec // the configuration of this test names it
 		if err != nil {
 			return nil, err
@@ -149,6 +153,7 @@ type world struct {
 	kms    string // more of its kms
 	keys   []string
 	tokens string          // more tokens of the configuration
+	module []string        // more lines of the token
 	quotas bool            // AWS's default quotas
 	before func(op string) // called when a request has come, before KMS has it
 	after  func(op string) // called when KMS has done it, before it answers
@@ -243,6 +248,14 @@ func (w *world) config(name, database string) string {
 			extra += "  - {operation: " + op + ", rate: 1000/s}\n"
 		}
 	}
+	environment, err := json.Marshal(w.token.Environment)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	module := ""
+	for _, l := range w.module {
+		module += "    " + l + "\n"
+	}
 	y := fmt.Sprintf(`name: %s
 database: %q
 kms: {endpoint: %q%s}
@@ -254,9 +267,9 @@ tokens:
     module: %q
     uri: %q
     pin_file: %q
-    environment: {SOFTHSM2_CONF: %q}
-%skeys:
-%s`, name, database, w.url, w.kms, w.socket(name), extra, w.token.Module, w.token.URI(), w.token.PINFile(w.t), w.token.Environment["SOFTHSM2_CONF"], w.tokens, strings.Join(w.keys, ""))
+    environment: %s
+%s%skeys:
+%s`, name, database, w.url, w.kms, w.socket(name), extra, w.token.Module, w.token.URI(), w.token.PINFile(w.t), environment, module, w.tokens, strings.Join(w.keys, ""))
 	path := filepath.Join(w.dir, name+".yaml")
 	if err := os.WriteFile(path, []byte(y), 0o600); err != nil {
 		w.t.Fatal(err)
@@ -415,7 +428,7 @@ func (w *world) materials(arn string) []kmsclient.KeyMaterial {
 	return list
 }
 
-// objects lists the key objects in the token by label. A process of its own looks: a module is loaded once, with one store.
+// objects lists the key objects in the token by label.
 func (w *world) objects() map[string]int {
 	w.t.Helper()
 	self, err := os.Executable()
@@ -446,7 +459,8 @@ func list() int {
 	if err != nil {
 		return fail(err)
 	}
-	lister, ok := token.(*hsm.Token)
+	defer token.Close() //nolint:errcheck // it was only looked at
+	lister, ok := token.(*remote.Token)
 	if !ok {
 		return fail(fmt.Errorf("the token is a %T", token))
 	}

@@ -17,14 +17,19 @@ import (
 	"hsmbridge/hsm/wrapping"
 )
 
-// conversation is a token whose process is the test: it answers every frame with the next of answers, and then goes silent or away.
+// conversation is a token whose process is the test: it answers every frame with the next of answers, and then is silent.
 func conversation(tb testing.TB, answers ...[]byte) *Token {
+	tb.Helper()
+	return converse(tb, false, answers...)
+}
+
+// converse is the same; with ends the process ends after the last answer.
+func converse(tb testing.TB, ends bool, answers ...[]byte) *Token {
 	tb.Helper()
 	ours, theirs := net.Pipe()
 	t := newToken(Config{Name: "test", CallTimeout: 2 * time.Second}, ours, ours)
 	t.kill = func() { _ = ours.Close() }
 	t.ready(wrapping.TokenIdentity{Label: "test"}, nil, false, 4)
-	close(t.reaped)
 	go t.receive()
 	go func() {
 		defer theirs.Close() //nolint:errcheck // a pipe
@@ -40,6 +45,10 @@ func conversation(tb testing.TB, answers ...[]byte) *Token {
 			if _, err := theirs.Write(a); err != nil {
 				return
 			}
+		}
+		if ends {
+			t.end(death{mark: failure.ProcessDied, cause: "it ended"})
+			return
 		}
 		_, _ = io.Copy(io.Discard, theirs)
 	}()
@@ -166,8 +175,7 @@ func FuzzProcess(f *testing.F) {
 	f.Add(frame(f, wire.KindWantPIN, 0, &wire.WantPIN{}))
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, byte(wire.KindAnswer), 0, 0, 0, 0, 0, 0, 0, 0, 1})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		tok := conversation(t, b)
-		tok.timeout = 20 * time.Millisecond
+		tok := converse(t, true, b)
 		if keys, err := tok.Keys(context.Background()); err == nil {
 			for _, k := range keys {
 				if k.Epoch != tok.epoch {

@@ -148,6 +148,87 @@ func TestHungModule(t *testing.T) {
 	})
 }
 
+// A module crashes in C_WrapKey in the middle of an import: another process goes on, KMS gets the material once, and nothing is left behind.
+func TestCrashedModule(t *testing.T) {
+	w := newWorld(t, kmsemu.Options{})
+	module := shim.New(t, w.token.Token)
+	w.token.Token = module.Token
+	arn := w.key("k", wrapping.HMAC256)
+	var once sync.Once
+	core, logs := observer.New(zap.InfoLevel)
+	x := watch(t, w, func(o *daemon.Options) {
+		o.Log = zap.New(core)
+		o.AfterStep = func(_ store.Job, step string) {
+			if step == string(importer.StepParameters) { // the wrap is next
+				once.Do(func() { module.Script(t, "C_WrapKey: crash") })
+			}
+		}
+	})
+	stop, err := x.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	until(t, "the crash", func() bool { return logs.FilterMessageSnippet("process of a token's module is no more").Len() > 0 })
+	module.Script(t)
+	until(t, "the import", func() bool { return w.emu.State(arn) == "Enabled" })
+	until(t, "the end of the job", func() bool {
+		jobs, err := x.Store().Jobs(t.Context(), store.JobFilter{Key: "k", Open: true})
+		return err == nil && len(jobs) == 0
+	})
+	if n := w.emu.Count("ImportKeyMaterial"); n != 1 {
+		t.Errorf("KMS was given the material %d times", n)
+	}
+	said := fmt.Sprint(logs.FilterMessageSnippet("process of a token's module is no more").All()[0].ContextMap())
+	if !strings.Contains(said, "SIGSEGV") || !strings.Contains(said, "wrap") {
+		t.Errorf("the log says %s", said)
+	}
+	if got := w.objects(); got["k"] != 1 || len(got) != 1 {
+		t.Errorf("the token holds %v", got)
+	}
+}
+
+// A module that crashes again and again parks its token, with the reason; when a person says so it is used again.
+func TestModuleDiesTooOften(t *testing.T) {
+	w := newWorld(t, kmsemu.Options{})
+	module := shim.New(t, w.token.Token)
+	w.token.Token = module.Token
+	arn := w.key("k", wrapping.HMAC256)
+	module.Script(t, "C_GenerateKey: crash")
+	x := watch(t, w, func(*daemon.Options) {})
+	stop, err := x.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	var parked store.Parked
+	until(t, "the parking", func() bool {
+		_, _ = x.Retry(t.Context(), "test", "k") // not to wait
+		list, err := x.Store().ParkedTokens(t.Context())
+		parked = list["hsm"]
+		return err == nil && parked.Code != ""
+	})
+	if parked.Code != "ModuleDies" || !strings.Contains(parked.Reason, "ended 3 times within 10m") || !strings.Contains(parked.Reason, "SIGSEGV") {
+		t.Errorf("it is parked because %+v", parked)
+	}
+	if logins := module.Counters(t).Calls["C_Login"]; logins != 3 {
+		t.Errorf("%d logins for three processes", logins)
+	}
+	module.Script(t)
+	if err := x.ResumeToken(t.Context(), "test", "hsm"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the import", func() bool { return w.emu.State(arn) == "Enabled" })
+}
+
 // The daemon itself makes no progress: systemd gets no more signs of life, and /livez and /readyz say why. When it goes on, all is well.
 func TestStuckDaemon(t *testing.T) {
 	w := newWorld(t, kmsemu.Options{})

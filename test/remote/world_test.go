@@ -75,6 +75,13 @@ func generated(t testing.TB, tok *remote.Token) (wrapping.Key, wrapping.Plan, *t
 	if err != nil {
 		t.Fatal(err)
 	}
+	plan, rsa := planAndKey(t)
+	return key, plan, rsa
+}
+
+// planAndKey is a plan that SoftHSM2 can do, and a wrapping key for it.
+func planAndKey(t testing.TB) (wrapping.Plan, *trial.RSAKey) {
+	t.Helper()
 	plan := wrapping.Plan{
 		KeySpec: wrapping.SymmetricDefault, Algorithm: wrapping.OAEPSHA1, WrappingKeySpec: wrapping.RSA2048, Length: 32,
 		Mechanism: wrapping.Mechanism{Name: "CKM_RSA_PKCS_OAEP", Type: 9, Form: wrapping.FormOAEP},
@@ -83,7 +90,7 @@ func generated(t testing.TB, tok *remote.Token) (wrapping.Key, wrapping.Plan, *t
 	if err != nil {
 		t.Fatal(err)
 	}
-	return key, plan, rsa
+	return plan, rsa
 }
 
 // until waits for something that happens in another process.

@@ -22,7 +22,7 @@ type Timeout time.Duration
 var timeoutForm = regexp.MustCompile(timeoutPattern)
 
 const (
-	timeoutPattern     = `^[0-9]{1,4}[sm]$`
+	timeoutPattern     = `^\d{1,4}[sm]$`
 	defaultCallTimeout = 30 * time.Second
 	maxCallTimeout     = 10 * time.Minute
 )
@@ -50,7 +50,9 @@ func (t *Timeout) UnmarshalText(text []byte) error {
 }
 
 // Timeout is how long a call to the token's module may take: [Token.CallTimeout], or 30 seconds.
-func (t Token) Timeout() time.Duration { return cmp.Or(time.Duration(t.CallTimeout), defaultCallTimeout) }
+func (t Token) Timeout() time.Duration {
+	return cmp.Or(time.Duration(t.CallTimeout), defaultCallTimeout)
+}
 
 // module checks how the process of a token's module is to be.
 func (v validator) module(path string, t *Token) {

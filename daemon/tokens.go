@@ -136,7 +136,7 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 	}
 	s.again, s.low, s.config, s.cause = false, token.PINTriesLow(), c, ""
 	s.token = &tracked{Token: token}
-	go ts.attend(name, s, s.token)
+	go ts.attend(context.WithoutCancel(ctx), name, s, s.token)
 	id := token.Identity()
 	ts.log.Info("token opened", zap.String("token", name), zap.String("serial", id.Serial), zap.String("model", id.Model), zap.String("firmware", id.Firmware))
 	ts.log.Info("its module has a process of its own", zap.String("token", name), zap.Int("pid", token.PID()), zap.String("isolation", token.Isolation()))
@@ -218,7 +218,7 @@ func (ts *tokens) failed(ctx context.Context, name string, s *slot, err error) e
 }
 
 // attend waits for the end of a token's process. The next who wants the token opens it anew, in another process.
-func (ts *tokens) attend(name string, s *slot, t *tracked) {
+func (ts *tokens) attend(ctx context.Context, name string, s *slot, t *tracked) {
 	<-t.Ended()
 	cause := t.Err()
 	if cause == nil {
@@ -229,7 +229,7 @@ func (ts *tokens) attend(name string, s *slot, t *tracked) {
 	if s.token == t {
 		s.token = nil
 	}
-	ts.died(context.Background(), name, s, cause)
+	ts.died(ctx, name, s, cause)
 }
 
 // died notes that the process of a token's module is no more, and parks a token of which that is said too often.

@@ -56,7 +56,7 @@ func (a *app) connect(c *configs.Config, tokens []string) *connections {
 }
 
 // connectTokens loads the configuration and prepares the named tokens, or all of them, and gives their names.
-func (a *app) connectTokens(ctx context.Context, names []string) (*connections, []string, error) {
+func (a *app) connectTokens(names []string) (*connections, []string, error) {
 	c, err := a.load()
 	if err != nil {
 		return nil, nil, err
@@ -72,7 +72,7 @@ func (a *app) connectTokens(ctx context.Context, names []string) (*connections, 
 }
 
 // connectKeys loads the configuration and prepares the tokens of the named managed keys, or of all.
-func (a *app) connectKeys(ctx context.Context, names []string, all bool) (*connections, []configs.Key, error) {
+func (a *app) connectKeys(names []string, all bool) (*connections, []configs.Key, error) {
 	c, err := a.load()
 	if err != nil {
 		return nil, nil, err

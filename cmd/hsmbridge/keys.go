@@ -65,7 +65,7 @@ func rowOf(token string, k wrapping.Key) keyRow {
 }
 
 func (a *app) listKeys(ctx context.Context, names []string) error {
-	conn, names, err := a.connectTokens(ctx, names)
+	conn, names, err := a.connectTokens(names)
 	if err != nil {
 		return err
 	}

@@ -66,7 +66,7 @@ type trialRow struct {
 }
 
 func (a *app) probe(ctx context.Context, names []string) error {
-	conn, names, err := a.connectTokens(ctx, names)
+	conn, names, err := a.connectTokens(names)
 	if err != nil {
 		return err
 	}

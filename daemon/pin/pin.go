@@ -38,16 +38,13 @@ func Later(t configs.Token) (Source, error) {
 			return fromCommand(ctx, t.PINCommand)
 		}, nil
 	}
-	return Prepare(context.Background(), t)
+	return waiting(t)
 }
 
 // Prepare makes the source of a token's PIN for a process that loads the PKCS#11 module itself. A pin_command is run at once, because such a
 // process must not start others once the module is initialised in it; everything else waits until the token is found.
 func Prepare(ctx context.Context, t configs.Token) (Source, error) {
-	switch {
-	case t.PINFile != "":
-		return func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return fromFile(t.PINFile) }, nil
-	case len(t.PINCommand) > 0:
+	if len(t.PINCommand) > 0 && t.PINFile == "" {
 		secret, err := fromCommand(ctx, t.PINCommand)
 		if err != nil {
 			return nil, err
@@ -60,6 +57,15 @@ func Prepare(ctx context.Context, t configs.Token) (Source, error) {
 			}
 			return s, nil
 		}, nil
+	}
+	return waiting(t)
+}
+
+// waiting is the source of a PIN that is read when the token asks for it.
+func waiting(t configs.Token) (Source, error) {
+	switch {
+	case t.PINFile != "":
+		return func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return fromFile(t.PINFile) }, nil
 	case t.PINPrompt:
 		return func(ctx context.Context, token wrapping.TokenIdentity) ([]byte, error) {
 			return fromTerminal(ctx, token, "PIN")

@@ -95,7 +95,7 @@ func landlock(network bool) (abi int, err error) {
 	if errno != 0 {
 		return 0, errno
 	}
-	abi = int(v) //nolint:gosec // a small number
+	abi = int(v)
 	var r ruleset
 	size := uintptr(sizeOfNetwork)
 	if !network && abi >= abiNetwork {
@@ -114,7 +114,7 @@ func landlock(network bool) (abi int, err error) {
 	if errno != 0 {
 		return abi, errno
 	}
-	defer unix.Close(int(fd)) //nolint:errcheck,gosec // a ruleset has nothing to lose
+	defer unix.Close(int(fd)) //nolint:errcheck // a ruleset has nothing to lose
 	if _, _, errno = unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, fd, 0, 0); errno != 0 {
 		return abi, errno
 	}

@@ -36,7 +36,7 @@ func attempts() map[string]func() error {
 	}
 	other := func(number uintptr) func() error {
 		return func() error {
-			if _, _, errno := unix.Syscall6(number, uintptr(os.Getppid()), 0, 0, 0, 0, 0); errno != 0 { //nolint:gosec // a process's number
+			if _, _, errno := unix.Syscall6(number, uintptr(os.Getppid()), 0, 0, 0, 0, 0); errno != 0 {
 				return errno
 			}
 			return nil

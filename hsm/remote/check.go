@@ -21,7 +21,7 @@ import (
 // checkKey holds a key against what it was asked for by, and against itself.
 func (t *Token) checkKey(k wrapping.Key, u pkcs11uri.URI) error {
 	class := map[string]string{"CKO_SECRET_KEY": pkcs11uri.TypeSecretKey, "CKO_PRIVATE_KEY": pkcs11uri.TypePrivate}[k.Class]
-	wrong := ""
+	var wrong string
 	switch {
 	case class == "":
 		wrong = "an object of another class"

@@ -58,8 +58,9 @@ func limit(op wire.Op, timeout time.Duration) time.Duration {
 		return 4 * timeout
 	case wire.OpClose:
 		return min(timeout, 10*time.Second)
+	default:
+		return timeout
 	}
-	return timeout
 }
 
 // opening is how long loading the module, finding the token and logging in may take, each.
@@ -76,7 +77,7 @@ func (s *Starter) Open(ctx context.Context, c Config, pin PINSource) (*Token, er
 		return nil, err
 	}
 	c.CallTimeout = cmp.Or(c.CallTimeout, DefaultCallTimeout)
-	t, err := start(c)
+	t, err := start(ctx, c)
 	if err != nil {
 		return nil, &failure.Error{Op: "start the process of the module of " + c.Name, ErrClass: failure.ClassToken, Cause: err.Error(), Mark: failure.ProcessDied, Err: err}
 	}

@@ -19,6 +19,7 @@ import (
 // Token is an open token whose module lives in a process of its own. Its methods may be called by many goroutines; as many calls are under
 // way at once as the token has sessions. When the process is no more, every method gives an error that says why: open the token anew.
 type Token struct {
+	life    context.Context // of Close, which has none
 	name    string
 	timeout time.Duration
 	conn    *wire.Conn
@@ -97,7 +98,7 @@ func (t *Token) Close() error {
 	t.mu.Lock()
 	t.closing = true
 	t.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), limit(wire.OpClose, t.timeout))
+	ctx, cancel := context.WithTimeout(t.life, limit(wire.OpClose, t.timeout))
 	defer cancel()
 	err := t.do(ctx, wire.OpClose, nil, nil)
 	if err == nil || t.over() {
@@ -204,7 +205,7 @@ func (t *Token) Wrap(ctx context.Context, key wrapping.Key, pub *rsa.PublicKey, 
 		return nil, &failure.Error{Op: "wrap " + key.Label, ErrClass: failure.ClassCaller, Cause: fmt.Sprintf("the wrapping public key has %d bits and the plan says %s", pub.N.BitLen(), plan.WrappingKeySpec)}
 	}
 	var m wire.Bytes
-	if err := t.do(ctx, wire.OpWrap, &wire.Wrap{Key: wire.Key{Key: key}, Modulus: pub.N.Bytes(), Exponent: uint64(pub.E), Plan: plan}, &m); err != nil { //nolint:gosec // checked above
+	if err := t.do(ctx, wire.OpWrap, &wire.Wrap{Key: wire.Key{Key: key}, Modulus: pub.N.Bytes(), Exponent: uint64(pub.E), Plan: plan}, &m); err != nil {
 		return nil, err
 	}
 	err := wrapping.CheckOutput(plan, m.Bytes)

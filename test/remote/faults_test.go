@@ -2,6 +2,7 @@ package remote
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -186,12 +187,12 @@ func TestOthersUnderWay(t *testing.T) {
 	c := config(t, m.Token)
 	c.CallTimeout = 2 * time.Second
 	tok := open(t, &starter, c, m.PIN)
-	key, plan, rsa := generated(t, tok)
+	key, plan, wk := generated(t, tok)
 	m.Script(t, "C_WrapKey: hang")
 	var wg sync.WaitGroup
 	errs := make([]error, 5)
 	for i := range errs {
-		wg.Go(func() { _, errs[i] = tok.Wrap(t.Context(), key, rsa.Public(), plan) })
+		wg.Go(func() { _, errs[i] = tok.Wrap(t.Context(), key, wk.Public(), plan) })
 		time.Sleep(20 * time.Millisecond)
 	}
 	wg.Wait()
@@ -211,7 +212,7 @@ func TestManyAtOnce(t *testing.T) {
 	tok := softhsm.New(t)
 	var starter remote.Starter
 	h := open(t, &starter, config(t, tok.Token), tok.PIN)
-	key, plan, rsa := generated(t, h)
+	key, plan, wk := generated(t, h)
 	want, err := h.CheckValue(t.Context(), key)
 	if err != nil || len(want) != 6 {
 		t.Fatal(want, err)
@@ -228,21 +229,21 @@ func TestManyAtOnce(t *testing.T) {
 			message := []byte(strconv.Itoa(i))
 			one, err := h.MAC(t.Context(), mac, message)
 			two, err2 := h.MAC(t.Context(), mac, message)
-			if err != nil || err2 != nil || string(one) != string(two) {
+			if err != nil || err2 != nil || !bytes.Equal(one, two) {
 				t.Errorf("MAC %d: %v, %v", i, err, err2)
 			}
-			out, err := h.Wrap(t.Context(), key, rsa.Public(), plan)
+			out, err := h.Wrap(t.Context(), key, wk.Public(), plan)
 			if err != nil {
 				t.Errorf("wrap %d: %v", i, err)
 				return
 			}
-			material, err := rsa.OpenOAEP(plan.Algorithm, out)
+			material, err := wk.OpenOAEP(plan.Algorithm, out)
 			mu.Lock()
 			defer mu.Unlock()
 			if first == nil {
 				first = material
 			}
-			if err != nil || len(material) != 32 || string(material) != string(first) {
+			if err != nil || len(material) != 32 || !bytes.Equal(material, first) {
 				t.Errorf("wrap %d opens to %d bytes (%v)", i, len(material), err)
 			}
 		})

@@ -75,14 +75,15 @@ func (c *coder) handle(v *uint) {
 	*v = uint(n)
 }
 
-// count is a number of things, at most so many.
-func (c *coder) count(v *int, most int) {
+// count is a number of things: bits, bytes, sessions.
+func (c *coder) count(v *int) {
+	const most = 1_000_000
 	n := uint64(*v) //nolint:gosec // a negative one is refused below
 	if c.reading {
 		c.number(&n)
 	}
 	switch {
-	case n > uint64(most): //nolint:gosec // most is positive
+	case n > most:
 		c.fail("the count %d, more than %d", n, most)
 	case c.reading:
 		*v = int(n) //nolint:gosec // at most most

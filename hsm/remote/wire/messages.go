@@ -4,14 +4,13 @@ import "hsmbridge/hsm/wrapping"
 
 // Limits of single fields.
 const (
-	maxName  = 256       // names of ours, and of CK_TOKEN_INFO
-	maxLabel = 4096      // CKA_LABEL and CKA_ID
-	maxText  = 16 << 10  // a sentence for a person
-	maxKeys  = 200_000   // in a list
-	maxURI   = 3 << 12   // percent-encoded
-	maxBytes = 32 << 10  // a message, a modulus, a wrapped key, a signature
-	maxCount = 1_000_000 // bits, bytes
-	maxFew   = 4096      // trials, mechanisms, warnings
+	maxName  = 256      // names of ours, and of CK_TOKEN_INFO
+	maxLabel = 4096     // CKA_LABEL and CKA_ID
+	maxText  = 16 << 10 // a sentence for a person
+	maxKeys  = 200_000  // in a list
+	maxURI   = 3 << 12  // percent-encoded
+	maxBytes = 32 << 10 // a message, a modulus, a wrapped key, a signature
+	maxFew   = 4096     // trials, mechanisms, warnings
 )
 
 // Hello is the first that a module's process says.
@@ -71,7 +70,7 @@ func (m *Opened) fields(c *coder) {
 	identity(c, &m.Token)
 	list(c, &m.Warnings, maxFew, func(s *string) { text(c, s, maxText) })
 	c.flag(&m.PINTriesLow)
-	c.count(&m.Sessions, maxCount)
+	c.count(&m.Sessions)
 }
 
 // Text is a line.
@@ -93,7 +92,7 @@ func (m *Key) fields(c *coder) {
 	c.bytes(&k.ID, maxLabel)
 	text(c, &k.Class, maxName)
 	text(c, &k.KeyType, maxName)
-	c.count(&k.Bits, maxCount)
+	c.count(&k.Bits)
 	text(c, &k.Curve, maxName)
 	text(c, &k.KeySpec, maxName)
 	for _, f := range []*bool{&k.Extractable, &k.Sensitive, &k.WrapWithTrusted, &k.Local, &k.Decrypt, &k.Sign, &k.Wrap} {
@@ -150,7 +149,7 @@ func (m *Wrap) fields(c *coder) {
 	text(c, &p.Algorithm, maxName)
 	text(c, &p.WrappingKeySpec, maxName)
 	mechanism(c, &p.Mechanism)
-	c.count(&p.Length, maxCount)
+	c.count(&p.Length)
 	c.flag(&p.Padded)
 }
 
@@ -185,7 +184,7 @@ func (m *Capabilities) fields(c *coder) {
 		mechanism(c, &t.Mechanism)
 		text(c, &t.Outcome, maxName)
 		text(c, &t.Reason, maxText)
-		c.count(&t.Length, maxCount)
+		c.count(&t.Length)
 	})
 }
 

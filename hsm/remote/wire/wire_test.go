@@ -187,7 +187,7 @@ func FuzzMessages(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(uint8(i), b) //nolint:gosec // some fifteen
+		f.Add(uint8(i), b)
 	}
 	f.Fuzz(func(t *testing.T, which uint8, b []byte) {
 		all := samples()

@@ -5,6 +5,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"os"
 	"sync"
@@ -43,7 +44,12 @@ func newProcess() (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &process{conn: wire.NewConn(f, f, wire.MaxRequest), page: page, pins: make(chan []byte, 1), running: map[uint64]context.CancelFunc{}}, nil
+	const room = 16 << 10 // for several requests
+	buf, err := isolation.LockedPage(room)
+	if err != nil {
+		return nil, err
+	}
+	return &process{conn: wire.NewConn(&inbox{f: f, buf: buf}, f, wire.MaxRequest), page: page, pins: make(chan []byte, 1), running: map[uint64]context.CancelFunc{}}, nil
 }
 
 // serve receives until the socket is closed or speaks another language. The process then ends without asking the module: it may hang.
@@ -291,4 +297,27 @@ func publicKey(w wire.Wrap) (*rsa.PublicKey, error) {
 		return nil, fmt.Errorf("%w: a wrapping public key", wire.ErrMalformed)
 	}
 	return pub, nil
+}
+
+// inbox reads the socket in large pieces. A PIN passes through it, so its memory is locked, and what was taken out is overwritten.
+type inbox struct {
+	f    io.Reader
+	buf  []byte
+	from int // buf[from:to] is yet to be taken
+	to   int
+}
+
+// Read takes what is there, or waits for more.
+func (b *inbox) Read(p []byte) (int, error) {
+	if b.from == b.to {
+		n, err := b.f.Read(b.buf)
+		if n == 0 {
+			return 0, err //nolint:wrapcheck // io.EOF is looked for
+		}
+		b.from, b.to = 0, n
+	}
+	n := copy(p, b.buf[b.from:b.to])
+	clear(b.buf[b.from : b.from+n])
+	b.from += n
+	return n, nil
 }

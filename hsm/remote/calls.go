@@ -37,12 +37,17 @@ func (t *Token) do(ctx context.Context, op wire.Op, m, out wire.Message) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	return t.exchange(ctx.Done(), ctx.Err, op, m, out)
+}
+
+// exchange is do until the caller gives up, and why it did.
+func (t *Token) exchange(gone <-chan struct{}, why func() error, op wire.Op, m, out wire.Message) error {
 	select {
 	case t.places <- struct{}{}:
 	case <-t.ended:
 		return t.lost(op.String())
-	case <-ctx.Done():
-		return fmt.Errorf("wait for a session of %s: %w", t.name, ctx.Err())
+	case <-gone:
+		return fmt.Errorf("wait for a session of %s: %w", t.name, why())
 	}
 	number, c := t.begin(op)
 	if c == nil {
@@ -72,13 +77,13 @@ func (t *Token) do(ctx context.Context, op wire.Op, m, out wire.Message) error {
 			return t.violation(err)
 		}
 		return nil
-	case <-ctx.Done():
+	case <-gone:
 		if op == wire.OpProbe {
 			_ = t.conn.Send(wire.KindCancel, 0, number, nil)
 		}
 		return &failure.Error{
 			Op: "wait for " + t.name, ErrClass: failure.ClassSession, Cause: "the token did not answer in time; its call goes on in the background and what it gives is dropped",
-			Fix: "check the HSM and the connection to it, then run this again", Err: ctx.Err(),
+			Fix: "check the HSM and the connection to it, then run this again", Err: why(),
 		}
 	}
 }

@@ -2,7 +2,6 @@ package remote
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -45,7 +44,7 @@ func environment(c Config) []string {
 }
 
 // start starts the process: this binary again, with one end of a socket pair that nobody else has.
-func start(ctx context.Context, c Config) (*Token, error) {
+func start(c Config) (*Token, error) {
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("a socket pair: %w", err)
@@ -64,7 +63,7 @@ func start(ctx context.Context, c Config) (*Token, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(err, ours.Close())
 	}
-	t := newToken(context.WithoutCancel(ctx), c, ours, ours)
+	t := newToken(c, ours, ours)
 	t.kill = func() {
 		_ = cmd.Process.Kill()
 		_ = ours.Close()
@@ -88,9 +87,9 @@ func ending(s *os.ProcessState) string {
 }
 
 // newToken makes a token that speaks over a connection.
-func newToken(life context.Context, c Config, in io.Reader, out io.Writer) *Token {
+func newToken(c Config, in io.Reader, out io.Writer) *Token {
 	return &Token{
-		life: life, name: c.Name, timeout: c.CallTimeout, conn: wire.NewConn(bufio.NewReaderSize(in, 16<<10), out, wire.MaxAnswer), calls: map[uint64]*call{},
+		name: c.Name, timeout: c.CallTimeout, conn: wire.NewConn(bufio.NewReaderSize(in, 16<<10), out, wire.MaxAnswer), calls: map[uint64]*call{},
 		hello: make(chan wire.Hello, 1), wants: make(chan wrapping.TokenIdentity, 1), opened: make(chan answer, 1),
 		ended: make(chan struct{}), reaped: make(chan struct{}), kill: func() {},
 	}

@@ -77,7 +77,7 @@ func (s *Starter) Open(ctx context.Context, c Config, pin PINSource) (*Token, er
 		return nil, err
 	}
 	c.CallTimeout = cmp.Or(c.CallTimeout, DefaultCallTimeout)
-	t, err := start(ctx, c)
+	t, err := start(c)
 	if err != nil {
 		return nil, &failure.Error{Op: "start the process of the module of " + c.Name, ErrClass: failure.ClassToken, Cause: err.Error(), Mark: failure.ProcessDied, Err: err}
 	}

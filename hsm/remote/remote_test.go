@@ -27,7 +27,7 @@ func conversation(tb testing.TB, answers ...[]byte) *Token {
 func converse(tb testing.TB, ends bool, answers ...[]byte) *Token {
 	tb.Helper()
 	ours, theirs := net.Pipe()
-	t := newToken(context.Background(), Config{Name: "test", CallTimeout: 2 * time.Second}, ours, ours)
+	t := newToken(Config{Name: "test", CallTimeout: 2 * time.Second}, ours, ours)
 	t.kill = func() { _ = ours.Close() }
 	t.ready(wrapping.TokenIdentity{Label: "test"}, nil, false, 4)
 	go t.receive()

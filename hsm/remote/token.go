@@ -19,7 +19,6 @@ import (
 // Token is an open token whose module lives in a process of its own. Its methods may be called by many goroutines; as many calls are under
 // way at once as the token has sessions. When the process is no more, every method gives an error that says why: open the token anew.
 type Token struct {
-	life    context.Context // of Close, which has none
 	name    string
 	timeout time.Duration
 	conn    *wire.Conn
@@ -98,9 +97,10 @@ func (t *Token) Close() error {
 	t.mu.Lock()
 	t.closing = true
 	t.mu.Unlock()
-	ctx, cancel := context.WithTimeout(t.life, limit(wire.OpClose, t.timeout))
-	defer cancel()
-	err := t.do(ctx, wire.OpClose, nil, nil)
+	gone := make(chan struct{})
+	timer := time.AfterFunc(limit(wire.OpClose, t.timeout), func() { close(gone) })
+	defer timer.Stop()
+	err := t.exchange(gone, func() error { return context.DeadlineExceeded }, wire.OpClose, nil, nil)
 	if err == nil || t.over() {
 		err = nil // it ended on the way: what it had is gone with it
 	}

@@ -86,7 +86,7 @@ func (c *coder) count(v *int) {
 	case n > most:
 		c.fail("the count %d, more than %d", n, most)
 	case c.reading:
-		*v = int(n) //nolint:gosec // at most most
+		*v = int(n)
 	default:
 		c.number(&n)
 	}

@@ -17,7 +17,7 @@ DURATION   ?= 1h
 BENCHCOUNT ?= 6
 
 # Packages that need no HSM: they must build and pass without cgo.
-NOCGO = ./hsm/wrapping/... ./hsm/pkcs11uri/... ./hsm/quirks/... ./hsm/report/... ./kmsclient/... ./configs/... ./daemon/... ./cmd/kms-emulator/...
+NOCGO = ./hsm/wrapping/... ./hsm/pkcs11uri/... ./hsm/quirks/... ./hsm/report/... ./hsm/failure/... ./hsm/remote/... ./hsm/isolation/... ./kmsclient/... ./configs/... ./daemon/... ./cmd/kms-emulator/...
 
 # Packages whose own code runs in the test's process. The end-to-end tests under test/ and cmd/ start binaries that are built without
 # the race detector: it would see nothing there.

@@ -76,12 +76,16 @@ type Token struct {
 	// Name of the systemd credential (LoadCredential=, LoadCredentialEncrypted=) that holds the PIN.
 	PINCredential string `yaml:"pin_credential,omitempty"`
 
-	// Environment variables that the module reads, taken as they are. They are set for the whole process.
+	// Environment variables that the module reads, taken as they are. Each token's module has a process of its own, and these are its alone; of hsmbridge's own it gets only PATH, HOME, TZ, LANG and LD_LIBRARY_PATH.
 	Environment map[string]string `yaml:"environment,omitempty"`
 	// String for CK_C_INITIALIZE_ARGS.pReserved, which NSS wants: configdir='sql:/path/to/database'.
 	ModuleParameters string `yaml:"module_parameters,omitempty"`
 	// How this token differs from the standard, where hsmbridge's table of HSM families does not know it or is wrong. See docs/hsms.md.
 	Quirks quirks.Override `yaml:"quirks,omitempty"`
+	// Whether the module may use the network. none (the default) takes it away from the module's process; allowed is for HSMs that are reached over it.
+	Network Network `yaml:"network,omitempty"`
+	// How long a call to the module may take before its process is killed and replaced: 1s to 10m, default 30s. Generating a key may take 4 times as long, a probe 10 times.
+	CallTimeout Timeout `yaml:"call_timeout,omitempty"`
 }
 
 // Command is a program and its arguments. In YAML it is a list, or a text for /bin/sh -c.

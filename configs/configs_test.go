@@ -104,6 +104,7 @@ func TestSamples(t *testing.T) {
 		Tokens: []Token{{
 			Name: "demo", Module: "/usr/lib/softhsm/libsofthsm2.so", URI: pkcs11uri.URI{Token: "demo"}, PINFile: "demo.pin",
 			Environment: map[string]string{"SOFTHSM2_CONF": "/etc/softhsm/softhsm2.conf"},
+			Network:     NetworkNone, CallTimeout: Timeout(30 * time.Second),
 		}},
 		Keys: []Key{{
 			Name: "payments", Token: "demo", URI: pkcs11uri.URI{Object: "payments", Type: "secret-key"}, KeySpec: wrapping.SymmetricDefault,

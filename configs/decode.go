@@ -267,6 +267,8 @@ func (d *decoder) wrongType(path string, node ast.Node, want string) {
 		switch {
 		case want == "text" && slices.Contains([]string{"expires", "watch_every", "renew_before", "rotate_every", "drill_every", "valid_for", "standing", "every"}, field):
 			d.add(at, path, "%s has to be a length of time with a unit, as in 90d or 12h", field)
+		case want == "text" && field == "call_timeout":
+			d.add(at, path, "%s has to be a length of time with a unit, as in 30s or 2m", field)
 		case want == "text" && field == "rate":
 			d.add(at, path, "%s has to be a number of requests in a time, as in 1/s or 30/m", field)
 		case want == "text":

@@ -38,6 +38,9 @@ func TestSamplePerFamily(t *testing.T) {
 			t.Fatal(err)
 		}
 		q := quirks.For(quirks.Seen{Module: c.Tokens[0].Module}, c.Tokens[0].Quirks)
+		if q.Network != (c.Tokens[0].Network == configs.NetworkAllowed) {
+			t.Errorf("%s: network is %q, and the table says %v of its module", file, c.Tokens[0].Network, q.Network)
+		}
 		if q.Family != families[0] {
 			t.Errorf("%s: the family is %q, want %q", file, q.Family, families[0])
 		}

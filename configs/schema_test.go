@@ -111,6 +111,10 @@ func scalarSchema(t reflect.Type) *reflector.Schema {
 		return &reflector.Schema{Type: "string", Enum: enum(wrapping.KeySpecs())}
 	case reflect.TypeFor[wrapping.Algorithm]():
 		return &reflector.Schema{Type: "string", Enum: enum(wrapping.Algorithms())}
+	case reflect.TypeFor[Network]():
+		return &reflector.Schema{Type: "string", Enum: []any{NetworkNone, NetworkAllowed}, Default: NetworkNone}
+	case reflect.TypeFor[Timeout]():
+		return &reflector.Schema{Type: "string", Pattern: timeoutPattern, Examples: []any{"30s", "2m"}}
 	case reflect.TypeFor[Generate]():
 		return &reflector.Schema{Type: "string", Enum: []any{GenerateNever, GenerateIfMissing}, Default: GenerateNever}
 	}

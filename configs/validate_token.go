@@ -26,6 +26,7 @@ func (v validator) token(path string, t *Token) {
 	}
 	v.quirks(path+".quirks", t)
 	v.pinSource(path, t)
+	v.module(path, t)
 	for _, name := range slices.Sorted(maps.Keys(t.Environment)) {
 		at := path + ".environment." + name
 		v.matches(at, name, environmentPattern, "the name of an environment variable")
@@ -124,37 +125,23 @@ func (v validator) quirks(path string, t *Token) {
 	}
 }
 
-// modules checks tokens against each other: a module is loaded once for the process, and the environment is the process's.
-// Each token is compared with the first that has the same module, the same module and uri, or the same variable.
+// modules checks tokens against each other: the same module with the same settings and uri is the same token.
 func (v validator) modules() {
-	byModule, byURI, byVariable := make(map[string]*Token), make(map[string]*Token), make(map[string]*Token)
-	first := func(m map[string]*Token, key string, t *Token) *Token {
-		if m[key] == nil {
-			m[key] = t
-		}
-		return m[key]
-	}
+	first := make(map[string]*Token)
 	for i := range v.c.Tokens {
 		t, path := &v.c.Tokens[i], element("tokens", i)
 		if !v.ok(path) {
 			continue
 		}
-		module := resolve(v.folder, filepath.Clean(t.Module))
-		const once = "a module is loaded once for the whole process; give both the same, or run a second hsmbridge"
-		sameModule := first(byModule, module, t)
-		sameURI := first(byURI, module+"\x00"+t.URI.String(), t)
-		switch {
-		case !maps.Equal(t.Environment, sameModule.Environment):
-			v.problem(path+".module", "token %s uses this module with another environment: %s", sameModule.Name, once)
-		case t.ModuleParameters != sameModule.ModuleParameters:
-			v.problem(path+".module", "token %s uses this module with other module_parameters: %s", sameModule.Name, once)
-		case t != sameURI:
-			v.problem(path+".uri", "token %s has the same module and uri: one token is configured once", sameURI.Name)
-		}
+		key := []string{resolve(v.folder, filepath.Clean(t.Module)), t.ModuleParameters, t.URI.String()}
 		for _, name := range slices.Sorted(maps.Keys(t.Environment)) {
-			if other := first(byVariable, name, t); other.Environment[name] != t.Environment[name] && sameModule == t {
-				v.problem(path+".environment."+name, "%s has another value in token %s: the environment belongs to the whole process", name, other.Name)
-			}
+			key = append(key, name, t.Environment[name])
 		}
+		same := strings.Join(key, "\x00")
+		if other := first[same]; other != nil {
+			v.problem(path+".uri", "token %s has the same module and uri: one token is configured once", other.Name)
+			continue
+		}
+		first[same] = t
 	}
 }

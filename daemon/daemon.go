@@ -45,7 +45,7 @@ type Options struct {
 	Lease     time.Duration
 	NoSync    bool
 	Poll      time.Duration
-	Hung      time.Duration // a call to a token that takes longer hangs; 0: two minutes
+	Stuck     time.Duration // without progress for so long the daemon gives systemd no signs of life; 0: ten minutes
 	Manual    bool          // nobody calls Tick but the test
 }
 
@@ -60,7 +60,6 @@ type Daemon struct {
 	tokens  *tokens
 	clients *clients
 	metrics *metrics.Metrics
-	calls   *calls
 	auditor *auditor
 
 	config atomic.Pointer[configs.Config]
@@ -69,13 +68,10 @@ type Daemon struct {
 	started    time.Time
 	ready      atomic.Bool
 	kick       chan struct{}
-	broken     chan error // a module's state in this process is broken
+	progress   atomic.Int64 // when the loop last came around: time since the start
 	lastReload atomic.Pointer[string]
 	reloading  sync.Mutex
 }
-
-// ErrReplace says that the process has to be replaced: a PKCS#11 module in it is broken. Jobs were handed back.
-var ErrReplace = errors.New("a PKCS#11 module is broken in this process")
 
 // LoadQuickly loads a configuration without collecting garbage in between: that of ten thousand keys leaves some 200 MiB behind, for a moment.
 func LoadQuickly(load func() (*configs.Config, error)) (*configs.Config, error) {
@@ -85,7 +81,7 @@ func LoadQuickly(load func() (*configs.Config, error)) (*configs.Config, error) 
 
 // New opens the database and makes everything ready to run. It opens no token and calls nobody.
 func New(ctx context.Context, o Options) (*Daemon, error) {
-	d := &Daemon{o: o, log: o.Log, now: o.Now, started: time.Now(), kick: make(chan struct{}, 1), broken: make(chan error, 1), calls: newCalls()}
+	d := &Daemon{o: o, log: o.Log, now: o.Now, started: time.Now(), kick: make(chan struct{}, 1)}
 	if d.now == nil {
 		d.now = time.Now
 	}
@@ -119,7 +115,7 @@ func (d *Daemon) wire(ctx context.Context) error {
 		config: d.config.Load, store: d.store, log: d.log, now: d.now, made: map[place]*kms{},
 		calls: func(c kmsclient.Call) { d.metrics.Call(c.Operation, c.Code) },
 	}
-	d.tokens = &tokens{open: d.o.OpenToken, config: d.config.Load, store: d.store, log: d.log, now: d.now, calls: d.calls, byName: map[string]*slot{}}
+	d.tokens = &tokens{open: d.o.OpenToken, config: d.config.Load, store: d.store, log: d.log, now: d.now, byName: map[string]*slot{}}
 	if err := d.tokens.load(ctx); err != nil {
 		return err
 	}
@@ -131,12 +127,6 @@ func (d *Daemon) wire(ctx context.Context) error {
 	d.runner = &runner.Runner{
 		Store: d.store, Config: d.config.Load, Tokens: d.tokens, KMS: d.clients.client, Observer: observer{d}, Log: d.log, Now: d.now, Wait: d.o.Wait,
 		AfterStep: d.o.AfterStep,
-		Replace: func(cause error) {
-			select {
-			case d.broken <- cause:
-			default:
-			}
-		},
 	}
 	var names []string
 	for _, t := range d.config.Load().Tokens {
@@ -155,20 +145,14 @@ func (d *Daemon) wire(ctx context.Context) error {
 	return nil
 }
 
-// Run runs the daemon until ctx ends, then finishes the steps under way, hands the rest back and closes everything. Its error is
-// [ErrReplace] when the process has to be replaced.
+// Run runs the daemon until ctx ends, then finishes the steps under way, hands the rest back and closes everything.
 func (d *Daemon) Run(ctx context.Context) error {
 	stop, err := d.Start(ctx)
 	if err != nil {
 		return errors.Join(err, d.store.Close())
 	}
-	select {
-	case <-ctx.Done():
-	case cause := <-d.broken:
-		d.log.Error("the process has to be replaced", zap.Error(cause))
-		err = fmt.Errorf("%w: %w; jobs under way were handed back, and nothing of them is lost", ErrReplace, cause)
-	}
-	return errors.Join(err, stop())
+	<-ctx.Done()
+	return stop()
 }
 
 // stopTime is how long the steps under way may take at the end.
@@ -278,6 +262,7 @@ func (d *Daemon) loop(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		d.progressed()
 		kicked := false
 		select {
 		case <-ctx.Done():

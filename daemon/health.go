@@ -19,14 +19,18 @@ import (
 
 // Limits of what counts as alive.
 const (
-	hungAfter    = 2 * time.Minute  // a call to a token that takes longer than this hangs
+	stuckAfter   = 10 * time.Minute // without progress
 	plannerStale = 10 * time.Minute // since the planner's last pass
 )
 
+// progressed notes that the daemon's own loop goes on. A module that hangs does not stop it: that one's process is replaced.
+func (d *Daemon) progressed() { d.progress.Store(int64(time.Since(d.started))) }
+
 // alive says what is wrong with the process itself: only a new one helps.
 func (d *Daemon) alive() error {
-	if what, since := d.calls.hung(cmp.Or(d.o.Hung, hungAfter)); what != "" {
-		return fmt.Errorf("a call to a token has not come back since %s: %s", since.UTC().Format(time.RFC3339), what)
+	last := time.Duration(d.progress.Load())
+	if idle := time.Since(d.started) - last; !d.o.Manual && idle > cmp.Or(d.o.Stuck, stuckAfter) {
+		return fmt.Errorf("the daemon has made no progress for %s", idle.Round(time.Millisecond))
 	}
 	return nil
 }
@@ -70,8 +74,8 @@ func (d *Daemon) health() http.Handler {
 	return mux
 }
 
-// watchdog gives systemd signs of life as long as there is progress: the database answers and no call to a token hangs. Without them
-// systemd replaces the process. Source: sd_watchdog_enabled(3).
+// watchdog gives systemd signs of life as long as the daemon itself makes progress. Without them systemd replaces the process.
+// Source: sd_watchdog_enabled(3).
 func (d *Daemon) watchdog(ctx context.Context) {
 	if d.o.WatchdogIn == 0 {
 		return

@@ -20,12 +20,17 @@ import (
 	"hsmbridge/hsm/wrapping"
 )
 
-// Token is an open token. [hsmbridge/hsm.Token] has these methods.
+// Token is an open token, whose PKCS#11 module lives in a process of its own. [hsmbridge/hsm/remote.Token] has these methods.
 type Token interface {
 	signingToken
 	Keys(ctx context.Context) ([]wrapping.Key, error)
 	Warnings() []string
 	PINTriesLow() bool
+	PID() int
+	Isolation() string      // what keeps the process alone
+	Ended() <-chan struct{} // closed when the process is no more
+	Err() error             // why; nil: it was closed
+	Replace(cause error)    // ends the process
 	Close() error
 }
 
@@ -45,7 +50,6 @@ type tokens struct {
 	store  *store.Store
 	log    *zap.Logger
 	now    func() time.Time
-	calls  *calls
 
 	opening sync.Mutex // one login at a time in the whole process
 
@@ -67,10 +71,8 @@ type slot struct {
 
 	unwritten bool     // it does not stand in the database that the token is parked
 	warned    []string // of the open token: what a person should know of it and of its keys
+	deaths  []time.Time // of the processes of its module
 }
-
-// openTime bounds C_Initialize, C_OpenSession and C_Login together.
-const openTime = time.Minute
 
 func (ts *tokens) slot(name string) *slot {
 	ts.mu.Lock()
@@ -138,6 +140,9 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 	s := ts.slot(name)
 	s.Lock()
 	defer s.Unlock()
+	if s.token != nil && s.token.over() {
+		s.token = nil // its end is looked into by whoever waits for it
+	}
 	c, ok := ts.config().Token(name)
 	if ok && (s.parked != nil || s.token == nil) {
 		if _, err := ts.look(ctx, name, s); err != nil {
@@ -166,23 +171,21 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 		return nil, err
 	}
 	defer release()
-	octx, cancel := context.WithTimeout(ctx, openTime)
-	defer cancel()
-	done := ts.calls.begin("open " + name)
-	token, err := ts.open(octx, c, Login{Again: s.again, Begin: func(ctx context.Context) error {
+	token, err := ts.open(ctx, c, Login{Again: s.again, Begin: func(ctx context.Context) error {
 		err := ts.store.BeginLogin(ctx, name)
 		s.begun = s.begun || err == nil
 		return err
 	}})
-	done()
 	if err != nil {
 		return nil, ts.failed(ctx, name, s, err)
 	}
 	ts.ended(ctx, name, s)
 	s.again, s.low, s.config, s.cause = false, token.PINTriesLow(), c, ""
-	s.token = &tracked{Token: token, calls: ts.calls, name: name}
+	s.token = &tracked{Token: token}
+	go ts.attend(context.WithoutCancel(ctx), name, s, s.token)
 	id := token.Identity()
 	ts.log.Info("token opened", zap.String("token", name), zap.String("serial", id.Serial), zap.String("model", id.Model), zap.String("firmware", id.Firmware))
+	ts.log.Info("its module has a process of its own", zap.String("token", name), zap.Int("pid", token.PID()), zap.String("isolation", token.Isolation()))
 	s.warned = token.Warnings()
 	for _, w := range s.warned {
 		ts.log.Warn(w, zap.String("token", name))
@@ -193,9 +196,7 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 
 // inspect looks at all keys of a token that was just opened, and says which of them could leave it past the configuration. Nobody waits for it.
 func (ts *tokens) inspect(ctx context.Context, name string, s *slot, t *tracked) {
-	ctx, cancel := context.WithTimeout(ctx, openTime)
-	defer cancel()
-	keys, err := t.Keys(ctx)
+	keys, err := t.Keys(ctx) // it has a deadline of its own
 	s.Lock()
 	defer s.Unlock()
 	if s.token != t {
@@ -300,10 +301,51 @@ func (ts *tokens) failed(ctx context.Context, name string, s *slot, err error) e
 		ts.park(ctx, name, s, err)
 		return err
 	}
+	if runner.Died(err) && ts.died(ctx, name, s, err) {
+		return ts.parkedError(name, s)
+	}
 	rest := runner.Rests(err)
 	s.resting, s.cause = ts.now().Add(rest), err.Error()
 	ts.log.Warn("token cannot be opened", zap.String("token", name), zap.Duration("next_try_in", rest), zap.Error(err))
 	return err
+}
+
+// attend waits for the end of a token's process. The next who wants the token opens it anew, in another process.
+func (ts *tokens) attend(ctx context.Context, name string, s *slot, t *tracked) {
+	<-t.Ended()
+	cause := t.Err()
+	if cause == nil {
+		return // it was closed
+	}
+	s.Lock()
+	defer s.Unlock()
+	if s.token == t {
+		s.token = nil
+	}
+	ts.died(ctx, name, s, cause)
+}
+
+// died notes that the process of a token's module is no more, and parks a token of which that is said too often.
+func (ts *tokens) died(ctx context.Context, name string, s *slot, cause error) (parked bool) {
+	now := ts.now()
+	s.deaths = append(s.deaths, now)
+	ts.log.Error("the process of a token's module is no more; the next call starts another one", zap.String("token", name), zap.Error(cause))
+	if s.parked != nil || !runner.DiesTooOften(s.deaths, now) {
+		return false
+	}
+	ts.park(ctx, name, s, runner.ModuleDies(name, len(s.deaths), cause))
+	s.deaths = nil
+	return true
+}
+
+// Replace ends the process of a token's module, whose state in it is broken.
+func (ts *tokens) Replace(_ context.Context, name string, cause error) {
+	s := ts.slot(name)
+	s.Lock()
+	defer s.Unlock()
+	if s.token != nil {
+		s.token.Replace(cause)
+	}
 }
 
 // Rest closes a token and leaves it alone until then.
@@ -355,11 +397,11 @@ func (ts *tokens) unpark(ctx context.Context, name, actor string) error {
 	case !found && !s.resting.After(ts.now()):
 		return fmt.Errorf("token %s is not parked: %w", name, control.ErrRefused)
 	}
-	s.parked, s.resting, s.cause, s.again = nil, time.Time{}, "", found
+	s.parked, s.resting, s.cause, s.again, s.deaths = nil, time.Time{}, "", found, nil
 	return nil
 }
 
-// shut closes a slot's token. Closing may hang with the module, so nobody waits for it.
+// shut closes a slot's token. Closing may take until the module's process is killed, so nobody waits for it.
 func (ts *tokens) shut(s *slot, name string) {
 	t := s.token
 	s.token, s.warned = nil, nil

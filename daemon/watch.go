@@ -46,6 +46,7 @@ func (d *Daemon) watch(ctx context.Context) error {
 					continue
 				}
 				s, err := d.look(ctx, t)
+				d.progressed()
 				mu.Lock()
 				if err != nil {
 					d.log.Warn("a KMS key could not be looked at", zap.String("key", t.key.Name), zap.String("destination", t.dest.ARN), zap.Error(err))

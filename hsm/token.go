@@ -209,6 +209,9 @@ func (t *Token) Identity() wrapping.TokenIdentity { return t.identity }
 // Warnings is what a person should know about the token: a PIN of which few tries are left, or that it cannot wrap keys.
 func (t *Token) Warnings() []string { return t.warnings }
 
+// Epoch is the number of this connection: keys that were found over it have it.
+func (t *Token) Epoch() uint64 { return t.epoch }
+
 // Sessions is how many operations can be under way at once.
 func (t *Token) Sessions() int { return cap(t.sessions) }
 

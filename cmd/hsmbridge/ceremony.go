@@ -100,7 +100,7 @@ func (a *app) fetch(ctx context.Context, name string, o fetchOptions) error {
 	if !slices.Contains(k.KeySpec.Order(), wrapping.Algorithm(o.algorithm)) {
 		return usageError(fmt.Errorf("%s is no wrapping algorithm for a %s key: take one of %v", o.algorithm, k.KeySpec, k.KeySpec.Order()))
 	}
-	conn := a.connect(ctx, c, nil)
+	conn := a.connect(c, nil)
 	im := &importer.Importer{KMS: conn.destination}
 	r := request(c, k, d, importOptions{renew: o.renew})
 	remote, err := im.Remote(ctx, r)

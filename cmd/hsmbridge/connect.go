@@ -15,7 +15,7 @@ import (
 	"hsmbridge/configs"
 	"hsmbridge/daemon/importer"
 	"hsmbridge/daemon/pin"
-	"hsmbridge/hsm"
+	"hsmbridge/hsm/remote"
 	"hsmbridge/kmsclient"
 )
 
@@ -23,8 +23,9 @@ import (
 type connections struct {
 	app    *app
 	config *configs.Config
+	start  remote.Starter
 	pins   map[string]pin.Source
-	tokens map[string]*hsm.Token
+	tokens map[string]*remote.Token
 	failed map[string]error // tokens that could not be opened: they are not tried again
 	told   map[string]bool  // those of which this was said
 	kms    map[string]*kmsclient.Client
@@ -34,12 +35,12 @@ type connections struct {
 	importers map[string]*importer.Importer
 }
 
-var _ importer.Token = (*hsm.Token)(nil)
+var _ importer.Token = (*remote.Token)(nil)
 
-// connect prepares the PINs of the named tokens; pin_command runs here, before any module is loaded.
-func (a *app) connect(ctx context.Context, c *configs.Config, tokens []string) *connections {
+// connect prepares the PINs of the named tokens: none is read before its token asks for it.
+func (a *app) connect(c *configs.Config, tokens []string) *connections {
 	conn := &connections{
-		app: a, config: c, pins: map[string]pin.Source{}, tokens: map[string]*hsm.Token{}, failed: map[string]error{}, told: map[string]bool{},
+		app: a, config: c, pins: map[string]pin.Source{}, tokens: map[string]*remote.Token{}, failed: map[string]error{}, told: map[string]bool{},
 		kms: map[string]*kmsclient.Client{}, importers: map[string]*importer.Importer{},
 	}
 	for _, name := range tokens {
@@ -47,7 +48,7 @@ func (a *app) connect(ctx context.Context, c *configs.Config, tokens []string) *
 		if _, done := conn.pins[name]; done || !ok {
 			continue
 		}
-		source, err := pin.Prepare(ctx, t)
+		source, err := pin.Later(t)
 		if err != nil {
 			conn.failed[name] = &exitError{exitToken, err}
 			continue
@@ -58,7 +59,7 @@ func (a *app) connect(ctx context.Context, c *configs.Config, tokens []string) *
 }
 
 // connectTokens loads the configuration and prepares the named tokens, or all of them, and gives their names.
-func (a *app) connectTokens(ctx context.Context, names []string) (*connections, []string, error) {
+func (a *app) connectTokens(names []string) (*connections, []string, error) {
 	c, err := a.load()
 	if err != nil {
 		return nil, nil, err
@@ -70,11 +71,11 @@ func (a *app) connectTokens(ctx context.Context, names []string) (*connections, 
 		return nil, nil, err
 	}
 	names = unique(names)
-	return a.connect(ctx, c, names), names, nil
+	return a.connect(c, names), names, nil
 }
 
 // connectKeys loads the configuration and prepares the tokens of the named managed keys, or of all.
-func (a *app) connectKeys(ctx context.Context, names []string, all bool) (*connections, []configs.Key, error) {
+func (a *app) connectKeys(names []string, all bool) (*connections, []configs.Key, error) {
 	c, err := a.load()
 	if err != nil {
 		return nil, nil, err
@@ -83,7 +84,7 @@ func (a *app) connectKeys(ctx context.Context, names []string, all bool) (*conne
 	if err != nil {
 		return nil, nil, err
 	}
-	return a.connect(ctx, c, tokensOf(keys)), keys, nil
+	return a.connect(c, tokensOf(keys)), keys, nil
 }
 
 // unique keeps the first of each name.
@@ -107,7 +108,7 @@ func knownTokens(c *configs.Config, names []string) error {
 }
 
 // token opens a token, once.
-func (c *connections) token(ctx context.Context, name string) (*hsm.Token, error) {
+func (c *connections) token(ctx context.Context, name string) (*remote.Token, error) {
 	if t := c.tokens[name]; t != nil {
 		return t, nil
 	}
@@ -122,20 +123,27 @@ func (c *connections) token(ctx context.Context, name string) (*hsm.Token, error
 		c.failed[name] = err
 		return nil, err
 	}
-	open, err := hsm.Open(ctx, hsm.Config{
-		Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, Quirks: t.Quirks,
-	}, hsm.PINSource(c.pins[name]))
+	open, err := c.start.Open(ctx, moduleOf(t), remote.PINSource(c.pins[name]))
 	if err != nil {
 		c.failed[name] = err
 		return nil, err
 	}
 	id := open.Identity()
 	c.app.log.Info("token opened", zap.String("token", name), zap.String("serial", id.Serial), zap.String("model", id.Model), zap.String("firmware", id.Firmware))
+	c.app.log.Info("its module has a process of its own", zap.String("token", name), zap.Int("pid", open.PID()), zap.String("isolation", open.Isolation()))
 	for _, w := range open.Warnings() {
 		c.app.log.Warn(w, zap.String("token", name))
 	}
 	c.tokens[name] = open
 	return open, nil
+}
+
+// moduleOf is how the process of a token's module is started.
+func moduleOf(t configs.Token) remote.Config {
+	return remote.Config{
+		Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, Quirks: t.Quirks,
+		Network: t.Network == configs.NetworkAllowed, CallTimeout: t.Timeout(),
+	}
 }
 
 // parked tells once for each token that it cannot be used and which keys have to wait for it.

@@ -7,7 +7,7 @@ import (
 
 	"hsmbridge/configs"
 	"hsmbridge/daemon/importer"
-	"hsmbridge/hsm"
+	"hsmbridge/hsm/failure"
 	"hsmbridge/kmsclient"
 )
 
@@ -73,7 +73,7 @@ func told(err error) (what, next string) {
 
 // fixOf is what an error in the chain says to do next, empty if none does.
 func fixOf(err error) string {
-	if e, ok := errors.AsType[*hsm.Error](err); ok {
+	if e, ok := errors.AsType[*failure.Error](err); ok {
 		return e.Fix
 	}
 	if e, ok := errors.AsType[*kmsclient.Error](err); ok {

@@ -7,13 +7,13 @@ import (
 	"testing"
 
 	"hsmbridge/daemon/importer"
-	"hsmbridge/hsm"
+	"hsmbridge/hsm/failure"
 	"hsmbridge/kmsclient"
 )
 
 // TestComplain: what happened, and on a line of its own what to do next, for each error of a run.
 func TestComplain(t *testing.T) {
-	pin := &hsm.Error{Op: "C_Login", Name: "CKR_PIN_INCORRECT (0xA0)", ErrClass: hsm.ClassToken, Cause: "the PIN is wrong", Fix: "correct the PIN"}
+	pin := &failure.Error{Op: "C_Login", Name: "CKR_PIN_INCORRECT (0xA0)", ErrClass: failure.ClassToken, Cause: "the PIN is wrong", Fix: "correct the PIN"}
 	lost := &kmsclient.Error{Op: "ImportKeyMaterial", Code: "timeout", Cause: "no answer came", Fix: "run it again", OutcomeUnknown: true, RequestID: "r1"}
 	refused := &importer.RefusedError{Key: "payments", Reason: "the KMS key has origin AWS_KMS", Fix: "create a KMS key with origin EXTERNAL"}
 	for _, tt := range []struct {
@@ -24,7 +24,7 @@ func TestComplain(t *testing.T) {
 		{"plain", errors.New("x; y"), "hsmbridge: x; y\n"},
 		{"token", pin, "hsmbridge: C_Login: CKR_PIN_INCORRECT (0xA0): the PIN is wrong\nnext: correct the PIN\n"},
 		{"with what it was about", fmt.Errorf("token demo: %w", pin), "hsmbridge: token demo: C_Login: CKR_PIN_INCORRECT (0xA0): the PIN is wrong\nnext: correct the PIN\n"},
-		{"nothing to do", &hsm.Error{Op: "C_WrapKey", Cause: "the token refused"}, "hsmbridge: C_WrapKey: the token refused\n"},
+		{"nothing to do", &failure.Error{Op: "C_WrapKey", Cause: "the token refused"}, "hsmbridge: C_WrapKey: the token refused\n"},
 		{
 			"what to do stands in the middle", lost,
 			"hsmbridge: ImportKeyMaterial: timeout: no answer came; whether KMS did it all the same is not known: look at the key (DescribeKey) before asking again (request r1)\nnext: run it again\n",
@@ -37,7 +37,7 @@ func TestComplain(t *testing.T) {
 				"hsmbridge: payments was not imported: the KMS key has origin AWS_KMS\nnext: create a KMS key with origin EXTERNAL\n" +
 				"hsmbridge: z\n",
 		},
-		{"no escape sequences", &hsm.Error{Op: "x\x1b[2J", Fix: "y\x1b[2J"}, `hsmbridge: x\u001b[2J` + "\n" + `next: y\u001b[2J` + "\n"},
+		{"no escape sequences", &failure.Error{Op: "x\x1b[2J", Fix: "y\x1b[2J"}, `hsmbridge: x\u001b[2J` + "\n" + `next: y\u001b[2J` + "\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var said bytes.Buffer

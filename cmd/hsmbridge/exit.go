@@ -22,7 +22,6 @@ const (
 	exitToken       = 5
 	exitKMS         = 6
 	exitPartly      = 7
-	exitReplace     = 8
 	exitApproval    = 9
 	exitInterrupted = 130
 )
@@ -44,7 +43,6 @@ func exitTable() []struct {
 		{exitToken, "the token: PIN refused or parked, not there, session or module broken"},
 		{exitKMS, "AWS KMS: not reachable, throttled, in the wrong state, or it holds another key"},
 		{exitPartly, "some destinations are done and some are not; the output says which"},
-		{exitReplace, "the daemon: a PKCS#11 module is broken in this process, which has to be started anew; jobs were handed back"},
 		{exitApproval, "officers have to approve it and were asked; nothing is lost, and it goes on by itself when they have"},
 		{exitInterrupted, "interrupted"},
 	}

@@ -60,7 +60,7 @@ A destination that fails does not stop the others. See "hsmbridge help exit-code
 }
 
 func (a *app) importKeys(ctx context.Context, names []string, all bool, o importOptions) error {
-	conn, keys, err := a.connectKeys(ctx, names, all)
+	conn, keys, err := a.connectKeys(names, all)
 	if err != nil {
 		return err
 	}

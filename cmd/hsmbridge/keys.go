@@ -67,7 +67,7 @@ func rowOf(c *configs.Config, token string, k wrapping.Key) keyRow {
 }
 
 func (a *app) listKeys(ctx context.Context, names []string) error {
-	conn, names, err := a.connectTokens(ctx, names)
+	conn, names, err := a.connectTokens(names)
 	if err != nil {
 		return err
 	}
@@ -166,7 +166,7 @@ func (a *app) generateKey(ctx context.Context, args []string, token, spec, label
 	if err := knownTokens(c, []string{token}); err != nil {
 		return err
 	}
-	conn := a.connect(ctx, c, []string{token})
+	conn := a.connect(c, []string{token})
 	defer conn.close() //nolint:errcheck // the key is made
 	t, err := conn.token(ctx, token)
 	if err != nil {

@@ -8,7 +8,8 @@ import (
 	"os/signal"
 	"syscall"
 
-	"golang.org/x/sys/unix"
+	"hsmbridge/hsm/isolation"
+	"hsmbridge/hsm/worker"
 )
 
 var version = "devel" // set by the linker
@@ -17,7 +18,10 @@ func main() { os.Exit(Main()) }
 
 // Main runs the command line and gives its exit code.
 func Main() int {
-	noDumps()
+	if worker.Called(os.Args) {
+		return worker.Main(os.Args)
+	}
+	_ = isolation.NoDumps() // where the kernel refuses, nothing is lost but this
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	go func() {
@@ -26,11 +30,4 @@ func Main() int {
 	}()
 	a := &app{out: os.Stdout, err: os.Stderr}
 	return a.run(ctx, os.Args[1:])
-}
-
-// noDumps keeps what is in this process's memory, a PIN for a moment, out of core dumps and away from debuggers of
-// the same user. Where the kernel refuses, nothing is lost but this.
-func noDumps() {
-	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
-	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 }

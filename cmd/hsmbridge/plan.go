@@ -59,7 +59,7 @@ func optionsOf(expires string, renew, noProve bool) (importOptions, error) {
 }
 
 func (a *app) plan(ctx context.Context, names []string, all bool, o importOptions) error {
-	conn, keys, err := a.connectKeys(ctx, names, all)
+	conn, keys, err := a.connectKeys(names, all)
 	if err != nil {
 		return err
 	}

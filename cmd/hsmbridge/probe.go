@@ -8,7 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"hsmbridge/hsm"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -62,7 +61,7 @@ type algorithmRow struct {
 }
 
 type mechanismRow struct {
-	hsm.MechanismInfo
+	wrapping.MechanismInfo
 	Trial string `json:"trial"`
 
 	summary, reason string // of Trial
@@ -79,7 +78,7 @@ type trialRow struct {
 }
 
 func (a *app) probe(ctx context.Context, names []string) error {
-	conn, names, err := a.connectTokens(ctx, names)
+	conn, names, err := a.connectTokens(names)
 	if err != nil {
 		return err
 	}
@@ -122,7 +121,7 @@ func (a *app) probeToken(ctx context.Context, conn *connections, name string) (p
 }
 
 // report judges the trials: what is usable at all, and what the configuration's policy chooses.
-func report(name string, listed []hsm.MechanismInfo, caps wrapping.Capabilities, policy wrapping.Policy) probeReport {
+func report(name string, listed []wrapping.MechanismInfo, caps wrapping.Capabilities, policy wrapping.Policy) probeReport {
 	r := probeReport{
 		Token: name, Identity: caps.Token, Chosen: map[wrapping.KeySpec]wrapping.Algorithm{},
 		NotPossible: map[wrapping.KeySpec][]wrapping.Refusal{}, plans: map[wrapping.KeySpec]wrapping.Plan{},
@@ -233,7 +232,7 @@ func reasons(refused []wrapping.Refusal) []string {
 }
 
 // mechanismOf sets the trials of a mechanism beside what the token's list says of it.
-func mechanismOf(m hsm.MechanismInfo, caps wrapping.Capabilities) mechanismRow {
+func mechanismOf(m wrapping.MechanismInfo, caps wrapping.Capabilities) mechanismRow {
 	row := mechanismRow{MechanismInfo: m}
 	row.summary, row.reason = trialsOf(m.Type, caps)
 	row.Trial = row.summary

@@ -13,7 +13,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"hsmbridge/hsm"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -35,7 +34,7 @@ var pkcs8 = map[wrapping.KeySpec]int{
 // device is a token by what the trials on it give.
 type device struct {
 	name   string
-	listed []hsm.MechanismInfo
+	listed []wrapping.MechanismInfo
 	try    func(spec wrapping.KeySpec, a wrapping.Algorithm) (m wrapping.Mechanism, o wrapping.Outcome, reason string)
 }
 
@@ -44,7 +43,7 @@ func devices() []device {
 	return []device{
 		{
 			name: "exact",
-			listed: []hsm.MechanismInfo{
+			listed: []wrapping.MechanismInfo{
 				{Name: oaep.Name, Type: oaep.Type, Listed: true, Wrap: true, Min: 512, Max: 8192},
 				{Name: native.Name, Type: native.Type, Listed: true, Wrap: true, Min: 2048, Max: 4096},
 			},
@@ -60,7 +59,7 @@ func devices() []device {
 		},
 		{
 			name: "pkcs1-only",
-			listed: []hsm.MechanismInfo{
+			listed: []wrapping.MechanismInfo{
 				{Name: pkcs1.Name, Type: pkcs1.Type, Listed: true, Wrap: true, Min: 512, Max: 4096},
 				{Name: oaep.Name, Type: oaep.Type, Listed: true, Min: 512, Max: 4096},
 				{Name: native.Name, Type: native.Type},
@@ -77,7 +76,7 @@ func devices() []device {
 		},
 		{
 			name: "softhsm", // what trials on SoftHSM 2.6.1 give
-			listed: []hsm.MechanismInfo{
+			listed: []wrapping.MechanismInfo{
 				{Name: oaep.Name, Type: oaep.Type, Listed: true, Wrap: true, Min: 512, Max: 16384},
 				{Name: pkcs1.Name, Type: pkcs1.Type, Listed: true, Wrap: true, Min: 512, Max: 16384},
 				{Name: wrapPad.Name, Type: wrapPad.Type, Listed: true, Wrap: true, Min: 16, Max: 32},

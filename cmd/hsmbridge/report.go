@@ -10,7 +10,7 @@ import (
 
 // writeReport probes one token and writes what was found to a new file, without anything that names the token or its place.
 func (a *app) writeReport(ctx context.Context, file string, names []string) error {
-	conn, names, err := a.connectTokens(ctx, names)
+	conn, names, err := a.connectTokens(names)
 	if err != nil {
 		return err
 	}

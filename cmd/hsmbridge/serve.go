@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"sync"
 	"syscall"
 	_ "time/tzdata" // schedules name time zones, also on machines without their database
 
@@ -20,7 +19,8 @@ import (
 	"hsmbridge/configs"
 	"hsmbridge/daemon"
 	"hsmbridge/daemon/pin"
-	"hsmbridge/hsm"
+	"hsmbridge/hsm/failure"
+	"hsmbridge/hsm/remote"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -55,7 +55,7 @@ func (a *app) serve(ctx context.Context) error {
 	if err != nil {
 		log.Warn("systemd's watchdog", zap.Error(err))
 	}
-	opener := newOpener(ctx, c)
+	opener := &opener{}
 	d, err := daemon.New(ctx, daemon.Options{
 		Config: c, Load: a.load, OpenToken: opener.open, Log: log, Version: version, Control: listener, WatchdogIn: interval,
 		Notify: func(state string) {
@@ -75,11 +75,7 @@ func (a *app) serve(ctx context.Context) error {
 			_ = d.Reload(ctx, "SIGHUP") // it logs what was wrong
 		}
 	}()
-	err = d.Run(ctx)
-	if errors.Is(err, daemon.ErrReplace) {
-		return &exitError{exitReplace, err}
-	}
-	return err
+	return d.Run(ctx)
 }
 
 // daemonLog is the log that the configuration asks for; --log-level, where it is given, wins.
@@ -120,50 +116,20 @@ func activated() (net.Listener, error) {
 	return nil, &exitError{exitConfig, errors.New("socket activation: the .socket unit has to pass exactly one socket, with FileDescriptorName=control")}
 }
 
-// opener opens tokens for the daemon. Commands that give a PIN run once at the start, before any module is loaded, and again
-// when a token is opened anew.
-type opener struct {
-	mu    sync.Mutex
-	ready map[string]prepared
-}
-
-type prepared struct {
-	source pin.Source
-	err    error
-}
-
-func newOpener(ctx context.Context, c *configs.Config) *opener {
-	o := &opener{ready: map[string]prepared{}}
-	for _, t := range c.Tokens {
-		if len(t.PINCommand) > 0 {
-			source, err := pin.Prepare(ctx, t)
-			o.ready[t.Name] = prepared{source, err}
-		}
-	}
-	return o
-}
-
-func (o *opener) pin(ctx context.Context, t configs.Token) (pin.Source, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if p, ok := o.ready[t.Name]; ok {
-		delete(o.ready, t.Name)
-		return p.source, p.err
-	}
-	return pin.Prepare(ctx, t)
-}
+// opener opens tokens for the daemon, each in a process of its own.
+type opener struct{ start remote.Starter }
 
 func (o *opener) open(ctx context.Context, t configs.Token, l daemon.Login) (daemon.Token, error) {
 	if t.PINPrompt && !isTerminal(os.Stdin) {
 		return nil, &pinError{errors.New("pin_prompt asks on a terminal, and the daemon has none: use pin_credential, pin_file or pin_command; no login was tried")}
 	}
-	source, err := o.pin(ctx, t)
+	source, err := pin.Later(t)
 	if err != nil {
 		return nil, &pinError{err}
 	}
-	token, err := hsm.Open(ctx, hsm.Config{
-		Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, Quirks: t.Quirks, LoginAgain: l.Again,
-	}, func(ctx context.Context, id wrapping.TokenIdentity) ([]byte, error) {
+	module := moduleOf(t)
+	module.LoginAgain = l.Again
+	token, err := o.start.Open(ctx, module, func(ctx context.Context, id wrapping.TokenIdentity) ([]byte, error) {
 		secret, err := source(ctx, id)
 		if err == nil {
 			err = l.Begin(ctx)
@@ -187,7 +153,7 @@ func (e *pinError) Error() string { return e.err.Error() }
 func (e *pinError) Unwrap() error { return e.err }
 
 // CKR tells it apart in the table of retries.
-func (e *pinError) CKR() string { return hsm.PINUnavailable }
+func (e *pinError) CKR() string { return failure.PINUnavailable }
 
 // Class is "token".
 func (e *pinError) Class() string { return "token" }

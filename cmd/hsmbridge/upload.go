@@ -85,7 +85,7 @@ func (a *app) upload(ctx context.Context, file string, signatures []string) erro
 			return &exitError{exitRefused, fmt.Errorf("%s is there: this was uploaded already; nothing was sent", u.name+ceremony.ResultExt+ext)}
 		}
 	}
-	conn := a.connect(ctx, c, nil)
+	conn := a.connect(c, nil)
 	kms, err := conn.destination(ctx, u.dest.ARN)
 	if err != nil {
 		return err

@@ -30,16 +30,25 @@ const maxBytes = 1024
 // commandTimeout is how long a pin_command may take.
 const commandTimeout = 60 * time.Second
 
-// Prepare makes the source of a token's PIN. A pin_command is run at once, because a process must not start
-// others once a PKCS#11 module is initialised in it; everything else waits until the token is found. The source is nil for a token whose PIN
-// is typed at the device.
+// Later makes the source of a token's PIN for a process that loads no PKCS#11 module itself: all of it, pin_command included, waits until
+// the token is found, so that a PIN is in memory for as long as it takes to hand it over.
+func Later(t configs.Token) (Source, error) {
+	if len(t.PINCommand) > 0 && t.PINFile == "" {
+		return func(ctx context.Context, _ wrapping.TokenIdentity) ([]byte, error) {
+			return fromCommand(ctx, t.PINCommand)
+		}, nil
+	}
+	return waiting(t)
+}
+
+// Prepare makes the source of a token's PIN for a process that loads the PKCS#11 module itself. A pin_command is run at once, because such a
+// process must not start others once the module is initialised in it; everything else waits until the token is found. The source is nil for a
+// token whose PIN is typed at the device.
 func Prepare(ctx context.Context, t configs.Token) (Source, error) {
-	switch {
-	case t.Quirks.NeedsNoPIN():
+	if t.Quirks.NeedsNoPIN() {
 		return nil, nil // it is typed at the device
-	case t.PINFile != "":
-		return func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return fromFile(t.PINFile) }, nil
-	case len(t.PINCommand) > 0:
+	}
+	if len(t.PINCommand) > 0 && t.PINFile == "" {
 		secret, err := fromCommand(ctx, t.PINCommand)
 		if err != nil {
 			return nil, err
@@ -52,6 +61,15 @@ func Prepare(ctx context.Context, t configs.Token) (Source, error) {
 			}
 			return s, nil
 		}, nil
+	}
+	return waiting(t)
+}
+
+// waiting is the source of a PIN that is read when the token asks for it.
+func waiting(t configs.Token) (Source, error) {
+	switch {
+	case t.PINFile != "":
+		return func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return fromFile(t.PINFile) }, nil
 	case t.PINPrompt:
 		return func(ctx context.Context, token wrapping.TokenIdentity) ([]byte, error) {
 			return fromTerminal(ctx, token, "PIN")

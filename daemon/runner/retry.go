@@ -3,6 +3,7 @@ package runner
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -20,7 +21,7 @@ const (
 	stop                  // the job has failed; a person has to change something
 	rest                  // the token is left alone for a while, then opened anew; its jobs wait
 	park                  // the token is left alone until a person says so
-	replace               // the process hands its jobs back and ends, to be started anew
+	replace               // the process of the token's module is ended and replaced, and the job tried again
 )
 
 // rule says what to do about a code. The times double with every attempt, from first to most.
@@ -40,14 +41,16 @@ func rules() []rule {
 	return []rule{
 		// The token and its PIN.
 		{codes: "CKR_PIN_INCORRECT CKR_PIN_INVALID CKR_PIN_LEN_RANGE CKR_PIN_EXPIRED CKR_PIN_LOCKED CKR_PIN_TOO_WEAK CKR_USER_PIN_NOT_INITIALIZED CKR_USER_TYPE_INVALID CKR_USER_TOO_MANY_TYPES", do: park, person: true},
-		{codes: codePIN + " " + CodeLogin, do: park, person: true},                                             // hsmbridge's own refusal to log in
-		{codes: CodeParked, do: again, first: 6 * h, most: 6 * h},                                              // unparking lets its jobs begin at once
-		{codes: CodeResting, do: again, first: m, most: m},                                                     //
-		{codes: codePINSource, do: rest, first: 5 * m, most: 5 * m, person: true},                              // no login was tried
-		{codes: "CKR_CRYPTOKI_NOT_INITIALIZED CKR_MUTEX_BAD CKR_MUTEX_NOT_LOCKED", do: replace},                // the module's state in this process is broken
-		{codes: "CKR_HOST_MEMORY CKR_DEVICE_MEMORY CKR_SESSION_COUNT", do: again, first: 30 * s, most: 10 * m}, // too much at a time
-		{codes: "CKR_GENERAL_ERROR CKR_FUNCTION_FAILED", do: again, first: 5 * s, most: 5 * m},                 // says nothing about what is wrong
-		{class: "library", do: replace},
+		{codes: codePIN + " " + CodeLogin, do: park, person: true},                                                                           // hsmbridge's own refusal to log in
+		{codes: CodeParked, do: again, first: 6 * h, most: 6 * h},                                                          // unparking lets its jobs begin at once
+		{codes: CodeResting, do: again, first: m, most: m},                                                                 //
+		{codes: codePINSource, do: rest, first: 5 * m, most: 5 * m, person: true},                                          // no login was tried
+		{codes: codeModuleDies, do: park, person: true},                                                                    // its process died again and again
+		{codes: codesDied, do: again, first: 5 * s, most: 5 * m},                                                           // a hang or a crash: the process is replaced already
+		{codes: "CKR_CRYPTOKI_NOT_INITIALIZED CKR_MUTEX_BAD CKR_MUTEX_NOT_LOCKED", do: replace, first: 5 * s, most: 5 * m}, // the module's state in its process is broken
+		{codes: "CKR_HOST_MEMORY CKR_DEVICE_MEMORY CKR_SESSION_COUNT", do: again, first: 30 * s, most: 10 * m},             // too much at a time
+		{codes: "CKR_GENERAL_ERROR CKR_FUNCTION_FAILED", do: again, first: 5 * s, most: 5 * m},                             // says nothing about what is wrong
+		{class: "library", do: replace, first: 5 * s, most: 5 * m},
 		{class: "token", do: rest, first: 30 * s, most: 5 * m}, // removed, restarting, unreachable
 		{class: "session", do: again, first: 5 * s, most: 5 * m},
 
@@ -99,7 +102,37 @@ const (
 	codeRotating  = "RotationPending"
 
 	codePrimaryFirst = "PrimaryFirst"
+	codeModuleDies   = "ModuleDies"
+	codesDied        = "HSMCallTimeout HSMProcessDied HSMProtocol" // of hsm/failure
 )
+
+// A module whose process died so often in so long a time is left alone: each new one logs in again.
+const (
+	maxDeaths = 3
+	deathsIn  = 10 * time.Minute
+)
+
+// Died says that the error is the end of the process of a token's module.
+func Died(err error) bool { return slices.Contains(strings.Fields(codesDied), codeOf(err)) }
+
+// DiesTooOften says that the processes of a token's module, which ended at these times, ended too often.
+func DiesTooOften(deaths []time.Time, now time.Time) bool {
+	recent := 0
+	for _, at := range deaths {
+		if now.Sub(at).Abs() < deathsIn {
+			recent++
+		}
+	}
+	return recent >= maxDeaths
+}
+
+// ModuleDies is the reason for which a token is parked then.
+func ModuleDies(token string, times int, last error) error {
+	return &Error{
+		ErrCode: codeModuleDies, ErrClass: "token", Err: last,
+		Message: fmt.Sprintf("the process of the module of token %s ended %d times within %s; look at the HSM, its module and the log; the last end", token, times, deathsIn),
+	}
+}
 
 // Parks says that after this error the token is left alone until a person says so.
 func Parks(err error) bool { return find(codeOf(err), importer.Class(err)).do == park }

@@ -31,7 +31,7 @@ func TestRulesAreReached(t *testing.T) {
 			}
 		}
 		switch {
-		case r.do == again || r.do == rest:
+		case r.do == again || r.do == rest || r.do == replace:
 			if r.first <= 0 || r.most < r.first || r.most > 6*time.Hour {
 				t.Errorf("row %d waits from %s to %s", i, r.first, r.most)
 			}
@@ -47,7 +47,8 @@ func TestPolicy(t *testing.T) {
 		codes, class string
 		want         action
 	}{
-		{"CKR_PIN_INCORRECT CKR_PIN_LOCKED CKR_PIN_EXPIRED CKR_PIN_INVALID CKR_PIN_LEN_RANGE CKR_USER_PIN_NOT_INITIALIZED PINRefused", "token", park},
+		{"CKR_PIN_INCORRECT CKR_PIN_LOCKED CKR_PIN_EXPIRED CKR_PIN_INVALID CKR_PIN_LEN_RANGE CKR_USER_PIN_NOT_INITIALIZED PINRefused ModuleDies", "token", park},
+		{"HSMCallTimeout HSMProcessDied HSMProtocol", "session", again},
 		{"CKR_DEVICE_REMOVED CKR_TOKEN_NOT_PRESENT CKR_DEVICE_ERROR CKR_SLOT_ID_INVALID PINUnavailable", "token", rest},
 		{"CKR_SESSION_HANDLE_INVALID CKR_SESSION_CLOSED", "session", again},
 		{"CKR_GENERAL_ERROR CKR_FUNCTION_FAILED CKR_SESSION_COUNT", "token", again},

@@ -25,6 +25,8 @@ type Tokens interface {
 	Rest(ctx context.Context, name string, until time.Time, cause error)
 	// Park closes a token and leaves it alone until a person says so.
 	Park(ctx context.Context, name string, cause error)
+	// Replace ends the process of a token's module, whose state in it is broken. The next Get starts another one.
+	Replace(ctx context.Context, name string, cause error)
 }
 
 // Observer is told what happens, for logs and metrics. Its methods return at once.
@@ -43,7 +45,6 @@ type Runner struct {
 	Observer Observer
 	Log      *zap.Logger
 	Now      func() time.Time
-	Replace  func(cause error) // a module's state in this process is broken: the process has to end
 	// Wait is for tests with a clock of their own; nil: real time.
 	Wait func(ctx context.Context, d time.Duration) error
 	// AfterStep is called when a step is written down; for tests that end the process there. May be nil.
@@ -152,7 +153,7 @@ func (r *Runner) attempt(ctx context.Context, l *store.Lease, j store.Job) error
 	return r.finish(context.WithoutCancel(ctx), l, j, o)
 }
 
-// consequences are those for the token and the process.
+// consequences are those for the token.
 func (r *Runner) consequences(ctx context.Context, j store.Job, v verdict, err error) {
 	ctx = context.WithoutCancel(ctx)
 	switch {
@@ -161,7 +162,7 @@ func (r *Runner) consequences(ctx context.Context, j store.Job, v verdict, err e
 	case v.do == rest && codeOf(err) != CodeResting:
 		r.Tokens.Rest(ctx, j.Token, r.Now().Add(v.delay), err)
 	case v.do == replace:
-		r.Replace(err)
+		r.Tokens.Replace(ctx, j.Token, err)
 	}
 }
 

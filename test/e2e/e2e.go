@@ -309,3 +309,15 @@ func (e *Emulator) Count(operation string) string {
 	}
 	return strconv.Itoa(n)
 }
+
+// Until waits for something that happens in another process, and fails the test when it does not.
+func Until(tb testing.TB, what string, f func() bool) {
+	tb.Helper()
+	const long, step = time.Minute, 20 * time.Millisecond
+	for end := time.Now().Add(long); time.Now().Before(end); time.Sleep(step) {
+		if f() {
+			return
+		}
+	}
+	tb.Fatalf("%s did not happen within %s", what, long)
+}

@@ -27,7 +27,8 @@ import (
 	"hsmbridge/daemon"
 	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/store"
-	"hsmbridge/hsm"
+	"hsmbridge/hsm/remote"
+	"hsmbridge/hsm/worker"
 	"hsmbridge/hsm/wrapping"
 	"hsmbridge/kmsclient"
 	"hsmbridge/kmsclient/kmsemu"
@@ -46,6 +47,8 @@ const (
 
 func TestMain(m *testing.M) {
 	switch {
+	case worker.Called(os.Args):
+		os.Exit(worker.Main(os.Args))
 	case os.Getenv(envList) != "":
 		os.Exit(list())
 	case os.Getenv(envConfig) != "":
@@ -114,9 +117,10 @@ func signalAt() func(store.Job, string) {
 
 // openToken opens tokens as the command does, with the PIN from its file.
 func openToken() daemon.OpenToken {
+	var starter remote.Starter
 	return func(ctx context.Context, t configs.Token, l daemon.Login) (daemon.Token, error) {
-		token, err := hsm.Open(ctx, hsm.Config{
-			Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, LoginAgain: l.Again,
+		token, err := starter.Open(ctx, remote.Config{
+			Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, LoginAgain: l.Again, CallTimeout: t.Timeout(),
 		}, func(ctx context.Context, _ wrapping.TokenIdentity) ([]byte, error) {
 			if err := l.Begin(ctx); err != nil {
 				return nil, err
@@ -159,6 +163,7 @@ type world struct {
 	kms    string // more of its kms
 	keys   []string
 	tokens string          // more tokens of the configuration
+	module []string        // more lines of the token
 	quotas bool            // AWS's default quotas
 	before func(op string) // called when a request has come, before KMS has it
 	after  func(op string) // called when KMS has done it, before it answers
@@ -253,6 +258,10 @@ func (w *world) config(name, database string) string {
 			extra += "  - {operation: " + op + ", rate: 1000/s}\n"
 		}
 	}
+	module := ""
+	for _, l := range w.module {
+		module += "    " + l + "\n"
+	}
 	y := fmt.Sprintf(`name: %s
 database: %q
 kms: {endpoint: %q%s}
@@ -265,8 +274,8 @@ tokens:
     uri: %q
     pin_file: %q
     environment: %s
-%skeys:
-%s`, name, database, w.url, w.kms, w.socket(name), extra, w.token.Module, w.token.URI(), w.token.PINFile(w.t), environment(w.token.Environment), w.tokens, strings.Join(w.keys, ""))
+%s%skeys:
+%s`, name, database, w.url, w.kms, w.socket(name), extra, w.token.Module, w.token.URI(), w.token.PINFile(w.t), environment(w.token.Environment), module, w.tokens, strings.Join(w.keys, ""))
 	path := filepath.Join(w.dir, name+".yaml")
 	if err := os.WriteFile(path, []byte(y), 0o600); err != nil {
 		w.t.Fatal(err)
@@ -435,7 +444,7 @@ func (w *world) materials(arn string) []kmsclient.KeyMaterial {
 	return list
 }
 
-// objects lists the key objects in the token by label. A process of its own looks: a module is loaded once, with one store.
+// objects lists the key objects in the token by label.
 func (w *world) objects() map[string]int {
 	w.t.Helper()
 	self, err := os.Executable()
@@ -466,7 +475,8 @@ func list() int {
 	if err != nil {
 		return fail(err)
 	}
-	lister, ok := token.(*hsm.Token)
+	defer token.Close() //nolint:errcheck // it was only looked at
+	lister, ok := token.(*remote.Token)
 	if !ok {
 		return fail(fmt.Errorf("the token is a %T", token))
 	}

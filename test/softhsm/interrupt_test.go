@@ -1,6 +1,7 @@
 package softhsm_test
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -30,30 +31,38 @@ func TestInterrupted(t *testing.T) {
 				{Name: "mac", Spec: wrapping.HMAC384, Generate: true, Destinations: []string{emu.CreateKey(emu.Client(), wrapping.HMAC384)}},
 			}, "")
 			emu.Control("faults", map[string]any{"operation": "ImportKeyMaterial", "delay": 2 * time.Second})
-			cmd := exec.Command(filepath.Join(e2e.Binaries(t), "hsmbridge"), "-c", config, "import", "mac") //nolint:noctx // ended below
+			cmd := exec.Command(filepath.Join(e2e.Binaries(t), "hsmbridge"), "-c", config, "--log-level", "info", "import", "mac") //nolint:noctx // ended below
 			cmd.Env = e2e.Environ()
-			var stderr strings.Builder
-			cmd.Stderr = &stderr
+			log := filepath.Join(t.TempDir(), "log")
+			f, err := os.Create(log)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close() //nolint:errcheck // the command writes to it
+			cmd.Stderr = f
+			stderr := func() string {
+				b, err := os.ReadFile(log)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return string(b)
+			}
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			for emu.Count("GetParametersForImport") == "0" {
-				time.Sleep(10 * time.Millisecond)
-			}
-			time.Sleep(200 * time.Millisecond) // the wrap takes a few; ImportKeyMaterial is under way
+			e2e.Until(t, "the wrap", func() bool { return strings.Contains(stderr(), `"step":"wrap"`) })
+			time.Sleep(500 * time.Millisecond) // ImportKeyMaterial is under way
 			if err := cmd.Process.Signal(tt.signal); err != nil {
 				t.Fatal(err)
 			}
-			err := cmd.Wait()
+			err = cmd.Wait()
 			if err == nil {
 				t.Fatal("hsmbridge ended as if nothing had happened")
 			}
-			if code := cmd.ProcessState.ExitCode(); tt.signal == syscall.SIGINT && (code != 130 || !strings.Contains(stderr.String(), "interrupted; run it again")) {
-				t.Errorf("exit code %d: %s", code, stderr.String())
+			if code := cmd.ProcessState.ExitCode(); tt.signal == syscall.SIGINT && (code != 130 || !strings.Contains(stderr(), "interrupted; run it again")) {
+				t.Errorf("exit code %d: %s", code, stderr())
 			}
-			for emu.Count("ImportKeyMaterial") == "0" {
-				time.Sleep(50 * time.Millisecond)
-			}
+			e2e.Until(t, "the import", func() bool { return emu.Count("ImportKeyMaterial") != "0" })
 			out := e2e.Run(t, config, "import", "mac", "--json")
 			if out.Code != 0 || out.Stdout == "" {
 				t.Fatalf("again: %+v", out)

@@ -1,0 +1,134 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"hsmbridge/hsm/failure"
+	"hsmbridge/hsm/pkcs11uri"
+	"hsmbridge/hsm/remote"
+	"hsmbridge/hsm/worker"
+	"hsmbridge/hsm/wrapping"
+	"hsmbridge/hsm/wrapping/trial"
+	"hsmbridge/test/shim"
+	"hsmbridge/test/softhsm"
+	"hsmbridge/test/token"
+)
+
+// envParent makes this binary a process that opens a token and makes a key: a test kills it.
+const envParent = "REMOTE_TEST_PARENT"
+
+func TestMain(m *testing.M) {
+	switch {
+	case worker.Called(os.Args):
+		os.Exit(worker.Main(os.Args))
+	case os.Getenv(envParent) != "":
+		os.Exit(parent())
+	}
+	os.Exit(m.Run())
+}
+
+// config is how a fixture's token is opened.
+func config(tb testing.TB, tok token.Token) remote.Config {
+	tb.Helper()
+	u, err := pkcs11uri.Parse(tok.URI())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return remote.Config{Name: tok.Label, Module: tok.Module, Parameters: tok.Parameters, Environment: tok.Environment, URI: u, CallTimeout: 30 * time.Second}
+}
+
+func pin(secret string) remote.PINSource {
+	return func(context.Context, wrapping.TokenIdentity) ([]byte, error) { return []byte(secret), nil }
+}
+
+// faulty is a SoftHSM2 token behind the module that injects faults.
+func faulty(t *testing.T) shim.Module {
+	t.Helper()
+	return shim.New(t, softhsm.New(t).Token)
+}
+
+// open opens a token for the length of the test.
+func open(t testing.TB, s *remote.Starter, c remote.Config, secret string) *remote.Token {
+	t.Helper()
+	tok, err := s.Open(t.Context(), c, pin(secret))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := tok.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return tok
+}
+
+// generated is a key in the token, the plan for it and a wrapping key whose private half the test has.
+func generated(t testing.TB, tok *remote.Token) (wrapping.Key, wrapping.Plan, *trial.RSAKey) {
+	t.Helper()
+	key, err := tok.Generate(t.Context(), wrapping.SymmetricDefault, "k", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, rsa := planAndKey(t)
+	return key, plan, rsa
+}
+
+// planAndKey is a plan that SoftHSM2 can do, and a wrapping key for it.
+func planAndKey(t testing.TB) (wrapping.Plan, *trial.RSAKey) {
+	t.Helper()
+	plan := wrapping.Plan{
+		KeySpec: wrapping.SymmetricDefault, Algorithm: wrapping.OAEPSHA1, WrappingKeySpec: wrapping.RSA2048, Length: 32,
+		Mechanism: wrapping.Mechanism{Name: "CKM_RSA_PKCS_OAEP", Type: 9, Form: wrapping.FormOAEP},
+	}
+	rsa, err := trial.NewRSAKey(plan.WrappingKeySpec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plan, rsa
+}
+
+// until waits for something that happens in another process.
+func until(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if f() {
+			return
+		}
+	}
+	t.Fatalf("%s did not happen", what)
+}
+
+// code is how the table of retries knows an error.
+func code(err error) string {
+	var e *failure.Error
+	if errors.As(err, &e) {
+		return e.CKR()
+	}
+	return fmt.Sprint(err)
+}
+
+// status is a field of /proc/PID/status.
+func status(t *testing.T, pid int, field string) string {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if name, value, _ := strings.Cut(line, ":"); name == field {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
+
+func gone(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || strings.Contains(string(b), ") Z ")
+}

@@ -375,7 +375,7 @@ func (p *process) died() {
 			}
 		}
 		p.t.Fatalf("the daemon ended with %v", p.err)
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		p.t.Fatal("the daemon did not get to where it was to be killed")
 	}
 }
@@ -384,7 +384,7 @@ func (p *process) died() {
 func (p *process) settled() []store.Job {
 	p.t.Helper()
 	var last string
-	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); time.Sleep(30 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(30 * time.Millisecond) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		s, err := p.client.Status(ctx)
 		if err != nil || !s.Ready {

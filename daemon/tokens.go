@@ -69,9 +69,9 @@ type slot struct {
 	low     bool
 	begun   bool // it stands in the database that a login is under way
 
-	unwritten bool     // it does not stand in the database that the token is parked
-	warned    []string // of the open token: what a person should know of it and of its keys
-	deaths  []time.Time // of the processes of its module
+	unwritten bool        // it does not stand in the database that the token is parked
+	warned    []string    // of the open token: what a person should know of it and of its keys
+	deaths    []time.Time // of the processes of its module
 }
 
 func (ts *tokens) slot(name string) *slot {

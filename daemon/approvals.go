@@ -33,7 +33,8 @@ func (d *Daemon) policy(ctx context.Context, key string) (configs.Approval, appr
 
 // Requests lists requests for approval, the latest first.
 func (d *Daemon) Requests(ctx context.Context, key string, all bool, limit int) ([]control.Request, error) {
-	list, err := d.store.Requests(ctx, store.RequestFilter{Key: key, Open: !all, Limit: limit})
+	const most = 1000 // each one's signatures are verified
+	list, err := d.store.Requests(ctx, store.RequestFilter{Key: key, Open: !all, Limit: min(limit, most)})
 	if err != nil {
 		return nil, err
 	}
@@ -202,20 +203,6 @@ func yes(b bool) string {
 		return "yes"
 	}
 	return ""
-}
-
-// refuseSignature says why a signature does not count. That of somebody's key is written down.
-func (d *Daemon) refuseSignature(ctx context.Context, actor string, r store.Request, v approval.Verdict, signature string) error {
-	d.log.Warn("a signature was refused", zap.String("request", r.Name), zap.String("user", actor), zap.String("reason", string(v.Reason)), zap.String("message", v.Message))
-	if v.Key != "" {
-		e := signedEvent("refused-signature", actor, r, v, signature, v.Message)
-		e.Key, e.Destination, e.Job = r.Key, r.Destination, r.Job
-		e.Fields["reason"] = string(v.Reason)
-		if err := d.store.AddEvent(ctx, e); err != nil {
-			return err
-		}
-	}
-	return fmt.Errorf("this does not approve %s: %s: %w", r.Name, v.Message, control.ErrRefused)
 }
 
 // Reject takes an officer's signed no.

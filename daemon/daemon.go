@@ -63,6 +63,8 @@ type Daemon struct {
 	calls   *calls
 	auditor *auditor
 
+	refusals refusals
+
 	config atomic.Pointer[configs.Config]
 	keys   atomic.Pointer[[]schedule.Key]
 

@@ -40,7 +40,7 @@ type auditor struct {
 
 	signing   sync.Mutex       // one signature at a time
 	signed    audit.Checkpoint // the last one that this process signed, whatever the database says
-	exporting sync.Mutex // one place at a time
+	exporting sync.Mutex       // one place at a time
 
 	mu      sync.Mutex
 	problem string           // why the last checkpoint could not be signed

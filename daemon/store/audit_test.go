@@ -413,7 +413,9 @@ func TestForgedProofIsNotSigned(t *testing.T) {
 		add(10)
 		// Of records 25 to 28 the hash that stands above them, with another record 25.
 		forged := must[[]byte](t)(audit.Record{N: 25, Time: c.Now(), Kind: "clock", Message: "approved by everybody"}.Encode())
-		stored := func(numbers ...int64) []audit.Hash { return must[[]audit.Hash](t)(s.hashes(t.Context(), s.read, nil, numbers)) }
+		stored := func(numbers ...int64) []audit.Hash {
+			return must[[]audit.Hash](t)(s.hashes(t.Context(), s.read, nil, numbers))
+		}
 		node := func(l, r audit.Hash) audit.Hash { return sha256.Sum256(append(append([]byte{1}, l[:]...), r[:]...)) }
 		have := stored(audit.LeafIndex(26), audit.LeafIndex(28)+1)
 		top := node(node(audit.LeafHash(forged), have[0]), have[1])

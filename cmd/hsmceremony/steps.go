@@ -67,15 +67,31 @@ func (s *session) theRequest(ctx context.Context) error {
 		}
 		s.line(fmt.Sprintf("wrapping key %d, short", i+1), approval.Short(sum))
 	}
-	s.line("SHA-256 of the text", ceremony.Digest(s.room.Text))
-	s.line("the same, short", short)
 	s.gap()
-	s.say("Read every line. Whoever fetched the request reads the short SHA-256 aloud, from the paper that was printed there; compare all four groups.")
-	first, _, _ := strings.Cut(short, "-")
-	if err := s.confirm(ctx, "Type the first four characters that you hear:", first); err != nil {
+	s.say("Read every line. Whoever fetched the request reads the short SHA-256 of its text aloud, from the paper that was printed there. It is not on this screen: what is typed is compared, all of it.")
+	if err := s.heard(ctx, "Type the four groups that you hear:", short); err != nil {
 		return err
 	}
 	return s.room.Record("ceremony-check", "the request was read, and its SHA-256 compared", short)
+}
+
+// heard lets somebody type a short SHA-256 that is read aloud, whole: of a part of it somebody who changes a request finds a text that has the
+// same in no time. What is expected is not shown, so that nobody types it from the screen.
+func (s *session) heard(ctx context.Context, question, want string) error {
+	const tries = 3
+	same := strings.NewReplacer("-", "", " ", "", "O", "0", "I", "1", "L", "1") // as in Crockford's base 32
+	for try := 1; ; try++ {
+		got, err := s.ask(ctx, question)
+		switch {
+		case err != nil:
+			return err
+		case same.Replace(strings.ToUpper(got)) == same.Replace(want):
+			return nil
+		case try == tries || strings.EqualFold(got, "no") || strings.EqualFold(got, "stop"):
+			return &ceremony.MismatchError{Reason: fmt.Sprintf("%q is not the short SHA-256 of this request: it is another one, or it was changed on its way here; nothing was wrapped", printable(got))}
+		}
+		s.say("%q is not the short SHA-256 of this request. Have it read again; type stop to end here.", got)
+	}
 }
 
 func (s *session) approvals(ctx context.Context) error {

@@ -18,9 +18,9 @@ func TestShowForgedLog(t *testing.T) {
 	}
 	zero := audit.Hash{}
 	for name, line := range map[string]string{
-		"kind":       record(clear, "x"),
-		"message":    record("later", clear),
-		"lines":      record("later"+other, "x"+other),
+		"kind":    record(clear, "x"),
+		"message": record("later", clear),
+		"lines":   record("later"+other, "x"+other),
 		"checkpoint": record("later", "x") + "\n" + string(audit.CheckpointLine("a\n1\n"+zero.String()+"\ntime 2030-01-01T00:00:00Z\n\n\u2014 a AAAA\n")) + "\n" +
 			string(audit.CheckpointLine("\x1b[2J\n1\n"+zero.String()+"\ntime 2030-01-01T00:00:00Z\n\n\u2014 a AAAA\n")),
 	} {

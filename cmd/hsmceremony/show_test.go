@@ -2,13 +2,39 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/audit"
 	"hsmbridge/daemon/ceremony"
 )
+
+// Where there is nothing to compare, Enter alone is no confirmation.
+func TestNothingToConfirm(t *testing.T) {
+	var out bytes.Buffer
+	a := &app{in: strings.NewReader("\n\n\n"), out: &out, err: &out}
+	if err := a.screens(1).confirm(t.Context(), "Type the label of the key:", ""); err == nil {
+		t.Error("an empty line confirmed a key without a label")
+	}
+}
+
+// What came under the name of the result while the session went on is not carried out in its place.
+func TestForeignResult(t *testing.T) {
+	var out bytes.Buffer
+	a := &app{in: strings.NewReader(""), out: &out, err: &out}
+	s := &session{screens: a.screens(1), app: a, name: filepath.Join(t.TempDir(), "payments-X")}
+	if err := ceremony.WriteNew(filepath.Join(filepath.Dir(s.name), ceremony.MaterialBin), []byte("of somebody else"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := s.leave(ceremony.Wrapped{Keys: []ceremony.WrappedKey{{WrappingKey: "x", Bytes: []byte("ours")}}}, approval.Decision{})
+	var exists *ceremony.ExistsError
+	if !errors.As(err, &exists) {
+		t.Errorf("got %v", err)
+	}
+}
 
 // A log that somebody wrote by hand drives no terminal in the HSM room, and says nothing in a line that is not its own.
 func TestShowForgedLog(t *testing.T) {

@@ -177,7 +177,11 @@ func (s *session) theHSM(ctx context.Context) error {
 	s.say("Compare the serial with the plate on the HSM, or with the HSM's own display.")
 	const last = 4
 	want := id.Serial[max(0, len(id.Serial)-last):]
-	if err := s.confirm(ctx, fmt.Sprintf("Type the last %d characters of the serial:", len(want)), want); err != nil {
+	question := fmt.Sprintf("Type the last %d characters of the serial:", len(want))
+	if want == "" {
+		question, want = "This HSM tells no serial. Type the label of the token:", id.Label
+	}
+	if err := s.confirm(ctx, question, want); err != nil {
 		return err
 	}
 	return s.room.Record("ceremony-check", "the HSM was compared", id.Serial)
@@ -229,7 +233,11 @@ func (s *session) theKey(ctx context.Context) error {
 	if s.q.Material == "" && material != "" {
 		s.say("The request does not say which key it has to be. Compare with the record of the key's making.")
 	}
-	if err := s.confirm(ctx, "Type the label of the key:", key.Label); err != nil {
+	question, want := "Type the label of the key:", key.Label
+	if want == "" {
+		question, want = "The key has no label. Type its CKA_ID:", hex.EncodeToString(key.ID)
+	}
+	if err := s.confirm(ctx, question, want); err != nil {
 		return err
 	}
 	return s.room.Record("ceremony-check", "the key object was compared", key.Label+" "+material)

@@ -14,6 +14,7 @@ import (
 	"hsmbridge/configs"
 	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/control"
+	"hsmbridge/daemon/runner"
 	"hsmbridge/daemon/store"
 )
 
@@ -339,6 +340,17 @@ func (d *Daemon) carryOut(ctx context.Context) error {
 		}
 		asked, err := approval.Parse([]byte(r.Text))
 		if err != nil || !q.Decision.Approved || asked.Key != r.Key || asked.Purpose != purpose {
+			continue
+		}
+		k, err := d.revocable(ctx, r.Key)
+		if err != nil {
+			return err
+		}
+		if !runner.StillAbout(asked, k) {
+			const changed = "the configuration of the key has changed since it was asked (its destinations, key spec or object): ask again; nothing was done"
+			if _, err := d.end(ctx, r, store.RequestWithdrawn, d.store.Daemon(), changed, nil); err != nil && !errors.Is(err, control.ErrRefused) {
+				return err
+			}
 			continue
 		}
 		reason := fmt.Sprintf("%s (approved by %s, request %s)", asked.Why, strings.Join(q.Decision.People(), ", "), r.Name)

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -22,8 +24,8 @@ func trusted(path string, f *os.File) error {
 	if err != nil {
 		return err //nolint:wrapcheck // it names the file
 	}
-	if !info.Mode().IsRegular() {
-		return nil // a pipe, /dev/stdin: nobody can change it later
+	if passed, err := handedOver(info, f); passed || err != nil {
+		return err
 	}
 	if err := owned(path, info, othersWrite); err != nil {
 		return err
@@ -43,6 +45,22 @@ func trusted(path string, f *os.File) error {
 		return fmt.Errorf("everybody can write to its folder (mode %04o), and so put another file into its place; it was not used; run: chmod o-w %s", mode, folder)
 	}
 	return nil
+}
+
+// handedOver says that a file has no name by which somebody else could have put it there: a pipe from the one who runs this, or a device, which
+// only root makes. A pipe or socket with a name is looked at like any file: whoever owns it decides what is read.
+func handedOver(info fs.FileInfo, f *os.File) (bool, error) {
+	switch mode := info.Mode(); {
+	case mode.IsRegular():
+		return false, nil
+	case mode&fs.ModeNamedPipe == 0:
+		return true, nil
+	}
+	var where unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &where); err != nil {
+		return false, fmt.Errorf("find out where it is: %w", err)
+	}
+	return where.Type == unix.PIPEFS_MAGIC, nil
 }
 
 // owned says who owns a file and who may write to it.

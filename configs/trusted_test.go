@@ -1,10 +1,12 @@
 package configs
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -62,5 +64,60 @@ func TestTrusted(t *testing.T) {
 				t.Errorf("got %v, want %s", err, tt.want)
 			}
 		})
+	}
+}
+
+// Where others can put files, a pipe of theirs is no way around: what comes out of it is theirs. One without a name comes from whoever runs this.
+func TestTrustedPipe(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "hsmbridge.yaml")
+	write := func(w *os.File) {
+		_, _ = w.WriteString("tokens: []\n")
+		_ = w.Close()
+	}
+	read := func(path string) (used bool, err error) {
+		_, err = Load(path)
+		return err == nil || !strings.Contains(err.Error(), "it was not used"), err
+	}
+	for _, others := range []string{"owner", "mode", "folder"} {
+		if err := syscall.Mkfifo(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		switch others {
+		case "owner":
+			if os.Geteuid() == 0 { // only root can give it away
+				err = os.Chown(path, 65534, -1)
+			} else {
+				err = os.Chmod(path, 0o622)
+			}
+		case "mode":
+			err = os.Chmod(path, 0o622)
+		case "folder":
+			err = os.Chmod(dir, 0o777)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := os.OpenFile(path, os.O_RDWR, 0) // does not wait for who reads
+		if err != nil {
+			t.Fatal(err)
+		}
+		go write(w)
+		if used, err := read(path); used {
+			t.Errorf("%s: the pipe of others was read: %v", others, err)
+		}
+		if err := errors.Join(os.Remove(path), os.Chmod(dir, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close() //nolint:errcheck // of a test
+	go write(w)
+	if used, err := read("/dev/fd/" + strconv.Itoa(int(r.Fd()))); !used {
+		t.Errorf("a pipe from the one who runs this: %v", err)
 	}
 }

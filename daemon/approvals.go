@@ -14,6 +14,7 @@ import (
 	"hsmbridge/configs"
 	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/control"
+	"hsmbridge/daemon/runner"
 	"hsmbridge/daemon/store"
 )
 
@@ -33,7 +34,8 @@ func (d *Daemon) policy(ctx context.Context, key string) (configs.Approval, appr
 
 // Requests lists requests for approval, the latest first.
 func (d *Daemon) Requests(ctx context.Context, key string, all bool, limit int) ([]control.Request, error) {
-	list, err := d.store.Requests(ctx, store.RequestFilter{Key: key, Open: !all, Limit: limit})
+	const most = 1000 // each one's signatures are verified
+	list, err := d.store.Requests(ctx, store.RequestFilter{Key: key, Open: !all, Limit: min(limit, most)})
 	if err != nil {
 		return nil, err
 	}
@@ -204,20 +206,6 @@ func yes(b bool) string {
 	return ""
 }
 
-// refuseSignature says why a signature does not count. That of somebody's key is written down.
-func (d *Daemon) refuseSignature(ctx context.Context, actor string, r store.Request, v approval.Verdict, signature string) error {
-	d.log.Warn("a signature was refused", zap.String("request", r.Name), zap.String("user", actor), zap.String("reason", string(v.Reason)), zap.String("message", v.Message))
-	if v.Key != "" {
-		e := signedEvent("refused-signature", actor, r, v, signature, v.Message)
-		e.Key, e.Destination, e.Job = r.Key, r.Destination, r.Job
-		e.Fields["reason"] = string(v.Reason)
-		if err := d.store.AddEvent(ctx, e); err != nil {
-			return err
-		}
-	}
-	return fmt.Errorf("this does not approve %s: %s: %w", r.Name, v.Message, control.ErrRefused)
-}
-
 // Reject takes an officer's signed no.
 func (d *Daemon) Reject(ctx context.Context, actor, name, reason, signature string) (control.Request, error) {
 	r, err := d.request(ctx, name)
@@ -352,6 +340,17 @@ func (d *Daemon) carryOut(ctx context.Context) error {
 		}
 		asked, err := approval.Parse([]byte(r.Text))
 		if err != nil || !q.Decision.Approved || asked.Key != r.Key || asked.Purpose != purpose {
+			continue
+		}
+		k, err := d.revocable(ctx, r.Key)
+		if err != nil {
+			return err
+		}
+		if !runner.StillAbout(asked, k) {
+			const changed = "the configuration of the key has changed since it was asked (its destinations, key spec or object): ask again; nothing was done"
+			if _, err := d.end(ctx, r, store.RequestWithdrawn, d.store.Daemon(), changed, nil); err != nil && !errors.Is(err, control.ErrRefused) {
+				return err
+			}
 			continue
 		}
 		reason := fmt.Sprintf("%s (approved by %s, request %s)", asked.Why, strings.Join(q.Decision.People(), ", "), r.Name)

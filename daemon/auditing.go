@@ -38,8 +38,9 @@ type auditor struct {
 	now    func() time.Time
 	stdout func(line []byte) error
 
-	signing   sync.Mutex // one signature at a time
-	exporting sync.Mutex // one place at a time
+	signing   sync.Mutex       // one signature at a time
+	signed    audit.Checkpoint // the last one that this process signed, whatever the database says
+	exporting sync.Mutex       // one place at a time
 
 	mu      sync.Mutex
 	problem string           // why the last checkpoint could not be signed
@@ -173,6 +174,11 @@ func (a *auditor) sign(ctx context.Context) (store.Checkpoint, error) {
 	if err != nil {
 		return none, fmt.Errorf("nothing is signed: %w; keep the database as it is, compare it with a copy by hsmbridge audit verify, and go on with a backup", err)
 	}
+	if a.signed.Size > 0 && (a.signed.Size != earlier.Size || a.signed.Root != earlier.Root) { // also when somebody took the checkpoints since out of the database
+		if _, err := a.store.TreeSince(ctx, a.signed); err != nil {
+			return none, fmt.Errorf("nothing is signed, because the log is not the one that was signed at %s: %w; keep the database as it is, and compare it with a copy by hsmbridge audit verify", a.signed.Time.UTC().Format(time.RFC3339), err)
+		}
+	}
 	changed, err := a.known(ctx, public)
 	if err != nil {
 		return none, err
@@ -190,6 +196,7 @@ func (a *auditor) sign(ctx context.Context) (store.Checkpoint, error) {
 	if err := a.store.AddCheckpoint(ctx, out); err != nil {
 		return none, err
 	}
+	a.signed = c
 	a.log.Info("a checkpoint of the audit log was signed", zap.Int64("records", c.Size))
 	return out, nil
 }

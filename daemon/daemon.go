@@ -62,6 +62,8 @@ type Daemon struct {
 	metrics *metrics.Metrics
 	auditor *auditor
 
+	refusals refusals
+
 	config atomic.Pointer[configs.Config]
 	keys   atomic.Pointer[[]schedule.Key]
 

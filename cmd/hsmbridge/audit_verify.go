@@ -123,7 +123,7 @@ func (a *app) verifyFiles(names []string, o audit.Options) error {
 }
 
 func (a *app) printReport(r audit.Report, o audit.Options) {
-	fmt.Fprintf(a.out, "log         %s\nrecords     %d\ncheckpoints %d\n", dash(r.Origin), r.Records, r.Count)
+	fmt.Fprintf(a.out, "log         %s\nrecords     %d\ncheckpoints %d\n", printable(dash(r.Origin)), r.Records, r.Count)
 	if r.Signed > 0 && len(o.Keys) > 0 {
 		fmt.Fprintf(a.out, "signed      records 1 to %d, at %s\n", r.Signed, r.SignedAt.UTC().Format(time.RFC3339))
 	}
@@ -189,6 +189,6 @@ func (a *app) verifyProof(r io.Reader, o audit.Options) error {
 	if err := a.showRecord(p.Record); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.out, "\nproved: this is record %d of the log %s, which had %d records at %s\n", p.N, c.Origin, c.Size, c.Time.UTC().Format(time.RFC3339))
+	fmt.Fprintf(a.out, "\nproved: this is record %d of the log %s, which had %d records at %s\n", p.N, printable(c.Origin), c.Size, c.Time.UTC().Format(time.RFC3339))
 	return nil
 }

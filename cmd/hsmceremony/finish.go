@@ -200,7 +200,11 @@ func (s *session) signLog(ctx context.Context) error {
 func (s *session) leave(w ceremony.Wrapped, d approval.Decision) error {
 	bin := filepath.Join(filepath.Dir(s.name), ceremony.MaterialBin)
 	var exists *ceremony.ExistsError
-	if err := ceremony.WriteNew(bin, w.Keys[0].Bytes, 0o644); err != nil && !errors.As(err, &exists) {
+	err := ceremony.WriteNew(bin, w.Keys[0].Bytes, 0o644)
+	if errors.As(err, &exists) {
+		err = s.foreign(w.Keys[0].Bytes) // it may have come since the session began
+	}
+	if err != nil {
 		return err
 	}
 	r, err := ceremony.NewReport(s.q, s.room.Text, d, &w, s.room.Log.Records(), s.room.Now())

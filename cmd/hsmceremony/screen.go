@@ -228,9 +228,13 @@ func (s *screens) read(ctx context.Context, question string) (string, error) {
 	}
 }
 
-// confirm lets somebody type a word. A slip may be mended twice; "no" and "stop" end the session.
+// confirm lets somebody type a word. A slip may be mended twice; "no" and "stop" end the session. Without a word there is nothing to compare, and
+// Enter alone confirms nothing.
 func (s *screens) confirm(ctx context.Context, question, want string) error {
 	const tries = 3
+	if want == "" {
+		return &ceremony.MismatchError{Reason: "there is nothing by which to compare it (" + question + "); nothing was wrapped"}
+	}
 	for try := 1; ; try++ {
 		got, err := s.ask(ctx, question)
 		switch {

@@ -120,13 +120,13 @@ func (a *app) showLog(text []byte) error {
 	if err != nil {
 		return err
 	}
-	for _, r := range records {
-		fmt.Fprintf(a.out, "%3d  %s  %-15s %s\n", r.N, r.Time.UTC().Format("2006-01-02 15:04:05"), r.Kind, printable(r.Message))
+	for _, r := range records { // also of kinds that nobody knows: what they say may not look like other lines
+		fmt.Fprintf(a.out, "%3d  %s  %-15s %s\n", r.N, r.Time.UTC().Format("2006-01-02 15:04:05"), approval.OneLine(string(r.Kind)), approval.OneLine(r.Message))
 	}
 	fmt.Fprintf(a.out, "\n%d records, root %s\n", report.Records, report.Root)
 	if !report.OK() {
 		for _, p := range report.Problems {
-			fmt.Fprintln(a.out, "!", p.Message)
+			fmt.Fprintln(a.out, "!", approval.OneLine(p.Message))
 		}
 		return &ceremony.MismatchError{Reason: "the log was changed, or damaged"}
 	}

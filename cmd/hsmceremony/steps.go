@@ -67,15 +67,31 @@ func (s *session) theRequest(ctx context.Context) error {
 		}
 		s.line(fmt.Sprintf("wrapping key %d, short", i+1), approval.Short(sum))
 	}
-	s.line("SHA-256 of the text", ceremony.Digest(s.room.Text))
-	s.line("the same, short", short)
 	s.gap()
-	s.say("Read every line. Whoever fetched the request reads the short SHA-256 aloud, from the paper that was printed there; compare all four groups.")
-	first, _, _ := strings.Cut(short, "-")
-	if err := s.confirm(ctx, "Type the first four characters that you hear:", first); err != nil {
+	s.say("Read every line. Whoever fetched the request reads the short SHA-256 of its text aloud, from the paper that was printed there. It is not on this screen: what is typed is compared, all of it.")
+	if err := s.heard(ctx, "Type the four groups that you hear:", short); err != nil {
 		return err
 	}
 	return s.room.Record("ceremony-check", "the request was read, and its SHA-256 compared", short)
+}
+
+// heard lets somebody type a short SHA-256 that is read aloud, whole: of a part of it somebody who changes a request finds a text that has the
+// same in no time. What is expected is not shown, so that nobody types it from the screen.
+func (s *session) heard(ctx context.Context, question, want string) error {
+	const tries = 3
+	same := strings.NewReplacer("-", "", " ", "", "O", "0", "I", "1", "L", "1") // as in Crockford's base 32
+	for try := 1; ; try++ {
+		got, err := s.ask(ctx, question)
+		switch {
+		case err != nil:
+			return err
+		case same.Replace(strings.ToUpper(got)) == same.Replace(want):
+			return nil
+		case try == tries || strings.EqualFold(got, "no") || strings.EqualFold(got, "stop"):
+			return &ceremony.MismatchError{Reason: fmt.Sprintf("%q is not the short SHA-256 of this request: it is another one, or it was changed on its way here; nothing was wrapped", printable(got))}
+		}
+		s.say("%q is not the short SHA-256 of this request. Have it read again; type stop to end here.", got)
+	}
 }
 
 func (s *session) approvals(ctx context.Context) error {
@@ -161,7 +177,11 @@ func (s *session) theHSM(ctx context.Context) error {
 	s.say("Compare the serial with the plate on the HSM, or with the HSM's own display.")
 	const last = 4
 	want := id.Serial[max(0, len(id.Serial)-last):]
-	if err := s.confirm(ctx, fmt.Sprintf("Type the last %d characters of the serial:", len(want)), want); err != nil {
+	question := fmt.Sprintf("Type the last %d characters of the serial:", len(want))
+	if want == "" {
+		question, want = "This HSM tells no serial. Type the label of the token:", id.Label
+	}
+	if err := s.confirm(ctx, question, want); err != nil {
 		return err
 	}
 	return s.room.Record("ceremony-check", "the HSM was compared", id.Serial)
@@ -213,7 +233,11 @@ func (s *session) theKey(ctx context.Context) error {
 	if s.q.Material == "" && material != "" {
 		s.say("The request does not say which key it has to be. Compare with the record of the key's making.")
 	}
-	if err := s.confirm(ctx, "Type the label of the key:", key.Label); err != nil {
+	question, want := "Type the label of the key:", key.Label
+	if want == "" {
+		question, want = "The key has no label. Type its CKA_ID:", hex.EncodeToString(key.ID)
+	}
+	if err := s.confirm(ctx, question, want); err != nil {
 		return err
 	}
 	return s.room.Record("ceremony-check", "the key object was compared", key.Label+" "+material)

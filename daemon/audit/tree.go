@@ -3,6 +3,7 @@ package audit
 import (
 	"crypto/sha256"
 	"fmt"
+	"math/bits"
 	"slices"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -66,3 +67,31 @@ func (t *tree) root() Hash {
 }
 
 func (t *tree) clone() tree { return tree{t.size, slices.Clone(t.roots)} }
+
+// Growth is a tree that grows from leaf hashes alone, behind a first part of which only its perfect subtrees are read.
+type Growth struct{ tree tree }
+
+// Grow begins with the tree of the first size records. Its root says whether what was read of it is the tree of an earlier [Checkpoint].
+func Grow(size int64, read Reader) (*Growth, error) {
+	var indexes []int64
+	for at, left := int64(0), size; left > 0; {
+		level := bits.Len64(uint64(left)) - 1
+		indexes = append(indexes, tlog.StoredHashIndex(level, at>>level))
+		at, left = at+1<<level, left-1<<level
+	}
+	g := &Growth{tree{size: size}}
+	if len(indexes) == 0 {
+		return g, nil
+	}
+	var err error
+	if g.tree.roots, err = read(indexes); err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	return g, nil
+}
+
+// Add adds the leaf hash of the next record.
+func (g *Growth) Add(leaf Hash) { g.tree.add(leaf) }
+
+// Root is the hash of the tree as it is.
+func (g *Growth) Root() Hash { return g.tree.root() }

@@ -150,3 +150,38 @@ func TestAppendNeedsTheTree(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A tree that goes on from any size has the root of all its leaves.
+func TestGrow(t *testing.T) {
+	const most = 40
+	var leaves [][]byte
+	var stored []audit.Hash
+	read := func(indexes []int64) ([]audit.Hash, error) {
+		out := make([]audit.Hash, len(indexes))
+		for i, n := range indexes {
+			out[i] = stored[n]
+		}
+		return out, nil
+	}
+	for n := range most {
+		leaves = append(leaves, fmt.Appendf(nil, "record %d", n))
+		_, hashes, err := audit.Append(int64(n)+1, audit.LeafHash(leaves[n]), read)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored = append(stored, hashes...)
+	}
+	for size := range most + 1 {
+		g, err := audit.Grow(int64(size), read)
+		if err != nil || g.Root() != merkle(leaves[:size]) {
+			t.Errorf("the tree of %d records has another root: %v", size, err)
+			continue
+		}
+		for _, l := range leaves[size:] {
+			g.Add(audit.LeafHash(l))
+		}
+		if g.Root() != merkle(leaves) {
+			t.Errorf("from %d records on it has another root", size)
+		}
+	}
+}

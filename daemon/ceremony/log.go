@@ -33,10 +33,14 @@ type Log struct {
 func Origin(request string) string { return "hsmceremony/" + request }
 
 // OpenLog opens the log of a request, or begins it. A log that is there is verified, and goes on; a last line that was not finished is cut
-// off. It stays locked until [Log.Close]: one session at a time works on a request.
+// off. It stays locked until [Log.Close]: one session at a time works on a request. The folder came from outside: a symbolic link in it is
+// not followed, and of what is no log nothing is cut off.
 func OpenLog(name, request, actor string, now func() time.Time) (*Log, error) {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644) //nolint:gosec // it is handed to others
-	if err != nil {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644) //nolint:gosec // it is handed to others
+	switch {
+	case errors.Is(err, unix.ELOOP):
+		return nil, &FileError{"log of this ceremony", name + " is a symbolic link, which nobody here made; nothing was done"}
+	case err != nil:
 		return nil, fmt.Errorf("open the ceremony's log: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
@@ -54,11 +58,14 @@ func OpenLog(name, request, actor string, now func() time.Time) (*Log, error) {
 }
 
 func (l *Log) load(request string) error {
-	text, err := Read(l.file.Name())
+	text, err := read(l.file, l.file.Name())
 	if err != nil {
 		return err
 	}
 	whole := bytes.LastIndexByte(text, '\n') + 1
+	if !begun(text[whole:]) {
+		return &FileError{"log of this ceremony", "it ends with something else than lines of a log; nothing was done; keep the file, and begin again in another folder"}
+	}
 	report, err := audit.Verify(bytes.NewReader(text[:whole]), audit.Options{Each: func(r audit.Record) error {
 		l.records = append(l.records, r)
 		return nil
@@ -95,6 +102,18 @@ func (l *Log) load(request string) error {
 	}
 	l.end = int64(whole)
 	return nil
+}
+
+// begun says that bytes are the beginning of a line that was not finished. A file system may leave zeros behind it.
+func begun(tail []byte) bool {
+	tail = bytes.TrimRight(tail, "\x00")
+	for _, begins := range []string{`{"n":`, `{"checkpoint":`} {
+		n := min(len(tail), len(begins))
+		if string(tail[:n]) == begins[:n] {
+			return true
+		}
+	}
+	return false
 }
 
 // write adds a line and makes sure that it is on the disk. One that could not be written whole is taken away again, so that the log can go on.

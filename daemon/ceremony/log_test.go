@@ -168,3 +168,54 @@ func TestUsed(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The folder of a ceremony comes from outside. What somebody put there under the log's name, or a link to what is elsewhere, is not emptied.
+func TestLogLeavesOtherFiles(t *testing.T) {
+	dir := t.TempDir()
+	elsewhere := filepath.Join(dir, "pin")
+	const secret = "a file without a line's end"
+	for name, tt := range map[string]struct {
+		make func(name string) error
+		says string
+	}{
+		"link":    {func(name string) error { return os.Symlink(elsewhere, name) }, "is a symbolic link"},
+		"nowhere": {func(name string) error { return os.Symlink(filepath.Join(dir, "new"), name) }, "is a symbolic link"},
+		"file":    {func(name string) error { return os.WriteFile(name, []byte(secret), 0o600) }, "it ends with something else than lines of a log"},
+	} {
+		if err := os.WriteFile(elsewhere, []byte(secret), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, name+ceremony.LogExt)
+		if err := tt.make(path); err != nil {
+			t.Fatal(err)
+		}
+		l, err := ceremony.OpenLog(path, id, "room", clock())
+		if err == nil {
+			t.Errorf("%s: it was taken for a log", name)
+			_ = l.Close()
+		} else {
+			says(t, err, tt.says)
+		}
+		for _, file := range []string{elsewhere, path} {
+			if got, err := os.ReadFile(file); name != "nowhere" && (err != nil || string(got) != secret) {
+				t.Errorf("%s: %s has %q now, %v", name, file, got, err)
+			}
+		}
+		if _, err := os.Stat(filepath.Join(dir, "new")); err == nil {
+			t.Error("a file was made elsewhere")
+		}
+	}
+	// What a session that was ended may leave behind is no hindrance.
+	for i, torn := range []string{"", "{", `{"n":1,"hash":"x`, "\x00\x00\x00", `{"n":1` + "\x00\x00"} {
+		path := filepath.Join(dir, strings.Repeat("t", i+1)+ceremony.LogExt)
+		if err := os.WriteFile(path, []byte(torn), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, err := ceremony.OpenLog(path, id, "room", clock())
+		if err != nil {
+			t.Errorf("%q: %v", torn, err)
+			continue
+		}
+		_ = l.Close()
+	}
+}

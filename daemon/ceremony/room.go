@@ -255,10 +255,31 @@ func (r *Room) Wrap(ctx context.Context) (Wrapped, error) {
 }
 
 func (r *Room) wrap(ctx context.Context, pub *rsa.PublicKey) ([]byte, error) {
-	if r.Trusted != nil {
-		return r.Trusted(ctx, r.key.URI, pub, r.plan)
+	if r.Trusted == nil {
+		return r.Token.Wrap(ctx, r.object, pub, r.plan)
 	}
-	return r.Token.Wrap(ctx, r.object, pub, r.plan)
+	out, err := r.Trusted(ctx, r.key.URI, pub, r.plan)
+	if err != nil {
+		return nil, err
+	}
+	// The object was found anew behind two logins, which take people minutes.
+	if err := r.sameKey(ctx); err != nil {
+		clear(out)
+		return nil, fmt.Errorf("what was wrapped was thrown away: %w", err)
+	}
+	return out, nil
+}
+
+// sameKey finds the object anew and holds that it is still the one that people compared.
+func (r *Room) sameKey(ctx context.Context) error {
+	before := r.material
+	if _, now, err := r.FindKey(ctx); err != nil {
+		return err
+	} else if now != before {
+		r.material = before
+		return &MismatchError{fmt.Sprintf("the object in the token is another one than was compared: it has %s now, and had %s", now, before)}
+	}
+	return nil
 }
 
 // again is everything that must hold at the moment of a wrap.
@@ -278,8 +299,7 @@ func (r *Room) again(ctx context.Context) error {
 	if _, err := r.CheckToken(); err != nil {
 		return err
 	}
-	_, _, err := r.FindKey(ctx) // also a handle that is in date: a wrap under a trusted key logs out and in again
-	return err
+	return r.sameKey(ctx) // also a handle that is in date: a wrap under a trusted key logs out and in again
 }
 
 // proof adds what shows later that KMS holds the same key, where a second wrap does not.

@@ -258,3 +258,30 @@ func TestRecordOfSignature(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+// The request often does not say which key it has to be: people compare what the token shows. Another object under the same name afterwards is not
+// wrapped, and what a wrap under a trusted key made of one does not leave the room.
+func TestObjectIsSwappedAfterItWasCompared(t *testing.T) {
+	swap := func(h *hsmOf) { h.kcv = "FFFFFF" }
+	for name, tt := range map[string]struct {
+		trusted bool
+		wraps   int
+	}{"plain": {false, 0}, "trusted": {true, 1}} {
+		h := &hsmOf{serial: "0123", kcv: "1A2B3C"}
+		r := room(t, t.TempDir(), h, textOf(t, sample()))
+		ready(t, r)
+		if tt.trusted {
+			r.Trusted = func(ctx context.Context, _ pkcs11uri.URI, pub *rsa.PublicKey, plan wrapping.Plan) ([]byte, error) {
+				swap(h) // while people log in
+				return h.Wrap(ctx, wrapping.Key{}, pub, plan)
+			}
+		} else {
+			swap(h)
+		}
+		w, err := r.Wrap(t.Context())
+		says(t, err, "the object in the token is another one than was compared: it has check value FFFFFF now, and had check value 1A2B3C")
+		if h.wraps != tt.wraps || len(w.Keys) != 0 {
+			t.Errorf("%s: %d wraps, %d came out", name, h.wraps, len(w.Keys))
+		}
+	}
+}

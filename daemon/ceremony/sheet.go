@@ -176,7 +176,11 @@ func Read(name string) ([]byte, error) {
 		return nil, fmt.Errorf("read a file of the ceremony: %w", err)
 	}
 	defer f.Close() //nolint:errcheck // it was only read
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	return read(f, name)
+}
+
+func read(in io.Reader, name string) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(in, maxFile+1))
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("read %s: %w", name, err)

@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strings"
@@ -15,15 +16,24 @@ import (
 
 // Ask asks officers about something that is done with a key as a whole: [approval.Revoke] or [approval.Waive].
 func (r *Runner) Ask(ctx context.Context, purpose approval.Purpose, actor string, k configs.Key, validFor time.Duration, why string) (store.Request, error) {
-	want := approval.Request{
-		Purpose: purpose, AskedBy: approval.OneLine(actor), Why: approval.OneLine(why), Key: k.Name, KeySpec: string(k.KeySpec), Object: k.URI.String(),
-		Destination: destinations(k),
-	}
+	want := whole(k)
+	want.Purpose, want.AskedBy, want.Why = purpose, approval.OneLine(actor), approval.OneLine(why)
 	q, err := r.newRequest(want, validFor, 0)
 	if err != nil {
 		return q, err
 	}
 	return q, r.Store.AddRequest(ctx, nil, q, fmt.Sprintf("officers are asked to approve: %s %s", purpose, k.Name))
+}
+
+// whole is what officers read about a key as a whole.
+func whole(k configs.Key) approval.Request {
+	return approval.Request{Key: k.Name, KeySpec: string(k.KeySpec), Object: k.URI.String(), Destination: destinations(k)}
+}
+
+// StillAbout says that what officers read about a key as a whole is what they would read now.
+func StillAbout(asked approval.Request, k configs.Key) bool {
+	now := whole(k)
+	return asked.Key == now.Key && asked.KeySpec == now.KeySpec && asked.Object == now.Object && asked.Destination == now.Destination
 }
 
 // destinations names all KMS keys of a key, as far as they fit into a line.
@@ -35,7 +45,7 @@ func destinations(k configs.Key) string {
 	const most = 600
 	s := strings.Join(all, ", ")
 	if len(s) > most {
-		return fmt.Sprintf("all %d KMS keys, the first is %s", len(all), all[0])
+		return fmt.Sprintf("all %d KMS keys, the first is %s; SHA-256 of their list: %x", len(all), all[0], sha256.Sum256([]byte(s)))
 	}
 	return s
 }

@@ -395,6 +395,57 @@ func TestTreeSince(t *testing.T) {
 	})
 }
 
+// Whoever writes the database and changes one hash inside of the tree, where no record stands, would have the HSM sign a root from which a
+// record can be proved that was never written.
+func TestForgedProofIsNotSigned(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, c *clock) {
+		s := one(open)
+		add := func(n int) {
+			t.Helper()
+			for i := range n {
+				if err := s.AddEvent(t.Context(), Event{Kind: "clock", Message: fmt.Sprint(i)}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		add(20)
+		earlier := must[audit.Checkpoint](t)(s.TreeSince(t.Context(), audit.Checkpoint{}))
+		add(10)
+		// Of records 25 to 28 the hash that stands above them, with another record 25.
+		forged := must[[]byte](t)(audit.Record{N: 25, Time: c.Now(), Kind: "clock", Message: "approved by everybody"}.Encode())
+		stored := func(numbers ...int64) []audit.Hash {
+			return must[[]audit.Hash](t)(s.hashes(t.Context(), s.read, nil, numbers))
+		}
+		node := func(l, r audit.Hash) audit.Hash { return sha256.Sum256(append(append([]byte{1}, l[:]...), r[:]...)) }
+		have := stored(audit.LeafIndex(26), audit.LeafIndex(28)+1)
+		top := node(node(audit.LeafHash(forged), have[0]), have[1])
+		if _, err := s.write.ExecContext(t.Context(), s.rebind("UPDATE audit_hashes SET hash = ? WHERE number = ?"), top.String(), audit.LeafIndex(28)+2); err != nil {
+			t.Fatal(err)
+		}
+		private := must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+		der := must[[]byte](t)(x509.MarshalPKIXPublicKey(private.Public()))
+		sign := func(m []byte) ([]byte, error) {
+			sum := sha256.Sum256(m)
+			return ecdsa.SignASN1(rand.Reader, private, sum[:])
+		}
+		prove := func(tree audit.Checkpoint) error {
+			note := must[string](t)(tree.Sign(der, sign))
+			p := must[audit.Proof](t)(audit.Prove(25, forged, note, func(n []int64) ([]audit.Hash, error) { return s.hashes(t.Context(), s.read, nil, n) }))
+			_, _, err := p.Verify(must[*audit.Key](t)(audit.NewKey(tree.Origin, der)))
+			return err
+		}
+		if err := prove(must[audit.Checkpoint](t)(s.Tree(t.Context()))); err != nil {
+			t.Fatalf("the attack is not what it should be: %v", err)
+		}
+		if tree, err := s.TreeSince(t.Context(), earlier); !errors.Is(err, ErrLogChanged) {
+			t.Errorf("the tree would be signed (%v), and a record that is not in the log can be proved: %v", err, prove(tree))
+		}
+		if _, err := s.TreeSince(t.Context(), audit.Checkpoint{}); !errors.Is(err, ErrLogChanged) {
+			t.Errorf("the first checkpoint would be signed: %v", err)
+		}
+	})
+}
+
 // TestProofOfStore: what the database proves, the key verifies.
 func TestProofOfStore(t *testing.T) {
 	both(t, func(t *testing.T, open func(string, time.Duration) *Store, c *clock) {

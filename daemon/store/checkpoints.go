@@ -26,8 +26,9 @@ func (s *Store) Tree(ctx context.Context) (c audit.Checkpoint, err error) {
 }
 
 // TreeSince is [Store.Tree] after it was made sure that the log is the one of which an earlier checkpoint was made: its root is still that of
-// the first records, and every later record has the hash that the tree has. It is the last look before the log is signed: what somebody
-// changed in the database is not signed.
+// the first records, and every later record has the hash that the tree has. The root is computed anew from those records, and not taken from
+// hashes that stand in the database: whoever changed one of them would have a record signed, and could prove it, that is not in the log. It
+// is the last look before the log is signed: what somebody changed in the database is not signed.
 func (s *Store) TreeSince(ctx context.Context, earlier audit.Checkpoint) (c audit.Checkpoint, err error) {
 	if c, err = s.Tree(ctx); err != nil {
 		return c, err
@@ -36,14 +37,12 @@ func (s *Store) TreeSince(ctx context.Context, earlier audit.Checkpoint) (c audi
 	if earlier.Size > c.Size {
 		return c, fmt.Errorf("the audit log has %d records, and its last signed checkpoint has %d: %w", c.Size, earlier.Size, ErrLogChanged)
 	}
-	if earlier.Size > 0 {
-		root, err := audit.Root(earlier.Size, read)
-		if err != nil {
-			return c, err
-		}
-		if root != earlier.Root {
-			return c, fmt.Errorf("the first %d records of the audit log are not those of its last signed checkpoint: %w", earlier.Size, ErrLogChanged)
-		}
+	tree, err := audit.Grow(earlier.Size, read)
+	if err != nil {
+		return c, err
+	}
+	if earlier.Size > 0 && tree.Root() != earlier.Root {
+		return c, fmt.Errorf("the first %d records of the audit log are not those of its last signed checkpoint: %w", earlier.Size, ErrLogChanged)
 	}
 	const batch = 500
 	for next := earlier.Size + 1; next <= c.Size; next += batch {
@@ -66,10 +65,15 @@ func (s *Store) TreeSince(ctx context.Context, earlier audit.Checkpoint) (c audi
 			return c, err
 		}
 		for i, l := range list {
-			if audit.LeafHash(l.Record) != hashes[i] {
+			leaf := audit.LeafHash(l.Record)
+			if leaf != hashes[i] {
 				return c, fmt.Errorf("record %d of the audit log is not the one that was written: %w", l.N, ErrLogChanged)
 			}
+			tree.Add(leaf)
 		}
+	}
+	if tree.Root() != c.Root {
+		return c, fmt.Errorf("the hashes of the audit log's tree are not those of its records: %w", ErrLogChanged)
 	}
 	return c, nil
 }

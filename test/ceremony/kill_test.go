@@ -93,7 +93,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 	request, keys := w.requestOf("room", nil)
 	questions := w.questions(request)
 	for _, asks := range []string{
-		"Name of the person who operates:", "Name of the person who watches:", "Type the first four", "Are the same people here?", "Type none", "Type right",
+		"Name of the person who operates:", "Name of the person who watches:", "Type the four groups", "Are the same people here?", "Type none", "Type right",
 		"Type the last 4", "Type the label", "Press Enter", "Type the name of the key", "Type again",
 	} {
 		k := w.wrap(request)

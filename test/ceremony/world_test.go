@@ -104,7 +104,7 @@ func (w *world) questions(request string) []question {
 		{"Are the same people here?", "yes"},
 		{"Name of the person who operates:", "Ann Operator"},
 		{"Name of the person who watches:", "William Witness"},
-		{"Type the first four characters that you hear:", short[:4]},
+		{"Type the four groups that you hear:", strings.ToLower(short)},
 		{"Type approved to go on:", "approved"},
 		{"Type none to go on without one:", "none"},
 		{"Type right if the time is right:", "right"},

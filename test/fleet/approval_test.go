@@ -17,6 +17,7 @@ import (
 	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/store"
 	"hsmbridge/hsm/wrapping"
+	"hsmbridge/kmsclient"
 	"hsmbridge/kmsclient/kmsemu"
 )
 
@@ -281,5 +282,117 @@ func TestNoWayAroundOfficers(t *testing.T) {
 	p.settled()
 	if n := everyWrapApproved(t, p.events("k")); n < 4 {
 		t.Errorf("the log has %d wraps", n)
+	}
+}
+
+// Whoever can open the socket may hand in signatures. With keys of their own, or copies of an officer's signature, nobody fills the audit log.
+func TestRefusedSignaturesAreBounded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, kmsemu.Options{})
+	w.key("k", wrapping.HMAC256)
+	o := w.officers()
+	p := w.start("one", "")
+	ctx, c := t.Context(), p.client
+	until(t, "a request", func() bool { return len(o.open(ctx, c)) == 1 })
+	r := o.open(ctx, c)[0]
+	approved, err := o.sign(0, r.Text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Approve(ctx, r.Name, approved); err != nil {
+		t.Fatal(err)
+	}
+	for range 60 {
+		s := newSigner(t)
+		sig, err := s.Sign(rand.Reader, approval.ToSign(approval.Namespace, []byte(r.Text)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Approve(ctx, r.Name, approval.Armor(s.PublicKey(), approval.Namespace, sig)); err == nil || !strings.Contains(err.Error(), "is no officer's") {
+			t.Errorf("a stranger's signature: %v", err)
+		}
+		if _, err := c.Approve(ctx, r.Name, approved); err == nil || !strings.Contains(err.Error(), "has signed already") {
+			t.Errorf("a copy of a signature: %v", err)
+		}
+	}
+	n, last := 0, ""
+	for _, e := range p.events("k") {
+		if e.Kind == "refused-signature" {
+			n++
+			last = e.Message
+		}
+	}
+	if n != 40 || !strings.Contains(last, "further ones are not written down") {
+		t.Errorf("%d refused signatures are in the audit log; the last one says %q", n, last)
+	}
+	other, err := o.sign(1, r.Text+"x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Approve(ctx, r.Name, other); err == nil || !strings.Contains(err.Error(), "is over another text") {
+		t.Errorf("got %v", err)
+	}
+	good, err := o.sign(1, r.Text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if q, err := c.Approve(ctx, r.Name, good); err != nil || !q.Decision.Approved && q.State == store.RequestOpen {
+		t.Errorf("the second officer: %+v, %v", q.Decision, err)
+	}
+}
+
+// Officers approve the revocation of the KMS keys that they read. One that was added since is not revoked by it.
+func TestRevocationOfWhatWasRead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, kmsemu.Options{})
+	first := w.key("k", wrapping.HMAC256)
+	o := w.officers()
+	p := w.start("one", "")
+	ctx, c := t.Context(), p.client
+	revocation := func() (found control.Request) {
+		t.Helper()
+		if _, err := c.Revoke(ctx, "k", control.ReasonRequest{Reason: "incident", Confirm: "k"}); err == nil || !strings.Contains(err.Error(), "officers have to approve it") {
+			t.Fatalf("got %v", err)
+		}
+		for _, r := range o.open(ctx, c) {
+			if r.Purpose == string(approval.Revoke) {
+				found = r
+			}
+		}
+		return found
+	}
+	approve := func(r control.Request) (q control.Request) {
+		t.Helper()
+		for i := range 2 {
+			sig, err := o.sign(i, r.Text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if q, err = c.Approve(ctx, r.Name, sig); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return q
+	}
+	until(t, "a request", func() bool { return len(o.open(ctx, c)) == 1 })
+	r := revocation()
+	second, err := w.client.CreateKey(ctx, kmsclient.CreateKeyRequest{KeySpec: "HMAC_256"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.keys = nil
+	w.manage("k", wrapping.HMAC256, []string{first, second.ARN})
+	w.config("one", "")
+	if err := c.Reload(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if q := approve(r); q.State != store.RequestWithdrawn || !strings.Contains(q.Reason, "has changed since it was asked") {
+		t.Errorf("a revocation of another KMS key than officers read: %s %s", q.State, q.Reason)
+	}
+	if r = revocation(); !strings.Contains(r.Text, second.ARN) {
+		t.Errorf("officers read\n%s", r.Text)
+	}
+	if q := approve(r); q.State != store.RequestUsed {
+		t.Errorf("got %s %s", q.State, q.Reason)
 	}
 }

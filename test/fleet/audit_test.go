@@ -14,6 +14,7 @@ import (
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"hsmbridge/daemon/approval"
+	"hsmbridge/daemon/audit"
 	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/store"
 	"hsmbridge/hsm/wrapping"
@@ -201,4 +202,96 @@ func TestNoRecordNoImport(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// Whoever can write the database writes another history, with all its hashes, and takes the signed checkpoints away that would contradict it.
+// The daemon does not have the HSM sign that history beside the one that it signed before.
+func TestAnotherHistoryIsNotSigned(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, kmsemu.Options{})
+	w.extra += "audit: {token: hsm, uri: \"pkcs11:object=hsmbridge-audit;type=private\", generate: if-missing}\n"
+	w.key("k", wrapping.HMAC256)
+	p := w.start("one", "")
+	p.settled()
+	ctx := t.Context()
+	if _, err := p.client.AuditCheckpoint(ctx, true); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(w.dir, "hsmbridge.db")+"?_pragma=busy_timeout(20000)&_txlock=immediate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close() //nolint:errcheck // the end of the test
+	if err := rewrite(ctx, db); err != nil {
+		t.Fatal(err)
+	}
+	c, err := p.client.AuditCheckpoint(ctx, true)
+	if err == nil || !strings.Contains(err.Error(), "is not the one that was signed at") {
+		t.Errorf("a second history was signed: %v\n%s", err, c.Note)
+	}
+	if s, err := p.client.Status(ctx); err != nil || s.Audit.Signed != 0 {
+		t.Errorf("got %+v, %v", s.Audit, err)
+	}
+}
+
+// rewrite changes what the first record says, with all hashes of the tree, and removes the checkpoints.
+func rewrite(ctx context.Context, db *sql.DB) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() //nolint:errcheck // after Commit there is nothing to take back
+	rows, err := tx.QueryContext(ctx, "SELECT record FROM events ORDER BY id")
+	if err != nil {
+		return err
+	}
+	defer rows.Close() //nolint:errcheck // Err is looked at
+	var records []string
+	for rows.Next() {
+		var r string
+		if err := rows.Scan(&r); err != nil {
+			return err
+		}
+		records = append(records, r)
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	first, err := audit.Decode([]byte(records[0]))
+	if err != nil {
+		return err
+	}
+	first.Message = "another history"
+	raw, err := first.Encode()
+	if err != nil {
+		return err
+	}
+	records[0] = string(raw)
+	if _, err := tx.ExecContext(ctx, "DELETE FROM checkpoints; DELETE FROM audit_hashes"); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, "UPDATE events SET record = ?, message = ? WHERE id = 1", records[0], first.Message); err != nil {
+		return err
+	}
+	var stored []audit.Hash
+	read := func(indexes []int64) ([]audit.Hash, error) {
+		var out []audit.Hash
+		for _, n := range indexes {
+			out = append(out, stored[n])
+		}
+		return out, nil
+	}
+	for i, r := range records {
+		_, hashes, err := audit.Append(int64(i)+1, audit.LeafHash([]byte(r)), read)
+		if err != nil {
+			return err
+		}
+		for _, h := range hashes {
+			if _, err := tx.ExecContext(ctx, "INSERT INTO audit_hashes (number, hash) VALUES (?, ?)", len(stored), h.String()); err != nil {
+				return err
+			}
+			stored = append(stored, h)
+		}
+	}
+	return tx.Commit()
 }

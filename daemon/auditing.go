@@ -381,10 +381,12 @@ func (d *Daemon) AuditCheckpoint(ctx context.Context, now bool) (store.Checkpoin
 // AuditProof proves that a record is in the log of the latest signed checkpoint.
 func (d *Daemon) AuditProof(ctx context.Context, n int64) (string, error) {
 	p, err := d.store.Prove(ctx, n)
-	if errors.Is(err, store.ErrNoCheckpoint) {
-		return "", fmt.Errorf("record %d cannot be proved: %w; hsmbridge audit checkpoint --now signs one: %w", n, err, control.ErrRefused)
-	}
-	if err != nil {
+	switch {
+	case errors.Is(err, store.ErrNoRecord):
+		return "", fmt.Errorf("%w; hsmbridge audit list --last 1 shows the last one: %w", err, control.ErrRefused)
+	case errors.Is(err, store.ErrNoCheckpoint):
+		return "", fmt.Errorf("%w; hsmbridge audit checkpoint --now signs one: %w", err, control.ErrRefused)
+	case err != nil:
 		return "", err
 	}
 	text, err := p.Text()

@@ -116,7 +116,7 @@ signed. --text prints the text alone, byte for byte, to be signed anywhere:
 			case a.json:
 				return writeJSON(a.out, r)
 			}
-			if err := a.showRequest(r, time.Now()); err != nil {
+			if err := a.showRequest(r, time.Now(), a.showDifferences); err != nil {
 				return err
 			}
 			if r.Open() && !r.Decision.Approved {
@@ -129,8 +129,8 @@ signed. --text prints the text alone, byte for byte, to be signed anywhere:
 	return a.jsonFlag(c, "print JSON")
 }
 
-// showRequest prints a request for a person who sees one twice a year.
-func (a *app) showRequest(r control.Request, now time.Time) error {
+// showRequest prints a request for a person who sees one twice a year. What it is compared with, before says.
+func (a *app) showRequest(r control.Request, now time.Time, before func(control.Request)) error {
 	q, err := approval.Parse([]byte(r.Text))
 	if err != nil {
 		return err
@@ -156,7 +156,7 @@ func (a *app) showRequest(r control.Request, now time.Time) error {
 		wrapped(a.out, fmt.Sprintf("%s%-22s ", mark, f.Name), indent, f.Value)
 	}
 	fmt.Fprintln(a.out)
-	a.showDifferences(r)
+	before(r)
 	wrapped(a.out, "SHA-256 of the text: ", "  ", fmt.Sprintf("%s (%x)", approval.Short(sum), sum))
 	a.showSignatures(r)
 	return nil
@@ -184,6 +184,13 @@ func (a *app) showDifferences(r control.Request) {
 			wrapped(a.out, "                         ", "                         ", "now "+nothing(d.Now))
 		}
 	}
+	fmt.Fprintln(a.out)
+}
+
+// showAway is in place of the differences where only the file is at hand.
+func (a *app) showAway(control.Request) {
+	wrapped(a.out, "", "", "This is what the file says, and nothing here can tell whether it is what was asked for. Compare the SHA-256 with whoever made the request, "+
+		"by voice or on paper; what is different from last time, hsmbridge show says where the daemon is.")
 	fmt.Fprintln(a.out)
 }
 
@@ -288,7 +295,7 @@ func (a *app) approve(ctx context.Context, c *control.Client, name, key, signatu
 		if !r.Open() {
 			return &exitError{exitRefused, fmt.Errorf("request %s is %s: there is nothing to sign", r.Name, r.State)}
 		}
-		if err := a.showRequest(r, time.Now()); err != nil {
+		if err := a.showRequest(r, time.Now(), a.showDifferences); err != nil {
 			return err
 		}
 		if err := a.confirm(r.Name, assumeYes); err != nil {
@@ -307,10 +314,11 @@ func (a *app) approve(ctx context.Context, c *control.Client, name, key, signatu
 	}
 	switch r.State {
 	case store.RequestApproved, store.RequestUsed:
-		fmt.Fprintf(a.out, "%s: approved (%s); it is carried out now\n", r.Name, signedBy(r))
+		next := "it is carried out now"
 		if r.Purpose == string(approval.Standing) {
-			fmt.Fprintf(a.out, "%s: renewals need no further approval until %s\n", r.Name, r.ValidUntil.UTC().Format(time.DateOnly))
+			next = "renewals need no further approval until " + r.ValidUntil.UTC().Format(time.DateOnly)
 		}
+		fmt.Fprintf(a.out, "%s: approved (%s); %s\n", r.Name, signedBy(r), next)
 	default:
 		fmt.Fprintf(a.out, "%s: your approval was taken: %s\n", r.Name, r.Decision.Message)
 	}
@@ -366,11 +374,15 @@ func (a *app) approveFile(ctx context.Context, file, key string, assumeYes bool)
 	}
 	r := control.Request{Request: store.Request{Name: q.ID, Text: string(text), State: store.RequestOpen, ValidUntil: q.ValidUntil}}
 	r.Decision.Message = "whether it is enough is decided where it is carried out"
-	if err := a.showRequest(r, time.Now()); err != nil {
+	if err := a.showRequest(r, time.Now(), a.showAway); err != nil {
 		return err
 	}
 	if !time.Now().Before(q.ValidUntil) {
 		return &exitError{exitRefused, fmt.Errorf("the request was valid until %s: ask again; nothing was signed", q.ValidUntil.Format(time.RFC3339))}
+	}
+	out := file + ".sig"
+	if _, err := os.Lstat(out); err == nil {
+		return &exitError{exitRefused, fmt.Errorf("there is a signature already, %s; nothing was signed: move the file away, and sign again", out)}
 	}
 	if err := a.confirm(q.ID, assumeYes); err != nil {
 		return err
@@ -379,7 +391,6 @@ func (a *app) approveFile(ctx context.Context, file, key string, assumeYes bool)
 	if err != nil {
 		return err
 	}
-	out := file + ".sig"
 	f, err := os.OpenFile(out, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // a signature is public
 	if err != nil {
 		return &exitError{exitRefused, fmt.Errorf("the signature was not kept: %w; move the file away, and sign again", err)}
@@ -389,6 +400,10 @@ func (a *app) approveFile(ctx context.Context, file, key string, assumeYes bool)
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("the signature was not kept: %w", err)
+	}
+	if len(q.WrappingKeys) > 0 {
+		fmt.Fprintf(a.out, "signed; put %s beside the request that goes into the HSM room, renamed so that no other officer's overwrites it: %s.YOURNAME.sig\n", out, file)
+		return nil
 	}
 	fmt.Fprintf(a.out, "signed; hand in %s: hsmbridge approve %s --signature %s\n", out, q.ID, out)
 	return nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/audit"
 )
 
@@ -132,6 +134,9 @@ func (a *app) printReport(r audit.Report, o audit.Options) {
 	}
 	if r.Root != "" {
 		fmt.Fprintf(a.out, "root        %s\n", r.Root)
+		if root, err := base64.StdEncoding.DecodeString(r.Root); err == nil && len(o.Keys) == 0 {
+			fmt.Fprintf(a.out, "short       %s, as on the paper of a ceremony\n", approval.Short(root))
+		}
 	}
 	if r.Unknown > 0 {
 		fmt.Fprintf(a.out, "unknown     %d records are of kinds of a later hsmbridge; they were checked like the others\n", r.Unknown)

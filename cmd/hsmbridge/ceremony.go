@@ -24,7 +24,7 @@ import (
 
 func (a *app) ceremonyCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "ceremony", Short: "Imports through an HSM room without a network: fetch and upload",
+		Use: "ceremony", Short: "Imports through an HSM room without a network: fetch, upload and merge",
 		Long: `An import in three steps on three machines: hsmbridge ceremony fetch here, hsmceremony wrap in the HSM room, hsmbridge ceremony upload here
 again. Officers sign the request file in between. Only the request goes into the room, and only the wrapped key comes out; the import token
 stays here. docs/ceremony.md is the script to follow.`,

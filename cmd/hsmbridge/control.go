@@ -199,7 +199,7 @@ func (a *app) restoreCommand() *cobra.Command {
 		Use: "restore NAME...", Short: "Take a revocation back: the keys are imported again",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(args, "the revocation is taken back; it is imported again now", func(c *control.Client, n string) error { return c.Do(cmd.Context(), "restore", n) })
+			return a.each(args, "the revocation is taken back; it is imported again now, or when officers have approved it where it needs their approval", func(c *control.Client, n string) error { return c.Do(cmd.Context(), "restore", n) })
 		},
 	}
 }

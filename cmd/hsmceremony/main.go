@@ -66,6 +66,8 @@ type app struct {
 
 type usageError struct{ error }
 
+func (e usageError) Unwrap() error { return e.error }
+
 type configError struct{ error }
 
 // errShown ends a command that has said what is wrong.
@@ -152,9 +154,13 @@ func parse(f *flag.FlagSet, args []string, most int) ([]string, error) {
 		}
 		names, args = append(names, args[0]), args[1:]
 	}
-	if len(names) == 0 || len(names) > most {
+	switch {
+	case len(names) == 0:
 		f.Usage()
-		return nil, usageError{errShown}
+		return nil, usageError{errors.New("a name is missing: the first line above says which")}
+	case len(names) > most:
+		f.Usage()
+		return nil, usageError{fmt.Errorf("%q is one name too many", names[most])}
 	}
 	return names, nil
 }

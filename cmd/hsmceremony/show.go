@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"strings"
@@ -124,6 +125,9 @@ func (a *app) showLog(text []byte) error {
 		fmt.Fprintf(a.out, "%3d  %s  %-15s %s\n", r.N, r.Time.UTC().Format("2006-01-02 15:04:05"), approval.OneLine(string(r.Kind)), approval.OneLine(r.Message))
 	}
 	fmt.Fprintf(a.out, "\n%d records, root %s\n", report.Records, report.Root)
+	if root, err := base64.StdEncoding.DecodeString(report.Root); err == nil && len(root) > 0 {
+		fmt.Fprintf(a.out, "as on the paper: the log: %d, root %s\n", report.Records, approval.Short(root))
+	}
 	if !report.OK() {
 		for _, p := range report.Problems {
 			fmt.Fprintln(a.out, "!", approval.OneLine(p.Message))

@@ -76,6 +76,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 
 func serve(ctx context.Context, listen string, handler http.Handler, out io.Writer) error {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", listen)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%w; another one may be running: use it, or give another address with -listen, and the same as kms.endpoint", err)
+	}
 	if err != nil {
 		return err
 	}

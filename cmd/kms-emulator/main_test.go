@@ -3,10 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
+	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -28,6 +31,19 @@ func TestFlagsThatAreRefused(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%q: %v, want %q", tt.args, err, tt.want)
 		}
+	}
+}
+
+// TestInUse has the emulator's own words about the commonest mistake: two of them.
+func TestInUse(t *testing.T) {
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() //nolint:errcheck // nothing was written
+	err = run(t.Context(), []string{"-listen", l.Addr().String()}, io.Discard)
+	if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "another address with -listen") {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -183,25 +183,28 @@ func (s *Store) Log(ctx context.Context, first int64, limit int) ([]Logged, erro
 
 // Prove makes the proof that record n is in the latest signed checkpoint.
 func (s *Store) Prove(ctx context.Context, n int64) (audit.Proof, error) {
-	c, found, err := s.LastCheckpoint(ctx)
-	switch {
-	case err != nil:
-		return audit.Proof{}, err
-	case !found || c.Size < n:
-		return audit.Proof{}, fmt.Errorf("no signed checkpoint has record %d yet: %w", n, ErrNoCheckpoint)
-	}
 	list, err := s.Log(ctx, n, 1)
 	if err != nil {
 		return audit.Proof{}, err
 	}
 	if len(list) == 0 || list[0].N != n {
-		return audit.Proof{}, fmt.Errorf("there is no record %d: %w", n, ErrNoCheckpoint)
+		return audit.Proof{}, fmt.Errorf("record %d: %w", n, ErrNoRecord)
+	}
+	c, found, err := s.LastCheckpoint(ctx)
+	switch {
+	case err != nil:
+		return audit.Proof{}, err
+	case !found || c.Size < n:
+		return audit.Proof{}, fmt.Errorf("record %d: %w", n, ErrNoCheckpoint)
 	}
 	return audit.Prove(n, list[0].Record, c.Note, func(numbers []int64) ([]audit.Hash, error) { return s.hashes(ctx, s.read, nil, numbers) })
 }
 
-// ErrNoCheckpoint says that a record cannot be proved.
-var ErrNoCheckpoint = errors.New("no checkpoint")
+// A record that is not there, or that no signed checkpoint has yet, cannot be proved.
+var (
+	ErrNoRecord     = errors.New("the log has no such record")
+	ErrNoCheckpoint = errors.New("no signed checkpoint has it yet")
+)
 
 // Exported is up to where this daemon has copied the log to a place: the number of the first record and the size of the first checkpoint
 // that the place does not have yet, from 1.

@@ -481,5 +481,8 @@ func TestProofOfStore(t *testing.T) {
 		if _, err := s.Prove(t.Context(), 14); !errors.Is(err, ErrNoCheckpoint) {
 			t.Errorf("a record that is not signed yet: %v", err)
 		}
+		if _, err := s.Prove(t.Context(), 15); !errors.Is(err, ErrNoRecord) {
+			t.Errorf("a record that is not there: %v", err)
+		}
 	})
 }

@@ -34,6 +34,14 @@ func TestDocument(t *testing.T) {
 		fmt.Fprintf(&officers, "%s %s %s\n", name, fields[0], fields[1])
 	}
 	w.write("officers", []byte(officers.String()))
+	if sample := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindSubmatch(w.read(document)); sample == nil {
+		t.Error("the document has no configuration for the room")
+	} else {
+		w.write("sample.yaml", sample[1])
+		if out, code := w.run("hsmbridge", "-c", filepath.Join(w.dir, "sample.yaml"), "config", "check"); code != 0 {
+			t.Errorf("the room's configuration in the document: exit code %d\n%s", code, out)
+		}
+	}
 	screens := map[string]string{}
 	keep := func(name string, code int, command string, args ...string) string {
 		out, got := w.run(command, args...)

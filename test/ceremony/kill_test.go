@@ -81,6 +81,9 @@ func (w *world) log(request string) string {
 	if code != 0 {
 		w.t.Errorf("the log is refused:\n%s", out)
 	}
+	if !strings.Contains(out, "as on the paper: the log: ") {
+		w.t.Errorf("the root is not shown as it was written on paper:\n%s", out)
+	}
 	return out
 }
 

@@ -38,6 +38,8 @@ type Config struct {
 	Control Control `yaml:"control,omitempty"`
 	// Metrics and health of the daemon.
 	Metrics Metrics `yaml:"metrics,omitempty"`
+	// Pages for a browser on this machine: what expires when, what waits for officers, and the text to sign.
+	Web Web `yaml:"web,omitempty"`
 	// What the daemon logs.
 	Log Log `yaml:"log,omitempty"`
 

@@ -65,6 +65,12 @@ type Metrics struct {
 	Listen string `yaml:"listen,omitempty"`
 }
 
+// Web is where the officers' pages are served, beside the control socket, which has them under /ui/ in any case.
+type Web struct {
+	// Loopback address and port, such as 127.0.0.1:9465, or none. Every user of the machine can look there. Default none.
+	Listen string `yaml:"listen,omitempty"`
+}
+
 // Log says what the daemon logs to standard error.
 type Log struct {
 	// debug, info, warn or error. Default info.

@@ -66,6 +66,14 @@ func (c *Config) MetricsListen() string {
 	return cmp.Or(c.Metrics.Listen, defaultMetrics)
 }
 
+// WebListen is where the officers' pages are served beside the control socket; "" when nowhere.
+func (c *Config) WebListen() string {
+	if c.Web.Listen == noMetrics {
+		return ""
+	}
+	return c.Web.Listen
+}
+
 // DatabaseLocation is the kind of the daemon's database and where it is: "sqlite" and a path, or "postgres" and a URL.
 // The default is SQLite in /var/lib/hsmbridge/hsmbridge.db.
 func (c *Config) DatabaseLocation() (kind, location string) {

@@ -33,7 +33,8 @@ func (v validator) daemon() {
 	v.database()
 	v.quotas()
 	v.control()
-	v.metrics()
+	v.listen("metrics.listen", v.c.Metrics.Listen, "write 127.0.0.1:9464, or 0.0.0.0:9464 if every host may read them", false)
+	v.listen("web.listen", v.c.Web.Listen, "write 127.0.0.1:9465", true)
 	v.oneOf("log.level", v.c.Log.Level, logLevels())
 	v.oneOf("log.format", v.c.Log.Format, logFormats())
 }
@@ -152,15 +153,14 @@ func (v validator) control() {
 	}
 }
 
-func (v validator) metrics() {
-	const at, example = "metrics.listen", "write 127.0.0.1:9464, or 0.0.0.0:9464 if every host may read them"
-	value := v.c.Metrics.Listen
+// listen checks an address and a port at which something is served.
+func (v validator) listen(at, value, example string, loopback bool) {
 	if !v.ok(at) || value == "" || value == noMetrics {
 		return
 	}
 	host, port, ok := hostPort(value)
 	n, notNumber := strconv.ParseUint(port, 10, 16)
-	_, notAddress := netip.ParseAddr(host)
+	address, notAddress := netip.ParseAddr(host)
 	switch {
 	case !ok:
 		v.problem(at, "%q is not an address and a port: %s; or none", value, example)
@@ -170,5 +170,7 @@ func (v validator) metrics() {
 		v.problem(at, "%q is not a port: write a number from 1 to 65535", port)
 	case notAddress != nil && host != "localhost":
 		v.problem(at, "%q is not an address of this machine: %s", host, example)
+	case loopback && host != "localhost" && !address.IsLoopback():
+		v.problem(at, "%s can be reached from elsewhere, and these pages ask for no password: %s; from another machine, ssh forwards the control socket (docs/approvals.md)", host, example)
 	}
 }

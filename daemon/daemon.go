@@ -232,15 +232,26 @@ func (d *Daemon) listen(ctx context.Context) ([]*http.Server, error) {
 			return nil, err
 		}
 	}
-	s := &control.Server{Service: d, Operators: func() []string { return d.config.Load().Control.Operators }, Log: d.log}
+	pages, err := d.pages()
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	s := &control.Server{Service: d, Operators: func() []string { return d.config.Load().Control.Operators }, Log: d.log, Pages: pages}
 	servers := []*http.Server{s.Serve(l)}
+	ws, err := d.listenWeb(ctx, pages)
+	if err != nil {
+		return nil, errors.Join(err, servers[0].Close())
+	}
+	if ws != nil {
+		servers = append(servers, ws)
+	}
 	address := d.config.Load().MetricsListen()
 	if address == "" {
 		return servers, nil
 	}
 	ml, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("metrics: %w; set metrics.listen to another address, or to none", err), servers[0].Close())
+		return nil, errors.Join(fmt.Errorf("metrics: %w; set metrics.listen to another address, or to none", err), closeAll(servers))
 	}
 	srv := &http.Server{Handler: d.health(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: zap.NewStdLog(d.log.Named("metrics"))}
 	go func() {
@@ -249,6 +260,14 @@ func (d *Daemon) listen(ctx context.Context) ([]*http.Server, error) {
 		}
 	}()
 	return append(servers, srv), nil
+}
+
+func closeAll(servers []*http.Server) error {
+	var errs []error
+	for _, s := range servers {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // How often things are done.

@@ -102,7 +102,7 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
 			s.Counts.Revoked++
 		}
 		if whole.NeedsPerson {
-			s.People = append(s.People, control.NeedsPerson{Key: k.Name, Code: whole.ErrorCode, Message: whole.Error, Retry: goOn(whole.ErrorCode, k.Name)})
+			s.People = append(s.People, control.NeedsPerson{Key: k.Name, Code: whole.ErrorCode, Message: whole.Error, Retry: goOn(whole.ErrorCode, k.Name), Approval: whole.ErrorCode == runner.CodeApproval})
 		}
 		for _, dest := range k.Destinations {
 			x := known.destination(k.Name, dest.ARN)
@@ -113,7 +113,7 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
 				s.Counts.Missing++
 			}
 			if x.NeedsPerson && !whole.Revoked() {
-				s.People = append(s.People, control.NeedsPerson{Key: k.Name, Destination: dest.ARN, Code: x.ErrorCode, Message: x.Error, Retry: goOn(x.ErrorCode, k.Name)})
+				s.People = append(s.People, control.NeedsPerson{Key: k.Name, Destination: dest.ARN, Code: x.ErrorCode, Message: x.Error, Retry: goOn(x.ErrorCode, k.Name), Approval: x.ErrorCode == runner.CodeApproval})
 			}
 			if x.Present && !x.ValidTo.IsZero() {
 				at := compiled[i].Renewal(schedule.Target{Key: k.Name, Destination: dest.ARN}, schedule.State{ValidTo: x.ValidTo, Life: x.Life})
@@ -140,36 +140,22 @@ func (d *Daemon) glance(ctx context.Context) (known facts, jobs map[string]int, 
 	return known, jobs, err
 }
 
-// Keys tells of one key or all.
+// Keys tells of one key, also its key materials, or of all.
 func (d *Daemon) Keys(ctx context.Context, name string) ([]control.ManagedKey, error) {
-	c := d.config.Load()
-	known, err := d.known(ctx)
-	if err != nil {
-		return nil, err
+	var at []int
+	for i, k := range d.config.Load().Keys {
+		if name == "" || k.Name == name {
+			at = append(at, i)
+		}
 	}
-	compiled := *d.keys.Load()
-	var out []control.ManagedKey
-	for i, k := range c.Keys {
-		if name != "" && k.Name != name {
-			continue
-		}
-		x := control.ManagedKey{Name: k.Name, Token: k.Token, KeySpec: string(k.KeySpec), Expires: k.Expires.String(), State: known.keys[k.Name]}
-		for _, dest := range k.Destinations {
-			s := known.destination(k.Name, dest.ARN)
-			x.Destinations = append(x.Destinations, s)
-			x.Renewals = append(x.Renewals, compiled[i].Renewal(schedule.Target{Key: k.Name, Destination: dest.ARN}, schedule.State{ValidTo: s.ValidTo, Life: s.Life}))
-		}
-		if name != "" {
-			if x.Materials, err = d.store.Materials(ctx, name); err != nil {
-				return nil, err
-			}
-		}
-		out = append(out, x)
-	}
-	if name != "" && len(out) == 0 {
+	if name != "" && len(at) == 0 {
 		return nil, d.noKey(name)
 	}
-	return out, nil
+	out, err := d.managed(ctx, at)
+	if err == nil && name != "" {
+		out[0].Materials, err = d.store.Materials(ctx, name)
+	}
+	return out, err
 }
 
 func (d *Daemon) noKey(name string) error {

@@ -26,7 +26,11 @@ type api interface {
 	GetParametersForImport(context.Context, *kms.GetParametersForImportInput, ...func(*kms.Options)) (*kms.GetParametersForImportOutput, error)
 	GetPublicKey(context.Context, *kms.GetPublicKeyInput, ...func(*kms.Options)) (*kms.GetPublicKeyOutput, error)
 	ImportKeyMaterial(context.Context, *kms.ImportKeyMaterialInput, ...func(*kms.Options)) (*kms.ImportKeyMaterialOutput, error)
+	ListAliases(context.Context, *kms.ListAliasesInput, ...func(*kms.Options)) (*kms.ListAliasesOutput, error)
 	ListKeyRotations(context.Context, *kms.ListKeyRotationsInput, ...func(*kms.Options)) (*kms.ListKeyRotationsOutput, error)
+	ListKeys(context.Context, *kms.ListKeysInput, ...func(*kms.Options)) (*kms.ListKeysOutput, error)
+	ListResourceTags(context.Context, *kms.ListResourceTagsInput, ...func(*kms.Options)) (*kms.ListResourceTagsOutput, error)
+	ReplicateKey(context.Context, *kms.ReplicateKeyInput, ...func(*kms.Options)) (*kms.ReplicateKeyOutput, error)
 	RotateKeyOnDemand(context.Context, *kms.RotateKeyOnDemandInput, ...func(*kms.Options)) (*kms.RotateKeyOnDemandOutput, error)
 	Sign(context.Context, *kms.SignInput, ...func(*kms.Options)) (*kms.SignOutput, error)
 }
@@ -43,7 +47,11 @@ const (
 	opGetParametersForImport operation = "GetParametersForImport"
 	opGetPublicKey           operation = "GetPublicKey"
 	opImportKeyMaterial      operation = "ImportKeyMaterial"
+	opListAliases            operation = "ListAliases"
 	opListKeyRotations       operation = "ListKeyRotations"
+	opListKeys               operation = "ListKeys"
+	opListResourceTags       operation = "ListResourceTags"
+	opReplicateKey           operation = "ReplicateKey"
 	opRotateKeyOnDemand      operation = "RotateKeyOnDemand"
 	opSign                   operation = "Sign"
 )
@@ -52,7 +60,7 @@ const (
 // outcome is not known the caller reads back what KMS holds before it sends again.
 func (op operation) changes() bool {
 	switch op {
-	case opCreateAlias, opCreateKey, opDeleteImported, opImportKeyMaterial, opRotateKeyOnDemand:
+	case opCreateAlias, opCreateKey, opDeleteImported, opImportKeyMaterial, opReplicateKey, opRotateKeyOnDemand:
 		return true
 	default:
 		return false

@@ -76,6 +76,7 @@ type CreateKeyRequest struct {
 	KeyUsage    string // empty: ENCRYPT_DECRYPT for SYMMETRIC_DEFAULT, GENERATE_VERIFY_MAC for HMAC, SIGN_VERIFY otherwise
 	Description string
 	MultiRegion bool
+	Policy      string // key policy, JSON; empty: the account's default
 	Tags        map[string]string
 }
 
@@ -85,6 +86,7 @@ func (c *Client) CreateKey(ctx context.Context, r CreateKeyRequest) (KeyInfo, er
 	const op = opCreateKey
 	in := &kms.CreateKeyInput{
 		Origin: types.OriginTypeExternal, KeySpec: types.KeySpec(r.KeySpec), KeyUsage: keyUsage(r), Description: optional(r.Description),
+		Policy: optional(r.Policy),
 	}
 	if r.MultiRegion {
 		in.MultiRegion = aws.Bool(true)

@@ -23,7 +23,10 @@ func Quotas() []Quota {
 		{"GetParametersForImport", 1, guide}, // older editions of the guide: 0.25
 		{"GetPublicKey", 2000, guide},
 		{"ImportKeyMaterial", 15, guide},
+		{"ListAliases", 500, guide},
 		{"ListKeyRotations", 100, guide},
+		{"ListKeys", 500, guide},
+		{"ListResourceTags", 2000, guide},
 		{"ReplicateKey", 5, guide},
 		{"RotateKeyOnDemand", 5, guide},
 		{"Sign", 1000, shared}, // for RSA and for ECC keys each; older editions: 500 and 300

@@ -66,7 +66,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVar(&a.logLevel, "log-level", "warn", "what is logged to standard error: debug, info, warn or error")
 	root.AddGroup(&cobra.Group{ID: groupDaemon, Title: "Commands that talk to the daemon:"})
 	root.AddCommand(a.controlCommands()...)
-	root.AddCommand(a.serveCommand(), a.auditCommand(), a.ceremonyCommand(), a.probeCommand(), a.keysCommand(), a.planCommand(), a.importCommand(), a.configCommand(), a.versionCommand(), a.manCommand(), exitCodesTopic())
+	root.AddCommand(a.serveCommand(), a.auditCommand(), a.ceremonyCommand(), a.probeCommand(), a.keysCommand(), a.planCommand(), a.importCommand(), a.adoptCommand(), a.configCommand(), a.versionCommand(), a.manCommand(), exitCodesTopic())
 	return root
 }
 

@@ -27,6 +27,7 @@ type Server struct {
 	Service   Service
 	Operators func() []string // users, and groups with an @, who may operate beside root and the daemon's user
 	Log       *zap.Logger
+	Pages     http.Handler // what browsers get under /ui/; nil: nothing
 }
 
 const maxBody = 1 << 20
@@ -104,6 +105,15 @@ func credentials(c net.Conn) peer {
 	return p
 }
 
+// Caller is the user who opened the connection of a request; "" when the kernel does not say.
+func Caller(ctx context.Context) string {
+	p, _ := ctx.Value(peerKey{}).(peer)
+	if !p.known {
+		return ""
+	}
+	return p.name()
+}
+
 // name is the caller's user name, or its number.
 func (p peer) name() string {
 	id := strconv.FormatUint(uint64(p.uid), 10)
@@ -143,6 +153,10 @@ func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	for _, rt := range routes() {
 		mux.HandleFunc(rt.method+" "+rt.path, func(w http.ResponseWriter, r *http.Request) { s.handle(rt, w, r) })
+	}
+	if s.Pages != nil {
+		mux.Handle("/ui/", s.Pages)
+		mux.Handle("GET /{$}", http.RedirectHandler("/ui/", http.StatusSeeOther))
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, http.StatusNotFound, Problem{Error: fmt.Sprintf("there is no %s %s; GET /v1/openapi.json lists what there is", r.Method, r.URL.Path), Class: "caller"})

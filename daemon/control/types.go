@@ -107,7 +107,8 @@ type NeedsPerson struct {
 	Token       string `json:"token,omitempty"`
 	Code        string `json:"code,omitempty"`
 	Message     string `json:"message"`
-	Retry       string `json:"retry"` // the command that goes on when the cause is mended
+	Retry       string `json:"retry"`              // the command that goes on when the cause is mended
+	Approval    bool   `json:"approval,omitempty"` // it is no fault: officers have to approve it
 }
 
 // ManagedKey is a managed key with what is known of it.

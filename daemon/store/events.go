@@ -1,10 +1,12 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"hsmbridge/daemon/audit"
@@ -59,10 +61,11 @@ func (s *Store) AddEvent(ctx context.Context, e Event) error {
 
 // EventFilter says which events are wanted.
 type EventFilter struct {
-	After int64  // only those with a greater ID
-	Key   string // empty: of every key
-	Job   int64  // 0: of every job
-	Last  int    // at most so many, the latest; 0: 1000, the first after After
+	After  int64  // only those with a greater ID
+	Before int64  // only those with a smaller ID; 0: all
+	Key    string // empty: of every key
+	Job    int64  // 0: of every job
+	Last   int    // at most so many, the latest; 0: 1000, the first after After
 }
 
 // Events lists events, oldest first.
@@ -71,8 +74,9 @@ func (s *Store) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 	if f.Last > 0 {
 		order, limit = "DESC", f.Last
 	}
+	before := cmp.Or(f.Before, math.MaxInt64)
 	list, err := query(ctx, s, s.read, scanEvent, `SELECT id, record FROM events
-		WHERE id > ? AND (? = '' OR key_name = ?) AND (? = 0 OR job_id = ?) ORDER BY id `+order+` LIMIT ?`, f.After, f.Key, f.Key, f.Job, f.Job, limit)
+		WHERE id > ? AND id < ? AND (? = '' OR key_name = ?) AND (? = 0 OR job_id = ?) ORDER BY id `+order+` LIMIT ?`, f.After, before, f.Key, f.Key, f.Job, f.Job, limit)
 	if f.Last > 0 {
 		for i, j := 0, len(list)-1; i < j; i, j = i+1, j-1 {
 			list[i], list[j] = list[j], list[i]

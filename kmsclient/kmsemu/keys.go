@@ -2,10 +2,12 @@ package kmsemu
 
 import (
 	"crypto/rand"
+	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -378,6 +380,11 @@ func describeKey(s *Server, c call) (any, error) {
 }
 
 func listKeys(s *Server, c call) (any, error) {
+	const usual, most = 100, 1000
+	var in pageOf
+	if err := c.decode(&in); err != nil {
+		return nil, err
+	}
 	var out []map[string]string
 	for _, k := range s.keys {
 		if k.Region == c.region {
@@ -385,7 +392,38 @@ func listKeys(s *Server, c call) (any, error) {
 		}
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i]["KeyArn"] < out[j]["KeyArn"] })
-	return map[string]any{"Keys": nonNil(out), "Truncated": false}, nil
+	return in.page("Keys", out, usual, most)
+}
+
+// pageOf is what every list is asked with.
+type pageOf struct {
+	Limit  int
+	Marker string
+}
+
+// page cuts a page out of a list. Markers are places in it, in a form that nobody should read.
+func (p pageOf) page(name string, all []map[string]string, usual, most int) (any, error) {
+	from := 0
+	switch {
+	case p.Limit < 0 || p.Limit > most:
+		return nil, fail("ValidationException", "Limit must be between 1 and %d", most)
+	case p.Limit == 0:
+		p.Limit = usual
+	}
+	if p.Marker != "" {
+		b, err := base64.StdEncoding.DecodeString(p.Marker)
+		n, notNumber := strconv.Atoi(string(b))
+		if err != nil || notNumber != nil || n < 1 || n > len(all) {
+			return nil, fail("InvalidMarkerException", "the marker is not one of this list")
+		}
+		from = n
+	}
+	to := min(from+p.Limit, len(all))
+	out := map[string]any{name: nonNil(all[from:to]), "Truncated": to < len(all)}
+	if to < len(all) {
+		out["NextMarker"] = base64.StdEncoding.EncodeToString([]byte(strconv.Itoa(to)))
+	}
+	return out, nil
 }
 
 // nonNil makes an empty list an empty list in JSON too.
@@ -446,7 +484,10 @@ func cancelKeyDeletion(s *Server, c call) (any, error) {
 }
 
 func replicateKey(s *Server, c call) (any, error) {
-	var in struct{ KeyID, ReplicaRegion, Description string }
+	var in struct {
+		KeyID, ReplicaRegion, Description string
+		Tags                              []tag
+	}
 	k, err := s.requested(c, &in, &in.KeyID)
 	switch {
 	case err != nil:
@@ -467,6 +508,9 @@ func replicateKey(s *Server, c call) (any, error) {
 		}
 		r.Materials = append(r.Materials, &n)
 	}
+	for _, t := range in.Tags {
+		r.Tags[t.TagKey] = t.TagValue
+	}
 	s.keys[r.ARN] = &r
-	return map[string]any{"ReplicaKeyMetadata": s.metadata(&r), "ReplicaTags": []tag{}}, nil
+	return map[string]any{"ReplicaKeyMetadata": s.metadata(&r), "ReplicaTags": nonNil(in.Tags)}, nil
 }

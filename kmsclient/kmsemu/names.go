@@ -53,7 +53,11 @@ func deleteAlias(s *Server, c call) (any, error) {
 }
 
 func listAliases(s *Server, c call) (any, error) {
-	var in struct{ KeyID string }
+	const usual, most = 50, 100
+	var in struct {
+		pageOf
+		KeyID string
+	}
 	if err := c.decode(&in); err != nil {
 		return nil, err
 	}
@@ -75,7 +79,7 @@ func listAliases(s *Server, c call) (any, error) {
 		out = append(out, map[string]string{"AliasName": name, "AliasArn": arn[:i] + ":" + name, "TargetKeyId": arn[i+len(":key/"):]})
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i]["AliasName"] < out[j]["AliasName"] })
-	return map[string]any{"Aliases": nonNil(out), "Truncated": false}, nil
+	return in.page("Aliases", out, usual, most)
 }
 
 func tagResource(s *Server, c call) (any, error) {

@@ -1,0 +1,211 @@
+package adopt
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+
+	"hsmbridge/configs"
+	"hsmbridge/hsm/wrapping"
+)
+
+// Row is one managed key of a fleet: what the configuration says of it, and what its KMS keys are to be like where they have to be created.
+type Row struct {
+	Name         string            `yaml:"name"`
+	Token        string            `yaml:"token,omitempty"`
+	URI          string            `yaml:"uri,omitempty"` // PKCS#11 URI; empty: the key whose label is the name
+	KeySpec      string            `yaml:"key_spec"`
+	Expires      string            `yaml:"expires,omitempty"` // 90d, or never
+	Generate     configs.Generate  `yaml:"generate,omitempty"`
+	Destinations []Destination     `yaml:"destinations,omitempty"`
+	Regions      []string          `yaml:"regions,omitempty"` // in which a KMS key has to be; those that are not among the destinations are created
+	Alias        string            `yaml:"alias,omitempty"`   // alias/payments; {name} stands for the name
+	Description  string            `yaml:"description,omitempty"`
+	Tags         map[string]string `yaml:"tags,omitempty"`
+	MultiRegion  bool              `yaml:"multi_region,omitempty"`
+}
+
+// Destination is one KMS key.
+type Destination struct {
+	ARN        string `yaml:"arn"`
+	RoleARN    string `yaml:"role_arn,omitempty"`
+	ExternalID string `yaml:"external_id,omitempty"`
+}
+
+// Fleet is a file of managed keys.
+type Fleet struct {
+	// Create the KMS keys that are missing.
+	CreateKMSKeys bool `yaml:"create-kms-keys,omitempty"`
+	// What rows say that leave it out.
+	Defaults Row   `yaml:"defaults,omitempty"`
+	Keys     []Row `yaml:"keys"`
+}
+
+// ParseYAML reads a fleet, strictly.
+func ParseYAML(text []byte) (Fleet, error) {
+	var f Fleet
+	d := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
+	if err := d.Decode(&f); err != nil {
+		return f, fmt.Errorf("read the fleet: %w", err)
+	}
+	if err := d.Decode(new(Fleet)); !errors.Is(err, io.EOF) {
+		return f, errors.New("read the fleet: the file has more than one document")
+	}
+	return f, f.check()
+}
+
+// columns are those that a CSV file may have, with what they set. Lists are separated by spaces, tags are k=v.
+func columns() map[string]func(r *Row, value string) error {
+	return map[string]func(r *Row, value string) error{
+		"name":        func(r *Row, v string) error { r.Name = v; return nil },
+		"token":       func(r *Row, v string) error { r.Token = v; return nil },
+		"uri":         func(r *Row, v string) error { r.URI = v; return nil },
+		"key_spec":    func(r *Row, v string) error { r.KeySpec = v; return nil },
+		"expires":     func(r *Row, v string) error { r.Expires = v; return nil },
+		"alias":       func(r *Row, v string) error { r.Alias = v; return nil },
+		"description": func(r *Row, v string) error { r.Description = v; return nil },
+		"regions":     func(r *Row, v string) error { r.Regions = strings.Fields(v); return nil },
+		"generate":    func(r *Row, v string) error { r.Generate = configs.Generate(v); return nil },
+		"multi_region": func(r *Row, v string) (err error) {
+			r.MultiRegion, err = strconv.ParseBool(v)
+			return err
+		},
+		"destinations": func(r *Row, v string) error {
+			for _, arn := range strings.Fields(v) {
+				r.Destinations = append(r.Destinations, Destination{ARN: arn})
+			}
+			return nil
+		},
+		"tags": func(r *Row, v string) error {
+			r.Tags = map[string]string{}
+			for _, pair := range strings.Fields(v) {
+				k, value, ok := strings.Cut(pair, "=")
+				if !ok {
+					return fmt.Errorf("the tag %q is not name=value", pair)
+				}
+				r.Tags[k] = value
+			}
+			return nil
+		},
+	}
+}
+
+// ParseCSV reads a fleet whose first line names the columns.
+func ParseCSV(text []byte) (Fleet, error) {
+	var f Fleet
+	r := csv.NewReader(bytes.NewReader(bytes.TrimPrefix(text, []byte("\ufeff"))))
+	r.TrimLeadingSpace = true
+	header, err := r.Read()
+	if err != nil {
+		return f, fmt.Errorf("read the first line, which names the columns: %w", err)
+	}
+	set := columns()
+	for i, h := range header {
+		header[i] = strings.ToLower(strings.TrimSpace(h))
+		if set[header[i]] == nil {
+			return f, fmt.Errorf("line 1: there is no column %q; there are %s", h, strings.Join(slices.Sorted(maps.Keys(set)), ", "))
+		}
+		if slices.Contains(header[:i], header[i]) {
+			return f, fmt.Errorf("line 1: the column %q is there twice", h)
+		}
+	}
+	for {
+		record, err := r.Read()
+		if errors.Is(err, io.EOF) {
+			return f, f.check()
+		}
+		if err != nil {
+			return f, fmt.Errorf("read the fleet: %w", err)
+		}
+		var row Row
+		for i, v := range record {
+			if v = strings.TrimSpace(v); v == "" {
+				continue
+			}
+			if err := set[header[i]](&row, v); err != nil {
+				line, column := r.FieldPos(i)
+				return f, fmt.Errorf("line %d, column %d: %s: %w", line, column, header[i], err)
+			}
+		}
+		f.Keys = append(f.Keys, row)
+	}
+}
+
+func (f Fleet) check() error {
+	seen := map[string]bool{}
+	for i, r := range f.Keys {
+		switch {
+		case r.Name == "":
+			return fmt.Errorf("key %d of the fleet has no name", i+1)
+		case clean(r.Name) != r.Name:
+			return fmt.Errorf("%q cannot be the name of a key: letters, digits, '.', '_' and '-', at most %d", r.Name, longestName)
+		case seen[r.Name]:
+			return fmt.Errorf("the fleet has two keys with the name %s", r.Name)
+		}
+		seen[r.Name] = true
+	}
+	return nil
+}
+
+// Complete fills in what the rows leave out, from the file's defaults and then from others.
+func (f Fleet) Complete(others Row) (Fleet, error) {
+	out := f
+	out.Keys = nil
+	for _, r := range f.Keys {
+		for _, d := range []Row{f.Defaults, others} {
+			r = r.or(d)
+		}
+		spec := wrapping.KeySpec(r.KeySpec)
+		switch {
+		case r.KeySpec == "":
+			return f, fmt.Errorf("%s: key_spec is missing", r.Name)
+		case len(spec.Order()) == 0:
+			return f, fmt.Errorf("%s: key material of spec %s cannot be imported", r.Name, r.KeySpec)
+		case r.Token == "":
+			return f, fmt.Errorf("%s: token is missing", r.Name)
+		case r.Expires == "":
+			return f, fmt.Errorf("%s: expires is missing (90d, or never)", r.Name)
+		case len(r.Destinations) == 0 && len(r.Regions) == 0:
+			return f, fmt.Errorf("%s: neither destinations nor regions are given", r.Name)
+		}
+		var life configs.Duration
+		if err := life.UnmarshalText([]byte(r.Expires)); err != nil {
+			return f, fmt.Errorf("%s: expires: %w", r.Name, err)
+		}
+		r.URI = cmp.Or(r.URI, objectURI(r.Name, spec))
+		r.Alias = strings.ReplaceAll(r.Alias, "{name}", r.Name)
+		r.Description = strings.ReplaceAll(r.Description, "{name}", r.Name)
+		if r.Alias != "" && !strings.HasPrefix(r.Alias, "alias/") {
+			r.Alias = "alias/" + r.Alias
+		}
+		out.Keys = append(out.Keys, r)
+	}
+	return out, nil
+}
+
+// or is the row with what it leaves out taken from another. Tags of both count.
+func (r Row) or(d Row) Row {
+	r.Token, r.URI, r.KeySpec = cmp.Or(r.Token, d.Token), cmp.Or(r.URI, d.URI), cmp.Or(r.KeySpec, d.KeySpec)
+	r.Alias, r.Description, r.Generate = cmp.Or(r.Alias, d.Alias), cmp.Or(r.Description, d.Description), cmp.Or(r.Generate, d.Generate)
+	r.Expires = cmp.Or(r.Expires, d.Expires)
+	if len(r.Regions) == 0 {
+		r.Regions = d.Regions
+	}
+	r.MultiRegion = r.MultiRegion || d.MultiRegion
+	tags := maps.Clone(d.Tags)
+	if tags == nil {
+		tags = map[string]string{}
+	}
+	maps.Copy(tags, r.Tags)
+	r.Tags = tags
+	return r
+}

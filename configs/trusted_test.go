@@ -79,8 +79,9 @@ func TestTrustedPipe(t *testing.T) {
 		_, err = Load(path)
 		return err == nil || !strings.Contains(err.Error(), "it was not used"), err
 	}
+	const private, written, public, everybody os.FileMode = 0o600, 0o622, 0o755, 0o777
 	for _, others := range []string{"owner", "mode", "folder"} {
-		if err := syscall.Mkfifo(path, 0o600); err != nil {
+		if err := syscall.Mkfifo(path, uint32(private)); err != nil {
 			t.Fatal(err)
 		}
 		var err error
@@ -89,12 +90,12 @@ func TestTrustedPipe(t *testing.T) {
 			if os.Geteuid() == 0 { // only root can give it away
 				err = os.Chown(path, 65534, -1)
 			} else {
-				err = os.Chmod(path, 0o622)
+				err = os.Chmod(path, written)
 			}
 		case "mode":
-			err = os.Chmod(path, 0o622)
+			err = os.Chmod(path, written)
 		case "folder":
-			err = os.Chmod(dir, 0o777)
+			err = os.Chmod(dir, everybody)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -107,7 +108,7 @@ func TestTrustedPipe(t *testing.T) {
 		if used, err := read(path); used {
 			t.Errorf("%s: the pipe of others was read: %v", others, err)
 		}
-		if err := errors.Join(os.Remove(path), os.Chmod(dir, 0o755)); err != nil {
+		if err := errors.Join(os.Remove(path), os.Chmod(dir, public)); err != nil {
 			t.Fatal(err)
 		}
 	}

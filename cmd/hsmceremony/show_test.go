@@ -38,14 +38,14 @@ func TestForeignResult(t *testing.T) {
 
 // A log that somebody wrote by hand drives no terminal in the HSM room, and says nothing in a line that is not its own.
 func TestShowForgedLog(t *testing.T) {
-	const clear, other = `\u001b[2J\u001b[H`, `\n  2  2030-01-01 00:00:00  ceremony-check  officers approved the request`
+	const wipe, other = `\u001b[2J\u001b[H`, `\n  2  2030-01-01 00:00:00  ceremony-check  officers approved the request`
 	record := func(kind, message string) string {
 		return string(audit.RecordLine(1, []byte(`{"n":1,"time":"2030-01-01T00:00:00Z","kind":"`+kind+`","actor":"x","message":"`+message+`"}`)))
 	}
 	zero := audit.Hash{}
 	for name, line := range map[string]string{
-		"kind":    record(clear, "x"),
-		"message": record("later", clear),
+		"kind":    record(wipe, "x"),
+		"message": record("later", wipe),
 		"lines":   record("later"+other, "x"+other),
 		"checkpoint": record("later", "x") + "\n" + string(audit.CheckpointLine("a\n1\n"+zero.String()+"\ntime 2030-01-01T00:00:00Z\n\n\u2014 a AAAA\n")) + "\n" +
 			string(audit.CheckpointLine("\x1b[2J\n1\n"+zero.String()+"\ntime 2030-01-01T00:00:00Z\n\n\u2014 a AAAA\n")),

@@ -33,7 +33,7 @@ func (c *Config) names(token string, k wrapping.Key) bool {
 	if k.Class == "CKO_PRIVATE_KEY" {
 		class = pkcs11uri.TypePrivate
 	}
-	later := regexp.MustCompile(`^(.+)\.[1-9][0-9]*$`).FindStringSubmatch(k.Label)
+	later := regexp.MustCompile(`^(.+)\.[1-9]\d*$`).FindStringSubmatch(k.Label)
 	is := func(u pkcs11uri.URI) bool {
 		if u.MatchesObject(k.Label, k.ID, class) {
 			return true

@@ -34,11 +34,11 @@ func TestAbandoned(t *testing.T) {
 		t.Fatal(err)
 	}
 	dead, reused, elsewhere, child := mine, mine, mine, mine
-	dead.PID, dead.Process = uint32(ended.Process.Pid), 1
-	reused.Process++ // an earlier process that had this process's number
+	dead.PID, dead.Process = uint32(ended.Process.Pid), 1 //nolint:gosec // numbers of processes are small
+	reused.Process++                                      // an earlier process that had this process's number
 	elsewhere.Host++
 	elsewhere.PID = dead.PID
-	child.PID, child.Process = uint32(os.Getppid()), processID(os.Getppid())
+	child.PID, child.Process = uint32(os.Getppid()), processID(os.Getppid()) //nolint:gosec // the same
 	for _, tt := range []struct {
 		name string
 		l    leftover
@@ -58,7 +58,8 @@ func TestAbandoned(t *testing.T) {
 			t.Errorf("%s: %t", tt.name, got)
 		}
 	}
-	if processID(os.Getpid()) == 0 || processID(os.Getpid()) != processID(os.Getpid()) || processID(1<<30) != 0 {
+	first, again := processID(os.Getpid()), processID(os.Getpid())
+	if first == 0 || first != again || processID(1<<30) != 0 {
 		t.Error("processes are not told apart")
 	}
 }

@@ -118,9 +118,10 @@ func (a *app) printKeys(c *configs.Config, token string, keys []wrapping.Key) er
 			wrapped(a.out, "  "+k.Label+": ", "    ", b)
 		}
 	}
-	for i, warnings := range c.Exposures(token, keys) {
-		for _, w := range warnings {
-			wrapped(a.out, "  warning, "+keys[i].Label+": ", "    ", w)
+	exposures := c.Exposures(token, keys)
+	for i, k := range keys {
+		for _, w := range exposures[i] {
+			wrapped(a.out, "  warning, "+k.Label+": ", "    ", w)
 		}
 	}
 	return nil

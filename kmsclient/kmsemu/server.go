@@ -171,7 +171,7 @@ func (s *Server) broken(w http.ResponseWriter, out any, err error, drip time.Dur
 		body = body[:len(body)/2]
 	}
 	for i := range body {
-		if _, err := w.Write(body[i : i+1]); err != nil {
+		if _, err := w.Write(body[i : i+1]); err != nil { //nolint:gosec // JSON of our own
 			return
 		}
 		if drip > 0 {
@@ -195,7 +195,7 @@ func region(r *http.Request, otherwise string) string {
 func (s *Server) reply(w http.ResponseWriter, out any, err error) {
 	status, body := s.answer(w, out, err)
 	w.WriteHeader(status)
-	_, _ = w.Write(body)
+	_, _ = w.Write(body) //nolint:gosec // JSON of our own
 }
 
 // answer sets the headers of an answer and gives its status and body.

@@ -3,6 +3,7 @@ package hsm
 import (
 	"context"
 	"runtime"
+	"strings"
 
 	"hsmbridge/hsm/report"
 	"hsmbridge/hsm/wrapping"
@@ -24,7 +25,7 @@ func (t *Token) Report(ctx context.Context, version string, private []string) (r
 		return report.Report{}, err
 	}
 	private = append([]string{description, t.module.path, t.module.parameters}, private...)
-	if manufacturer != t.identity.Manufacturer && manufacturer != t.library.Manufacturer { // a vendor's name is none of the site's
+	if !strings.Contains(t.identity.Manufacturer, manufacturer) && !strings.Contains(t.library.Manufacturer, manufacturer) { // a vendor's name is none of the site's
 		private = append(private, manufacturer)
 	}
 	for _, value := range t.module.environment {

@@ -216,7 +216,7 @@ func fleet(w *world, n int) (arns []string) {
 // drain waits until nothing is queued or running.
 func drain(t *testing.T, d *daemon.Daemon) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); ; time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(2 * time.Millisecond) {
 		counts, err := d.Store().CountJobs(t.Context())
 		if err != nil {
 			t.Fatal(err)

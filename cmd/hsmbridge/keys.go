@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hsmbridge/configs"
+	"hsmbridge/daemon/ceremony"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -59,6 +60,7 @@ type keyRow struct {
 	ID    string `json:"id"`
 	wrapping.Key
 	Importable bool     `json:"importable"`
+	Identity   string   `json:"identity,omitempty"` // of a key that was just made: its check value, or its public key's SHA-256
 	Warnings   []string `json:"warnings,omitempty"` // how it, or another key with its help, could leave the HSM past the configuration
 }
 
@@ -177,10 +179,19 @@ func (a *app) generateKey(ctx context.Context, args []string, token, spec, label
 	if err != nil {
 		return err
 	}
+	which, err := ceremony.Identify(ctx, t, k)
+	if err != nil {
+		a.complain(fmt.Errorf("the key was made, and what tells it from others could not be read: %w", err))
+	}
 	if a.json {
-		return writeJSON(a.out, rowOf(c, token, k))
+		row := rowOf(c, token, k)
+		row.Identity = which
+		return writeJSON(a.out, row)
 	}
 	fmt.Fprintf(a.out, "Generated in token %s and read back: sensitive, extractable only under a wrapping key.\n", token)
+	if which != "" {
+		wrapped(a.out, "", "", which+": keep it with the HSM's papers; officers compare it in a ceremony.")
+	}
 	return a.printKeys(c, token, []wrapping.Key{k})
 }
 

@@ -127,7 +127,7 @@ func (r *Room) FindKey(ctx context.Context) (wrapping.Key, string, error) {
 	if r.object.KeySpec != r.key.KeySpec {
 		return r.object, "", &MismatchError{fmt.Sprintf("the object %q is a %s of %d bits, and the request is for %s", r.object.Label, r.object.KeyType, r.object.Bits, r.key.KeySpec)}
 	}
-	if r.material, err = r.identify(ctx); err != nil {
+	if r.material, err = Identify(ctx, r.Token, r.object); err != nil {
 		return r.object, "", err
 	}
 	if q := r.request; q.Material != "" && q.Material != r.material {
@@ -136,11 +136,18 @@ func (r *Room) FindKey(ctx context.Context) (wrapping.Key, string, error) {
 	return r.object, r.material, nil
 }
 
-// identify says which key it is, so that people can compare it.
-func (r *Room) identify(ctx context.Context) (string, error) {
-	switch r.key.KeySpec.Kind() {
+// Identifying is what tells one key from another.
+type Identifying interface {
+	PublicKey(ctx context.Context, key wrapping.Key) ([]byte, error)
+	CheckValue(ctx context.Context, key wrapping.Key) (string, error)
+}
+
+// Identify says which key it is, so that people can compare it: "check value 1a2b3c", or "public key SHA-256 ..."; empty where the token tells
+// neither, as of HMAC keys.
+func Identify(ctx context.Context, t Identifying, key wrapping.Key) (string, error) {
+	switch key.KeySpec.Kind() {
 	case wrapping.KindRSA, wrapping.KindEC, wrapping.KindEd25519:
-		public, err := r.Token.PublicKey(ctx, r.object)
+		public, err := t.PublicKey(ctx, key)
 		if err != nil {
 			return "", err
 		}
@@ -149,7 +156,7 @@ func (r *Room) identify(ctx context.Context) (string, error) {
 		return "", nil
 	case wrapping.KindSymmetric, wrapping.KindRefused:
 	}
-	kcv, err := r.Token.CheckValue(ctx, r.object)
+	kcv, err := t.CheckValue(ctx, key)
 	if err != nil || kcv == "" {
 		return "", err
 	}

@@ -99,6 +99,7 @@ func TestSamples(t *testing.T) {
 		KMS:      KMS{Region: "eu-central-1", WatchEvery: Duration(15 * time.Minute)},
 		Control:  Control{Socket: "/run/hsmbridge/control.sock"},
 		Metrics:  Metrics{Listen: "127.0.0.1:9464"},
+		Web:      Web{Listen: "none"},
 		Log:      Log{Level: "info", Format: "json"},
 		Audit:    Audit{Generate: GenerateNever, Every: Duration(5 * time.Minute)},
 		Tokens: []Token{{

@@ -48,12 +48,12 @@ demo: deps build ## import keys from software HSMs into a local KMS, and prove e
 
 .PHONY: test
 test: deps ## run all tests, with real tokens
-	go test -timeout 10m $(TESTFLAGS) ./...
+	go test -timeout 20m $(TESTFLAGS) ./...
 
 .PHONY: race
 race: deps ## run the tests under the race detector
-	go test -race -timeout 15m $(TESTFLAGS) $(RACE)
-	go test -race -timeout 10m -run '^TestContract$$' $(TESTFLAGS) ./test/softhsm ./test/nss ./test/opencryptoki
+	go test -race -timeout 20m $(TESTFLAGS) $(RACE)
+	go test -race -timeout 20m -run '^TestContract$$' $(TESTFLAGS) ./test/softhsm ./test/nss ./test/opencryptoki
 
 .PHONY: matrix
 matrix: deps ## write docs/matrix.md: what each token wraps, found on the tokens

@@ -110,7 +110,7 @@ func (d *Daemon) Queue(ctx context.Context, actor string, r control.StartRequest
 			return nil, fmt.Errorf("kind %q is neither import, rotate nor reconcile: %w", r.Kind, control.ErrRefused)
 		}
 	}
-	return d.store.AddJobs(ctx, list, d.queue.Enqueue)
+	return d.addJobs(ctx, list)
 }
 
 // Pause begins nothing more for a key, or takes that back.

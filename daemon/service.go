@@ -83,6 +83,8 @@ func (d *Daemon) Queue(ctx context.Context, actor string, r control.StartRequest
 			return nil, err
 		}
 		switch s := whole[name]; {
+		case r.All && (s.Revoked() || s.Paused()) && r.Kind != store.KindReconcile:
+			continue // the others are done all the same
 		case s.Revoked() && r.Kind != store.KindReconcile:
 			return nil, fmt.Errorf("%s was revoked by %s at %s; run hsmbridge restore %s first; nothing was queued: %w", name, s.RevokedBy, s.RevokedAt.Format(time.RFC3339), name, control.ErrRefused)
 		case s.Paused() && r.Kind != store.KindReconcile:

@@ -135,7 +135,7 @@ func (p *paces) answered(ctx context.Context, name, key string) error {
 	}
 	turn := l.turn
 	l.key = ""
-	took := max(0, time.Since(turn.Slot))
+	took := max(0, time.Since(turn.Slot)) + clockStep
 	late := max(0, took-usual(l.trips))
 	l.trips = append(l.trips[max(0, len(l.trips)-trips+1):], took)
 	l.next = turn.Slot.Add(l.step + late - store.Ahead(l.step))
@@ -147,17 +147,21 @@ func (p *paces) answered(ctx context.Context, name, key string) error {
 }
 
 const (
-	trips      = 32              // that are remembered
-	answerTime = 5 * time.Second // for writing down that a request was answered
+	trips      = 512              // that are remembered
+	clockStep  = time.Millisecond // of SQLite's clock, which a slot may therefore be off
+	answerTime = 5 * time.Second  // for writing down that a request was answered
 )
 
-// usual is how long a request takes that nothing holds up, or less: nothing is known of it until some were answered.
+// usual is how long a request takes that nothing holds up, or less: a later one may be faster than all before, by as much as those differ.
+// Of a few nothing is concluded.
 func usual(trips []time.Duration) time.Duration {
-	const enough = 4
+	const enough, quarter = 16, 4
 	if len(trips) < enough {
 		return 0
 	}
-	return slices.Min(trips) * 9 / 10
+	sorted := slices.Sorted(slices.Values(trips))
+	least, differ := sorted[0], sorted[len(sorted)/quarter]-sorted[0]
+	return max(0, least-differ-clockStep)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

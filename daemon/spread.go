@@ -88,5 +88,8 @@ func workers(perSecond float64) int {
 		fewest, most = 4, 16
 		seconds      = 3 // that a job takes, at most, without its wait for the quota
 	)
+	if perSecond > worthLimiting {
+		return fewest // nothing is waited for
+	}
 	return int(min(most, max(fewest, math.Ceil(perSecond*seconds))))
 }

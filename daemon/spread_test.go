@@ -44,7 +44,7 @@ func TestSpread(t *testing.T) {
 
 // Enough jobs are under way for the quota, and not more than a token has sessions for.
 func TestWorkers(t *testing.T) {
-	for rate, want := range map[float64]int{0: 4, 0.25: 4, 1: 4, 4: 12, 1000: 16} {
+	for rate, want := range map[float64]int{0: 4, 0.25: 4, 1: 4, 4: 12, 10: 16, 1000: 4} {
 		if got := workers(rate); got != want {
 			t.Errorf("at %g a second %d jobs are under way, not %d", rate, got, want)
 		}

@@ -51,10 +51,10 @@ type way struct {
 // Whatever the network does, no request comes too early; where it is steady, hardly any time is lost.
 func TestPacesNeverTooEarly(t *testing.T) {
 	ms := func(least, spread int) func() time.Duration {
-		return func() time.Duration { return time.Duration(least*1000+rand.IntN(1+spread*1000)) * time.Microsecond }
+		return func() time.Duration { return time.Duration(least*1000+rand.IntN(1+spread*1000)) * time.Microsecond } //nolint:gosec // a model of a network
 	}
 	seldom := func() time.Duration {
-		if rand.IntN(20) == 0 {
+		if rand.IntN(20) == 0 { //nolint:gosec // a model of a network
 			return 900 * time.Millisecond
 		}
 		return 5 * time.Millisecond
@@ -76,6 +76,7 @@ func TestPacesNeverTooEarly(t *testing.T) {
 }
 
 func (w way) run(t *testing.T, path string, processes int) {
+	t.Helper()
 	const requests = 300
 	s, err := store.Open(t.Context(), store.Config{Path: path, Daemon: "one", NoSync: true, Clock: time.Now})
 	if err != nil {
@@ -149,7 +150,7 @@ func TestPacesOrder(t *testing.T) {
 				mu.Lock()
 				order = append(order, key)
 				mu.Unlock()
-				if err := p.answered(t.Context(), "queue", key); err != nil {
+				if err := p.answered(ctx, "queue", key); err != nil {
 					t.Error(err)
 				}
 			})

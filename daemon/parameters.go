@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -162,7 +163,7 @@ func (k *keeper) use(ctx context.Context, importToken []byte) error {
 	k.mu.Lock()
 	var used kept
 	for name, p := range k.mine {
-		if string(p.ImportToken) == string(importToken) {
+		if bytes.Equal(p.ImportToken, importToken) {
 			used = p
 			delete(k.mine, name)
 		}

@@ -104,9 +104,9 @@ func (b bulk) run(t *testing.T) (r report) {
 	t.Helper()
 	token := softhsm.New(t, "hsm")
 	dir, pin := t.TempDir(), token.PINFile(t)
-	real := time.Now()
+	started := time.Now()
 	synctest.Test(t, func(t *testing.T) {
-		time.Sleep(time.Until(real.Add(-time.Hour))) // the database's own clock is ahead: what it dates is never in the future
+		time.Sleep(time.Until(started.Add(-time.Hour))) // the database's own clock is ahead: what it dates is never in the future
 		emu, err := kmsemu.New(kmsemu.Options{Wrappers: wrappers(), Accounts: true})
 		if err != nil {
 			t.Fatal(err)
@@ -149,7 +149,7 @@ func (b bulk) run(t *testing.T) (r report) {
 		}
 		r = judge(emu)
 	})
-	r.real = time.Since(real)
+	r.real = time.Since(started)
 	return r
 }
 

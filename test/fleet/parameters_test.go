@@ -22,7 +22,7 @@ func TestParametersSurvive(t *testing.T) {
 	change := func(set string, args ...any) func(t *testing.T, db *sql.DB) {
 		return func(t *testing.T, db *sql.DB) {
 			t.Helper()
-			r, err := db.ExecContext(t.Context(), "UPDATE parameters SET "+set, args...)
+			r, err := db.ExecContext(t.Context(), "UPDATE parameters SET "+set, args...) //nolint:gosec // this test says what
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -89,6 +89,10 @@ bench: deps .bin ## measure wraps per second beside the same loop in C, and ever
 	go test -timeout 30m -run '^$$' -bench . -benchmem -count $(BENCHCOUNT) ./... | tee bin/bench.out
 	@.bin/benchstat bin/bench.out
 
+.PHONY: bulk
+bulk: deps ## import ten thousand keys over twenty account-Regions in simulated time, and draw docs/bulk.svg
+	go test -tags bulk -timeout 90m -run '^TestTenThousand$$' -v ./test/fleet
+
 .PHONY: ci
 ci: ## what continuous integration runs
 	@bash .ci/run

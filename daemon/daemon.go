@@ -43,6 +43,8 @@ type Options struct {
 	Wait      func(ctx context.Context, d time.Duration) error
 	AfterStep func(j store.Job, step string)
 	Lease     time.Duration
+	Clock     func() time.Time // in place of the database's
+	HTTP      *http.Client     // to KMS
 	NoSync    bool
 	Poll      time.Duration
 	Stuck     time.Duration // without progress for so long the daemon gives systemd no signs of life; 0: ten minutes
@@ -93,7 +95,7 @@ func New(ctx context.Context, o Options) (*Daemon, error) {
 	}
 	d.config.Store(o.Config)
 	d.keys.Store(&keys)
-	c := store.Config{Daemon: o.Config.DaemonName(), Now: d.now, Lease: o.Lease, NoSync: o.NoSync}
+	c := store.Config{Daemon: o.Config.DaemonName(), Now: d.now, Lease: o.Lease, Clock: o.Clock, NoSync: o.NoSync}
 	switch kind, location := o.Config.DatabaseLocation(); kind {
 	case "postgres":
 		c.Postgres = location
@@ -114,6 +116,7 @@ func (d *Daemon) wire(ctx context.Context) error {
 	d.metrics = metrics.New(d.o.Version, d.snapshot)
 	d.metrics.Reloaded(true, d.now())
 	d.clients = &clients{
+		http: d.o.HTTP, paces: &paces{store: d.store, lanes: map[string]*lane{}},
 		config: d.config.Load, store: d.store, log: d.log, now: d.now, made: map[place]*kms{},
 		calls: func(c kmsclient.Call) { d.metrics.Call(c.Operation, c.Code) },
 	}
@@ -126,6 +129,7 @@ func (d *Daemon) wire(ctx context.Context) error {
 		return err //nolint:wrapcheck // it names what failed
 	}}
 	d.store.Require(d.auditor.required)
+	d.clients.keeper = &keeper{store: d.store, key: d.auditor.key, config: d.config.Load, log: d.log, now: d.now, mine: map[string]kept{}}
 	d.runner = &runner.Runner{
 		Store: d.store, Config: d.config.Load, Tokens: d.tokens, KMS: d.clients.client, Observer: observer{d}, Log: d.log, Now: d.now, Wait: d.o.Wait,
 		AfterStep: d.o.AfterStep,
@@ -134,9 +138,13 @@ func (d *Daemon) wire(ctx context.Context) error {
 	for _, t := range d.config.Load().Tokens {
 		names = append(names, t.Name)
 	}
-	err := d.store.Exclusively(ctx, func() (err error) {
+	left, err := d.store.OpenPlaces(ctx)
+	if err != nil {
+		return err
+	}
+	err = d.store.Exclusively(ctx, func() (err error) {
 		d.queue, err = jobs.New(ctx, jobs.Config{
-			DB: d.store.DB(), Postgres: d.store.Postgres(), Daemon: d.store.Daemon(), Tokens: names, Poll: d.o.Poll, Work: d.runner.Work, Log: d.log,
+			DB: d.store.DB(), Postgres: d.store.Postgres(), Daemon: d.store.Daemon(), Tokens: names, Places: d.places(d.config.Load(), left), Poll: d.o.Poll, Work: d.runner.Work, Log: d.log,
 		})
 		return err
 	})
@@ -388,7 +396,12 @@ func (d *Daemon) reload(ctx context.Context, actor string) error {
 		return err
 	}
 	for _, t := range c.Tokens {
-		if err := d.queue.Serve(t.Name); err != nil {
+		if err := d.queue.Serve(jobs.Place{Token: t.Name}); err != nil {
+			return err
+		}
+	}
+	for _, p := range d.places(c, nil) {
+		if err := d.queue.Serve(p); err != nil {
 			return err
 		}
 	}

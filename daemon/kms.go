@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
@@ -22,6 +23,9 @@ type clients struct {
 	log    *zap.Logger
 	now    func() time.Time
 	calls  func(kmsclient.Call) // for metrics
+	http   *http.Client         // for tests; nil: the usual one
+	paces  *paces
+	keeper *keeper
 
 	mu   sync.Mutex
 	made map[place]*kms
@@ -38,6 +42,7 @@ type kms struct {
 	*kmsclient.Client
 	skewed  func(ahead time.Duration)
 	breaker breaker
+	keeper  *keeper
 }
 
 // breaker keeps jobs from waiting, each anew and all of them, for a KMS that does not answer: they would hold up those of other Regions.
@@ -118,8 +123,9 @@ func (cs *clients) client(ctx context.Context, d configs.Destination) (importer.
 	}
 	client, err := kmsclient.New(ctx, kmsclient.Config{
 		Region: p.region, Endpoint: p.endpoint, Profile: p.profile, FIPS: p.fips, RoleARN: p.role, ExternalID: p.external, Now: cs.now,
-		Limit: cs.limit,
+		Limit: cs.limit, HTTPClient: cs.http,
 		Log: func(call kmsclient.Call) {
+			cs.answered(call) //nolint:contextcheck // an answer counts also when whoever asked is gone
 			cs.calls(call)
 			cs.log.Debug("KMS call", zap.String("operation", call.Operation), zap.String("key", call.Key), zap.Int("attempt", call.Attempt),
 				zap.String("request_id", call.RequestID), zap.String("code", call.Code), zap.Duration("duration", call.Duration))
@@ -128,7 +134,7 @@ func (cs *clients) client(ctx context.Context, d configs.Destination) (importer.
 	if err != nil {
 		return nil, err
 	}
-	k := &kms{Client: client, breaker: breaker{now: cs.now}, skewed: func(ahead time.Duration) {
+	k := &kms{Client: client, keeper: cs.keeper, breaker: breaker{now: cs.now}, skewed: func(ahead time.Duration) {
 		cs.log.Error("the clock is wrong", zap.Duration("kms_is_ahead", ahead), zap.String("region", p.region))
 	}}
 	cs.made[p] = k
@@ -158,31 +164,46 @@ func (cs *clients) forget() {
 // worthLimiting is the quota in requests a second from which on nobody can reach it from here: such requests do not queue.
 const worthLimiting = 200
 
-// limit waits for a request's place in the queue that all daemons share. A tenth of AWS's default quota stays for others.
+// paced is the operation whose quota a bulk of imports waits for: its requests leave one at a time, see [paces].
+const paced = "GetParametersForImport"
+
+func queueOf(arn kmsclient.ARN, operation string) string {
+	return arn.Account + "/" + arn.Region + "/" + operation
+}
+
+// answered notes that a request was answered, or failed.
+func (cs *clients) answered(call kmsclient.Call) {
+	arn, err := kmsclient.ParseARN(call.Key)
+	if err != nil || call.Operation != paced {
+		return
+	}
+	if err := cs.paces.answered(context.Background(), queueOf(arn, paced), call.Key); err != nil {
+		cs.log.Warn("the next request for import parameters is held back a second step", zap.Error(err))
+	}
+}
+
+// limit waits for a request's place in the queue that all daemons share. A tenth of AWS's default quota stays for others, but where
+// requests are paced by the answers.
 func (cs *clients) limit(ctx context.Context, operation, key string) error {
 	arn, err := kmsclient.ParseARN(key)
 	if err != nil {
-		return nil // not about a key: nothing is counted
+		return nil //nolint:nilerr // not about a key: nothing is counted
 	}
 	rate := cs.rate(operation, arn)
 	if rate == 0 || rate > worthLimiting {
 		return nil
 	}
-	wait, err := cs.store.Reserve(ctx, arn.Account+"/"+arn.Region+"/"+operation, rate)
+	if operation == paced {
+		return cs.paces.enter(ctx, queueOf(arn, operation), key, rate, importer.Proving(ctx))
+	}
+	wait, err := cs.store.Reserve(ctx, queueOf(arn, operation), rate)
 	if err != nil {
 		return err
 	}
 	if wait == 0 {
 		return nil
 	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
+	return sleep(ctx, wait)
 }
 
 // rate is the number of requests a second that may be sent; 0: as many as one likes.
@@ -194,6 +215,9 @@ func (cs *clients) rate(operation string, arn kmsclient.ARN) float64 {
 	}
 	for _, q := range kmsclient.Quotas() {
 		if q.Operation == operation {
+			if operation == paced {
+				return q.PerSecond
+			}
 			return q.PerSecond * 0.9
 		}
 	}

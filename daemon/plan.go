@@ -95,29 +95,24 @@ func (d *Daemon) plan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	queued := 0
 	due := schedule.Due(d.now(), *d.keys.Load(), h)
-	const batch = 500
-	for list := range slices.Chunk(due, batch) {
-		jobs := make([]store.Job, len(list))
-		for i, j := range list {
-			jobs[i] = store.Job{Key: j.Key, Destination: j.Destination, Kind: store.KindImport, Reason: string(j.Reason), Token: j.Token, RequestedBy: planner, Since: max(1, since)}
-			switch j.Reason { //nolint:exhaustive // all others are imports
-			case schedule.Rotate:
-				jobs[i].Kind = store.KindRotate
-			case schedule.Revoked:
-				jobs[i].Kind = store.KindRevoke
-			}
+	jobs := make([]store.Job, len(due))
+	for i, j := range due {
+		jobs[i] = store.Job{Key: j.Key, Destination: j.Destination, Kind: store.KindImport, Reason: string(j.Reason), Token: j.Token, RequestedBy: planner, Since: max(1, since)}
+		switch j.Reason { //nolint:exhaustive // all others are imports
+		case schedule.Rotate:
+			jobs[i].Kind = store.KindRotate
+		case schedule.Revoked:
+			jobs[i].Kind = store.KindRevoke
 		}
-		made, err := d.store.AddJobs(ctx, jobs, d.queue.Enqueue)
-		if err != nil {
-			return err
-		}
-		queued += len(made)
+	}
+	made, err := d.addJobs(ctx, jobs)
+	if err != nil {
+		return err
 	}
 	d.metrics.Planned(time.Since(began), d.now())
-	if queued > 0 {
-		d.log.Info("jobs are due", zap.Int("jobs", queued), zap.Duration("took", time.Since(began)))
+	if len(made) > 0 {
+		d.log.Info("jobs are due", zap.Int("jobs", len(made)), zap.Duration("took", time.Since(began)))
 	}
 	return nil
 }
@@ -134,6 +129,9 @@ func (d *Daemon) Tick(ctx context.Context) error {
 		return err
 	}
 	d.metrics.Watched(d.now())
+	if _, err := d.store.DropExpiredParameters(ctx); err != nil {
+		return err
+	}
 	return d.plan(ctx)
 }
 

@@ -83,6 +83,8 @@ func (d *Daemon) Queue(ctx context.Context, actor string, r control.StartRequest
 			return nil, err
 		}
 		switch s := whole[name]; {
+		case r.All && (s.Revoked() || s.Paused()) && r.Kind != store.KindReconcile:
+			continue // the others are done all the same
 		case s.Revoked() && r.Kind != store.KindReconcile:
 			return nil, fmt.Errorf("%s was revoked by %s at %s; run hsmbridge restore %s first; nothing was queued: %w", name, s.RevokedBy, s.RevokedAt.Format(time.RFC3339), name, control.ErrRefused)
 		case s.Paused() && r.Kind != store.KindReconcile:
@@ -110,7 +112,7 @@ func (d *Daemon) Queue(ctx context.Context, actor string, r control.StartRequest
 			return nil, fmt.Errorf("kind %q is neither import, rotate nor reconcile: %w", r.Kind, control.ErrRefused)
 		}
 	}
-	return d.store.AddJobs(ctx, list, d.queue.Enqueue)
+	return d.addJobs(ctx, list)
 }
 
 // Pause begins nothing more for a key, or takes that back.

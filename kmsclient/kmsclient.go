@@ -150,6 +150,9 @@ func load(ctx context.Context, c Config) (aws.Config, error) {
 	case !isRegion(cfg.Region):
 		return cfg, configError("InvalidRegion", fmt.Sprintf("%q", cfg.Region), nil)
 	}
+	if c.HTTPClient != nil { // roles are assumed through it too
+		cfg.HTTPClient = &http.Client{Transport: c.HTTPClient.Transport, Timeout: DefaultTimeout}
+	}
 	if c.RoleARN != "" {
 		cfg.Credentials = assumeRole(cfg, c)
 	}

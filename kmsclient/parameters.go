@@ -37,6 +37,15 @@ type ImportParameters struct {
 	ImportToken     []byte
 	ValidTo         time.Time // ParametersValidTo, UTC
 	RequestID       string
+	Fetched         time.Time // when, of parameters that were kept since; zero: just now
+}
+
+// Again checks parameters once more that were kept since they were fetched, as they were checked then, and fills in PublicKey.
+func (p ImportParameters) Again(now time.Time) (ImportParameters, error) {
+	if err := p.check(p.KeyARN, now); err != nil {
+		return ImportParameters{}, &UntrustedParametersError{KeyARN: p.KeyARN, Reason: err.Error(), SHA256: p.SHA256(), RequestID: p.RequestID}
+	}
+	return p, nil
 }
 
 // SHA256 is the fingerprint of the wrapping public key: hexadecimal SHA-256 over the DER

@@ -507,30 +507,14 @@ func resultOf(i store.Import) (r importer.Result, err error) {
 
 // jobsCode is the exit code of jobs that were waited for.
 func (a *app) jobsCode(list []store.Job) error {
-	bad, code := 0, exitDone
 	for _, j := range list {
-		if j.State == store.Done {
-			continue
-		}
-		bad++
-		if c := classCode(j.ErrorClass); code == exitDone || c == code {
-			code = c
-		} else {
-			code = exitUnexpected
-		}
 		if j.State == store.Waiting && j.ErrorClass == control.ClassApproval {
 			fmt.Fprintf(a.err, "hsmbridge: job %d goes on by itself when officers have approved it; hsmbridge requests shows what they have to sign\n", j.ID)
 		} else if j.State == store.Waiting {
 			fmt.Fprintf(a.err, "hsmbridge: job %d waits: the daemon tries it again at %s\n", j.ID, j.NotBefore.UTC().Format(time.RFC3339))
 		}
 	}
-	switch {
-	case bad == 0:
-		return nil
-	case bad < len(list):
-		code = exitPartly
-	}
-	return &exitError{code, errShown}
+	return codeOfJobs(list)
 }
 
 // importByDaemon has the daemon import, as long as nothing is asked for that only a direct import does.
@@ -541,15 +525,39 @@ func (a *app) importByDaemon(ctx context.Context, c *control.Client, names []str
 	if all == (len(names) > 0) {
 		return usageError(errors.New("name keys, or give --all"))
 	}
+	if all && !o.renew {
+		list, err := underWay(ctx, c, time.Now())
+		if err != nil {
+			return err
+		}
+		if len(list) > 0 {
+			fmt.Fprintf(a.err, "hsmbridge: %d imports are under way already, which are shown here; run this again afterwards to have every key looked at\n", len(list))
+			return a.bulk(ctx, c, list)
+		}
+	}
 	list, err := c.Start(ctx, control.StartRequest{Keys: names, All: all, Kind: store.KindImport, Renew: o.renew, Why: why})
 	if err != nil {
 		return err
+	}
+	if len(list) >= bulkFrom {
+		if err := hurry(ctx, c, list); err != nil {
+			return err
+		}
+		return a.bulk(ctx, c, list)
 	}
 	return a.awaitNow(ctx, c, list)
 }
 
 // awaitNow begins jobs at once that wait after a failure, and waits for all.
 func (a *app) awaitNow(ctx context.Context, c *control.Client, list []store.Job) error {
+	if err := hurry(ctx, c, list); err != nil {
+		return err
+	}
+	return a.await(ctx, c, list)
+}
+
+// hurry begins jobs at once that wait after a failure.
+func hurry(ctx context.Context, c *control.Client, list []store.Job) error {
 	for _, j := range list {
 		if j.State != store.Waiting {
 			continue
@@ -559,5 +567,5 @@ func (a *app) awaitNow(ctx context.Context, c *control.Client, list []store.Job)
 			return err
 		}
 	}
-	return a.await(ctx, c, list)
+	return nil
 }

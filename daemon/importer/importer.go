@@ -236,10 +236,14 @@ func (r *run) parameters(ctx context.Context) (kmsclient.ImportParameters, wrapp
 	var refused []error
 	for len(r.plan.plans) > 0 {
 		plan := r.plan.plans[0]
-		params, err := r.kms.GetParametersForImport(ctx, r.req.Destination, string(plan.Algorithm), string(plan.WrappingKeySpec))
+		params, err := r.kms.GetParametersForImport(r.proof(ctx), r.req.Destination, string(plan.Algorithm), string(plan.WrappingKeySpec))
 		switch {
 		case err == nil:
-			return params, plan, r.record(ctx, StepParameters, "import parameters from KMS",
+			what := "import parameters from KMS"
+			if !params.Fetched.IsZero() {
+				what += ", fetched at " + params.Fetched.UTC().Format(time.RFC3339) + " and not used since"
+			}
+			return params, plan, r.record(ctx, StepParameters, what,
 				"wrapping_algorithm", string(plan.Algorithm), "wrapping_key_spec", string(plan.WrappingKeySpec),
 				"wrapping_key_sha256", params.SHA256(), "valid_to", params.ValidTo.UTC().Format(time.RFC3339))
 		case !refusesPlan(err):

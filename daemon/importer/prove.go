@@ -237,6 +237,19 @@ func (r *run) proveMaterial(ctx context.Context) error {
 	return r.checkInUse(ctx, id)
 }
 
+// proving marks the requests of a proof in their context.
+type proving struct{}
+
+// Proving says that a request to KMS belongs to a proof: what is to be imported comes first.
+func Proving(ctx context.Context) bool { return ctx.Value(proving{}) != nil }
+
+func (r *run) proof(ctx context.Context) context.Context {
+	if !r.proving {
+		return ctx
+	}
+	return context.WithValue(ctx, proving{}, true)
+}
+
 // notAllowed leaves a proof out that nobody has approved, where nothing but the proof was to be done.
 func notAllowed(err error) error {
 	if errors.Is(err, ErrNotAllowed) {

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/riverqueue/river"
@@ -30,7 +31,8 @@ type Config struct {
 	Postgres bool
 	Daemon   string        // its name among those on the database
 	Tokens   []string      // whose jobs this daemon does; jobs that need no token are for every daemon
-	Workers  int           // jobs of one token at a time; 0: 4
+	Places   []Place       // of destinations: each has a queue of its own, so that none waits behind another's
+	Workers  int           // jobs of one queue at a time; 0: 4
 	Poll     time.Duration // how often the queue is looked at; 0: half a second
 	// Work does a job by its number. With again > 0 it is to be given the job once more after that time; an error means that not even
 	// the outcome could be written down, and the job comes back after some seconds.
@@ -38,12 +40,20 @@ type Config struct {
 	Log  *zap.Logger
 }
 
+// Place is a queue: the jobs of a token for destinations in one account and Region. With an empty Name those for keys as a whole.
+type Place struct {
+	Token, Name string // Name as [store.Job.Place] gives it
+	Workers     int    // jobs at a time; 0: those of the configuration
+}
+
 // Queue is the queue.
 type Queue struct {
 	client  *river.Client[*sql.Tx]
 	config  Config
 	workers int
-	known   map[string]bool
+
+	mu    sync.RWMutex
+	known map[string]bool // River's names of queues that are served
 }
 
 // args is what River keeps of a job.
@@ -98,15 +108,21 @@ func New(ctx context.Context, c Config) (*Queue, error) {
 	if q.workers == 0 {
 		q.workers = 4
 	}
-	if c.Poll == 0 {
-		c.Poll = 500 * time.Millisecond
-	}
 	workers := river.NewWorkers()
 	river.AddWorker(workers, &worker{work: c.Work})
-	queues := map[string]river.QueueConfig{}
-	for _, name := range append([]string{""}, c.Tokens...) {
-		queues[queueName(name)] = river.QueueConfig{MaxWorkers: q.workers}
+	queues := map[string]river.QueueConfig{queueName("", ""): {MaxWorkers: q.workers}}
+	for _, token := range c.Tokens {
+		queues[queueName(token, "")] = river.QueueConfig{MaxWorkers: q.workers}
+	}
+	for _, p := range c.Places {
+		queues[queueName(p.Token, p.Name)] = river.QueueConfig{MaxWorkers: q.atATime(p)}
+	}
+	for name := range queues {
 		q.known[name] = true
+	}
+	if c.Poll == 0 {
+		// Every queue is looked at by itself; together they ask the database 40 times a second at most.
+		c.Poll = max(500*time.Millisecond, time.Duration(len(queues))*25*time.Millisecond)
 	}
 	q.client, err = river.NewClient(driver, &river.Config{
 		ID: c.Daemon, Logger: logger, Queues: queues, Workers: workers,
@@ -120,13 +136,35 @@ func New(ctx context.Context, c Config) (*Queue, error) {
 	return q, nil
 }
 
-// queueName is River's name for the jobs of a token, whose own name River would not take.
-func queueName(token string) string {
+func (q *Queue) atATime(p Place) int {
+	if p.Workers > 0 {
+		return p.Workers
+	}
+	return q.workers
+}
+
+// queueName is River's name for the jobs of a token in a place, whose own names River would not take.
+func queueName(token, place string) string {
 	if token == "" {
 		return "kms"
 	}
 	sum := sha256.Sum256([]byte(token))
-	return "token_" + hex.EncodeToString(sum[:8])
+	name := "token_" + hex.EncodeToString(sum[:8])
+	if place != "" {
+		at := sha256.Sum256([]byte(place))
+		name += "_" + hex.EncodeToString(at[:8])
+	}
+	return name
+}
+
+// queueOf is River's name for the queue of a job. A place that nobody has named has the queue of its token.
+func (q *Queue) queueOf(j store.Job) string {
+	q.mu.RLock()
+	defer q.mu.RUnlock()
+	if name := queueName(j.Token, j.Place()); q.known[name] {
+		return name
+	}
+	return queueName(j.Token, "")
 }
 
 // Recover gives back to the queue what an earlier process of this daemon had taken out of it and not ended, which River would do after its
@@ -171,15 +209,18 @@ func (q *Queue) Stop(ctx context.Context) error {
 	return nil
 }
 
-// Serve takes the jobs of one more token.
-func (q *Queue) Serve(token string) error {
-	if q.known[token] {
+// Serve takes the jobs of one more token, or of one more place of it.
+func (q *Queue) Serve(p Place) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	name := queueName(p.Token, p.Name)
+	if q.known[name] {
 		return nil
 	}
-	if err := q.client.Queues().Add(queueName(token), river.QueueConfig{MaxWorkers: q.workers}); err != nil {
+	if err := q.client.Queues().Add(name, river.QueueConfig{MaxWorkers: q.atATime(p)}); err != nil {
 		return fmt.Errorf("queue: %w", err)
 	}
-	q.known[token] = true
+	q.known[name] = true
 	return nil
 }
 
@@ -188,7 +229,7 @@ func (q *Queue) Enqueue(ctx context.Context, tx *sql.Tx, list []store.Job) error
 	const batch = 500
 	params := make([]river.InsertManyParams, 0, min(len(list), batch))
 	for i, j := range list {
-		params = append(params, river.InsertManyParams{Args: args{j.ID}, InsertOpts: &river.InsertOpts{Queue: queueName(j.Token), Priority: priority(j)}})
+		params = append(params, river.InsertManyParams{Args: args{j.ID}, InsertOpts: &river.InsertOpts{Queue: q.queueOf(j), Priority: priority(j)}})
 		if len(params) == batch || i == len(list)-1 {
 			if _, err := q.client.InsertManyTx(ctx, tx, params); err != nil {
 				return fmt.Errorf("queue: %w", err)

@@ -179,7 +179,7 @@ func TestTokens(t *testing.T) {
 		if w.of(1) != 0 {
 			t.Error("the job of another token was done")
 		}
-		if err := q.Serve("other"); err != nil {
+		if err := q.Serve(Place{Token: "other"}); err != nil {
 			t.Fatal(err)
 		}
 		until(t, "the other job", func() bool { return w.of(1) == 1 })

@@ -114,7 +114,7 @@ func TestFirstSchema(t *testing.T) {
 		if err := s.Tx(t.Context(), func(tx *Tx) error { // back to the first schema
 			for _, table := range []string{
 				"keys", "destinations", "materials", "material_ids", "jobs", "imports", "events", "parked", "locks", "limits", "hsmbridge_schema",
-				"audit_log", "audit_hashes", "checkpoints", "audit_exports", "requests", "signatures", "merged",
+				"audit_log", "audit_hashes", "checkpoints", "audit_exports", "requests", "signatures", "merged", "parameters",
 			} {
 				if _, err := tx.exec(t.Context(), "DROP TABLE "+table); err != nil {
 					return err

@@ -33,6 +33,8 @@ type Config struct {
 	Now      func() time.Time
 	Lease    time.Duration // how long a lock outlives its holder's last sign of life; 0: 30 seconds
 	NoSync   bool          // SQLite without fsync, for tests that simulate years
+	// Clock stands for the database's own clock, for tests in simulated time; nil: it has one.
+	Clock func() time.Time
 }
 
 // Store is the database. It is safe for concurrent use.
@@ -42,7 +44,8 @@ type Store struct {
 	daemon      string
 	now         func() time.Time
 	lease       time.Duration
-	release     func() // of the lock against a second daemon
+	simulated   func() time.Time // in place of the database's clock
+	release     func()           // of the lock against a second daemon
 
 	mu       sync.Mutex
 	watchers map[chan struct{}]bool
@@ -51,7 +54,7 @@ type Store struct {
 
 // Open opens the database, makes sure that no other daemon of this name uses it, and brings its schema up to date.
 func Open(ctx context.Context, o Config) (*Store, error) {
-	s := &Store{postgres: o.Postgres != "", daemon: o.Daemon, now: o.Now, lease: o.Lease, watchers: map[chan struct{}]bool{}}
+	s := &Store{postgres: o.Postgres != "", daemon: o.Daemon, now: o.Now, lease: o.Lease, simulated: o.Clock, watchers: map[chan struct{}]bool{}}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -286,6 +289,9 @@ func (s *Store) rebind(query string) string {
 
 // clock is the database's own time in microseconds.
 func (s *Store) clock() string {
+	if s.simulated != nil {
+		return strconv.FormatInt(s.simulated().UnixMicro(), 10)
+	}
 	if s.postgres {
 		return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
 	}

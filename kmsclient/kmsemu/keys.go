@@ -120,7 +120,7 @@ func (s *Server) lookup(c call, id string) (*key, error) {
 	case strings.HasPrefix(id, "alias/"):
 		arn, ok := s.aliases[c.region+"/"+id]
 		if !ok {
-			return nil, fail("NotFoundException", "Alias arn:aws:kms:%s:%s:%s is not found.", c.region, s.opt.Account, id)
+			return nil, fail("NotFoundException", "Alias arn:aws:kms:%s:%s:%s is not found.", c.region, s.account, id)
 		}
 		id = arn
 	case strings.HasPrefix(id, "arn:"):
@@ -131,8 +131,8 @@ func (s *Server) lookup(c call, id string) (*key, error) {
 		if strings.HasPrefix(parts[5], "alias/") {
 			return s.lookup(c, parts[5])
 		}
-		if parts[4] != s.opt.Account {
-			return nil, fail("AccessDeniedException", "User: arn:aws:iam::%s:user/test is not authorized to perform: kms:%s on resource: %s because no resource-based policy allows the kms:%s action", s.opt.Account, c.op, id, c.op)
+		if parts[4] != s.account {
+			return nil, fail("AccessDeniedException", "User: arn:aws:iam::%s:user/test is not authorized to perform: kms:%s on resource: %s because no resource-based policy allows the kms:%s action", s.account, c.op, id, c.op)
 		}
 		if parts[3] != c.region {
 			return nil, fail("NotFoundException", "Invalid arn %s", parts[3])
@@ -164,7 +164,7 @@ func (s *Server) requested(c call, in any, id *string) (*key, error) {
 }
 
 func (s *Server) arn(region, id string) string {
-	return fmt.Sprintf("arn:%s:kms:%s:%s:key/%s", partition(region), region, s.opt.Account, id)
+	return fmt.Sprintf("arn:%s:kms:%s:%s:key/%s", partition(region), region, s.account, id)
 }
 
 func partition(region string) string {
@@ -238,7 +238,7 @@ func (s *Server) metadata(k *key) map[string]any {
 		state = k.Stale.State
 	}
 	m := map[string]any{
-		"AWSAccountId": s.opt.Account, "Arn": k.ARN, "KeyId": k.ID, "CreationDate": stamp(k.Created), "Description": k.Description,
+		"AWSAccountId": s.account, "Arn": k.ARN, "KeyId": k.ID, "CreationDate": stamp(k.Created), "Description": k.Description,
 		"Enabled": state == "Enabled", "KeyManager": "CUSTOMER", "KeySpec": k.Spec, "CustomerMasterKeySpec": k.Spec, "KeyState": state,
 		"KeyUsage": k.Usage, "Origin": k.Origin, "MultiRegion": k.MultiRegion,
 	}

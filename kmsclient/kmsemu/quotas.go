@@ -10,23 +10,31 @@ func quotas() map[string]float64 {
 	}
 }
 
+// SetQuotas enforces AWS's default request quotas from now on, or no more.
+func (s *Server) SetQuotas(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.opt.Quotas = on
+	clear(s.buckets)
+}
+
 // bucket is a token bucket that holds one second's worth.
 type bucket struct {
 	tokens float64
 	at     time.Time
 }
 
-// take takes one request out of an operation's bucket, false when it is empty.
-func (s *Server) take(op, region string) bool {
+// take takes one request out of an operation's bucket in an account and Region, false when it is empty.
+func (s *Server) take(op, place string) bool {
 	rate, ok := quotas()[op]
 	if !ok {
 		return true
 	}
 	now := s.now()
-	b := s.buckets[region+"/"+op]
+	b := s.buckets[place+"/"+op]
 	if b == nil {
 		b = &bucket{tokens: max(1, rate), at: now}
-		s.buckets[region+"/"+op] = b
+		s.buckets[place+"/"+op] = b
 	}
 	b.tokens, b.at = min(max(1, rate), b.tokens+rate*now.Sub(b.at).Seconds()), now
 	if b.tokens < 1 {

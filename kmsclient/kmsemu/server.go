@@ -36,6 +36,7 @@ type Options struct {
 	LenientDER bool                    // take bytes that follow a PKCS#8
 	Wrappers   map[int]*rsa.PrivateKey // by bits: wrapping keys that are given out again and again, for tests with thousands of imports
 	Roles      map[string]string       // roles that can be assumed, with the external ID that each wants; nil: every role
+	Accounts   bool                    // a role is in the account that its ARN names, and sees the keys of that account; otherwise all are in Account
 	StateFile  string                  // keep keys across restarts; holds key material of tests in the clear
 	Now        func() time.Time
 }
@@ -45,6 +46,7 @@ type Server struct {
 	opt Options
 
 	mu       sync.Mutex
+	account  string // of the request at hand
 	skew     time.Duration
 	keys     map[string]*key   // by ARN
 	aliases  map[string]string // by Region + "/" + name, to key ARN
@@ -236,6 +238,7 @@ func (s *Server) call(op, region, signer string, body []byte, f *Fault) (out any
 		}
 		s.requests = append(s.requests, line)
 	}()
+	s.account = s.accountOf(signer)
 	handler, ok := operations()[op]
 	switch {
 	case !ok || s.without[op]:
@@ -244,7 +247,7 @@ func (s *Server) call(op, region, signer string, body []byte, f *Fault) (out any
 		return nil, fail("MissingAuthenticationTokenException", "Request is missing Authentication Token")
 	case f != nil && f.Code != "":
 		return nil, &awsError{Code: f.Code, Message: f.Message, status: f.status()}
-	case s.opt.Quotas && !s.take(op, region):
+	case s.opt.Quotas && !s.take(op, s.account+"/"+region):
 		return nil, fail("ThrottlingException", "Rate exceeded")
 	}
 	s.expire()
@@ -253,6 +256,15 @@ func (s *Server) call(op, region, signer string, body []byte, f *Fault) (out any
 		err = s.save()
 	}
 	return out, err
+}
+
+// accountOf is the account of whoever signed: that of the role that was assumed.
+func (s *Server) accountOf(signer string) string {
+	const account = 4 // arn:partition:iam::account:role/name
+	if parts := strings.Split(s.assumed[signer], ":"); s.opt.Accounts && len(parts) > account {
+		return parts[account]
+	}
+	return s.opt.Account
 }
 
 // signer is the access key ID of the request's signature, empty for none.

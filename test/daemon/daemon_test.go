@@ -3,6 +3,7 @@ package daemon_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -109,7 +110,8 @@ func TestScripts(t *testing.T) {
 				w := of(ts)
 				ts.Setenv(args[1], w.emu.CreateKey(w.client, wrapping.KeySpec(args[0])))
 			},
-			"aws": func(ts *testscript.TestScript, _ bool, args []string) { of(ts).emu.AWS(args...) },
+			"fleet": func(ts *testscript.TestScript, _ bool, args []string) { of(ts).fleet(ts, args[0], args[1]) },
+			"aws":   func(ts *testscript.TestScript, _ bool, args []string) { of(ts).emu.AWS(args...) },
 			"control": func(ts *testscript.TestScript, _ bool, args []string) {
 				of(ts).emu.ControlRaw(args[0], args[1])
 			},
@@ -237,3 +239,15 @@ func (serial) Parallel() {}
 
 // Verbose is the test flag.
 func (serial) Verbose() bool { return testing.Verbose() }
+
+// fleet adds many managed keys to a configuration.
+func (w *world) fleet(ts *testscript.TestScript, file, many string) {
+	n, err := strconv.Atoi(many)
+	ts.Check(err)
+	y := ts.ReadFile(file) + "keys:\n"
+	for i := range n {
+		y += fmt.Sprintf("  - {name: key-%02d, token: demo, uri: \"pkcs11:object=key-%02d;type=secret-key\", key_spec: HMAC_256, generate: if-missing, expires: 90d, destinations: [%q]}\n",
+			i, i, w.emu.CreateKey(w.client, wrapping.HMAC256))
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(file), []byte(y), 0o600))
+}

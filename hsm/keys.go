@@ -82,33 +82,58 @@ func (t *Token) Find(ctx context.Context, u pkcs11uri.URI) (wrapping.Key, error)
 
 func (t *Token) notFound(s pkcs11.SessionHandle, u pkcs11uri.URI) error {
 	e := &Error{Op: "find " + u.String(), ErrClass: ClassCaller, Cause: "the token " + t.identity.Label + " holds no such key", Err: ErrNotFound}
-	if all, err := t.keys(s, pkcs11uri.URI{}); err == nil {
-		e.Fix = "it holds: " + listKeys(all)
+	if stored, err := t.matching(s, pkcs11uri.URI{}); err == nil {
+		// To read the attributes of thousands of keys takes a token minutes.
+		if some, err := t.describeAll(s, stored[:min(len(stored), mostListed)]); err == nil {
+			e.Fix = "it holds: " + listSome(some, len(stored))
+		}
 	}
 	return e
 }
 
+// mostListed is how many keys an error names.
+const mostListed = 12
+
 func listKeys(keys []wrapping.Key) string {
-	if len(keys) == 0 {
+	keys = slices.Clone(keys)
+	slices.SortFunc(keys, func(a, b wrapping.Key) int { return strings.Compare(a.Label, b.Label) })
+	return listSome(keys[:min(len(keys), mostListed)], len(keys))
+}
+
+// listSome names keys, which are some of all.
+func listSome(keys []wrapping.Key, all int) string {
+	if all == 0 {
 		return "no keys"
 	}
 	keys = slices.Clone(keys)
 	slices.SortFunc(keys, func(a, b wrapping.Key) int { return strings.Compare(a.Label, b.Label) })
-	const most = 12
 	var out []string
-	for i, k := range keys {
-		if i == most {
-			out = append(out, fmt.Sprintf("and %d more", len(keys)-most))
-			break
-		}
+	for _, k := range keys {
 		out = append(out, fmt.Sprintf("object=%q id=%s %s", k.Label, hex.EncodeToString(k.ID), k.KeyType))
+	}
+	if all > len(keys) {
+		out = append(out, fmt.Sprintf("and %d more", all-len(keys)))
 	}
 	return strings.Join(out, ", ")
 }
 
 // keys lists the stored secret and private keys that the URI's object attributes name.
 func (t *Token) keys(s pkcs11.SessionHandle, u pkcs11uri.URI) ([]wrapping.Key, error) {
-	var out []wrapping.Key
+	stored, err := t.matching(s, u)
+	if err != nil {
+		return nil, err
+	}
+	return t.describeAll(s, stored)
+}
+
+// storedKey is a key object that was found and not yet read.
+type storedKey struct {
+	handle pkcs11.ObjectHandle
+	class  uint
+}
+
+// matching finds what keys lists.
+func (t *Token) matching(s pkcs11.SessionHandle, u pkcs11uri.URI) (out []storedKey, _ error) {
 	for _, class := range []uint{pkcs11.CKO_SECRET_KEY, pkcs11.CKO_PRIVATE_KEY} {
 		if u.Type == "secret-key" && class != pkcs11.CKO_SECRET_KEY || u.Type == "private" && class != pkcs11.CKO_PRIVATE_KEY {
 			continue
@@ -125,12 +150,21 @@ func (t *Token) keys(s pkcs11.SessionHandle, u pkcs11uri.URI) ([]wrapping.Key, e
 			return nil, err
 		}
 		for _, h := range handles {
-			k, err := t.describe(s, h, class)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, k)
+			out = append(out, storedKey{h, class})
 		}
+	}
+	return out, nil
+}
+
+// describeAll reads key objects that were found while the user was logged in.
+func (t *Token) describeAll(s pkcs11.SessionHandle, stored []storedKey) ([]wrapping.Key, error) {
+	var out []wrapping.Key
+	for _, f := range stored {
+		k, err := t.describe(s, f.handle, f.class)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, k)
 	}
 	return out, t.loggedIn(s)
 }

@@ -143,6 +143,7 @@ func everyWrapApproved(t *testing.T, events []store.Event) (wraps int) {
 
 // Nothing is wrapped for a key with approval: before two officers have signed, on whichever way the wrap is come to.
 func TestNoWayAroundOfficers(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, kmsemu.Options{})
 	w.key("k", wrapping.SymmetricDefault, "prove: true")
 	o := w.officers()

@@ -304,6 +304,7 @@ func (b bulk) check(t *testing.T, r report) {
 
 // A bulk ends as early as KMS's quota lets it, from one daemon and from four.
 func TestBulk(t *testing.T) {
+	t.Parallel()
 	for _, b := range []bulk{
 		{keys: 160, places: 8, daemons: 1, short: true},
 		{keys: 60, places: 4, daemons: 4, postgres: "yes", short: true},

@@ -80,6 +80,7 @@ func TestZombie(t *testing.T) {
 
 // Two daemons share the work of many keys; one of them is killed in the middle. Every key is imported once.
 func TestTwoDaemonsOneKilled(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, kmsemu.Options{})
 	const keys = 30
 	arns := map[string]string{}
@@ -126,6 +127,7 @@ func TestTwoDaemonsOneKilled(t *testing.T) {
 
 // The database goes away in the middle of an import and comes back. The outcome is not lost, and nothing is imported twice.
 func TestDatabaseGoesAway(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, kmsemu.Options{})
 	arn := w.key("k", wrapping.SymmetricDefault)
 	db := postgres.New(t)
@@ -152,6 +154,7 @@ func TestDatabaseGoesAway(t *testing.T) {
 
 // KMS does what it is asked for and its answer is cut off on the way: no second material, and the outcome is known.
 func TestConnectionCut(t *testing.T) {
+	t.Parallel()
 	for _, op := range []string{"ImportKeyMaterial", "RotateKeyOnDemand"} {
 		t.Run(op, func(t *testing.T) {
 			w := newWorld(t, kmsemu.Options{})
@@ -173,6 +176,7 @@ func TestConnectionCut(t *testing.T) {
 
 // SIGTERM in the middle of a job: the step under way is finished, the job is handed back, and the next daemon goes on with it.
 func TestTerminated(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, kmsemu.Options{})
 	arn := w.key("k", wrapping.SymmetricDefault)
 	p := w.start("one", "")
@@ -212,6 +216,7 @@ func TestTerminated(t *testing.T) {
 
 // A second daemon on the same file is refused and says who is there.
 func TestSecondDaemon(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, kmsemu.Options{})
 	w.key("k", wrapping.HMAC256)
 	one := w.start("one", "")

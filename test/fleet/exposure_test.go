@@ -11,6 +11,7 @@ import (
 
 // A key that could leave the token past the configuration is reported when the token is opened: in the log and in the status. The managed key is not.
 func TestExposedKeysAreReported(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, kmsemu.Options{})
 	w.key("k", wrapping.HMAC256)
 	w.token.Generate(t, "forgotten", "0f")

@@ -95,6 +95,7 @@ func (x *monitored) get(t *testing.T, path string) (int, string) {
 // A module hangs in C_WrapKey: its process is killed at the call's deadline and replaced, and the import goes on from its journal. The daemon
 // lives all the time, and says so.
 func TestHungModule(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, kmsemu.Options{})
 	module := shim.New(t, w.token.Token)
 	w.token.Token = module.Token
@@ -150,6 +151,7 @@ func TestHungModule(t *testing.T) {
 
 // A module crashes in C_WrapKey in the middle of an import: another process goes on, KMS gets the material once, and nothing is left behind.
 func TestCrashedModule(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, kmsemu.Options{})
 	module := shim.New(t, w.token.Token)
 	w.token.Token = module.Token
@@ -194,6 +196,7 @@ func TestCrashedModule(t *testing.T) {
 
 // A module that crashes again and again parks its token, with the reason; when a person says so it is used again.
 func TestModuleDiesTooOften(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, kmsemu.Options{})
 	module := shim.New(t, w.token.Token)
 	w.token.Token = module.Token
@@ -231,6 +234,7 @@ func TestModuleDiesTooOften(t *testing.T) {
 
 // The daemon itself makes no progress: systemd gets no more signs of life, and /livez and /readyz say why. When it goes on, all is well.
 func TestStuckDaemon(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, kmsemu.Options{})
 	w.key("k", wrapping.HMAC256)
 	var stuck atomic.Bool

@@ -229,6 +229,7 @@ func (x *watched) last(ctx context.Context) store.Job {
 
 // Two officers have approved, the parameters have come from KMS, and then something changes: it is decided anew, and nothing is wrapped.
 func TestDecidedImmediatelyBeforeTheWrap(t *testing.T) {
+	t.Parallel()
 	const other = "arn:aws:kms:eu-central-1:111122223333:key/11111111-2222-4333-8444-555555555555"
 	cases := []struct {
 		name   string

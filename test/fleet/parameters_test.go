@@ -18,6 +18,7 @@ import (
 // A daemon is killed when it has fetched import parameters and not used them. With a key that signs, the next one uses them; what somebody
 // has put in their place in the database, or taken from another key, is not used; without a key that signs, others are fetched.
 func TestParametersSurvive(t *testing.T) {
+	t.Parallel()
 	const signs = "audit: {token: hsm, uri: \"pkcs11:object=audit;type=private\", generate: if-missing}\n"
 	change := func(set string, args ...any) func(t *testing.T, db *sql.DB) {
 		return func(t *testing.T, db *sql.DB) {

@@ -335,6 +335,7 @@ func TestQuotasAreKept(t *testing.T) {
 // With a wrong clock nothing is decided: jobs wait, and go on when the clock is right. What was written down under a wrong clock does
 // not stop anything for ever.
 func TestClockJumps(t *testing.T) {
+	t.Parallel()
 	for _, jump := range []time.Duration{-400 * day, -time.Hour, time.Hour, 400 * day} {
 		t.Run(jump.String(), func(t *testing.T) {
 			w := newWorld(t, kmsemu.Options{})

@@ -39,6 +39,7 @@ var troubles = []string{
 // TestSoak keeps a daemon busy with imports for two tokens while tokens fail, connections are cut and the process is killed, and then holds
 // what KMS, the database and the tokens have against each other.
 func TestSoak(t *testing.T) {
+	t.Parallel()
 	duration := 5 * time.Second
 	if text := os.Getenv(envSoak); text != "" {
 		var err error

@@ -13,6 +13,7 @@ import (
 // A standing approval is for the same material by the same way into the same KMS key, until its date, and ends when it is withdrawn, when the
 // configuration allows none any more, and with a revocation.
 func TestStanding(t *testing.T) {
+	t.Parallel()
 	x := watch(t, func(w *world) { w.key("k", wrapping.SymmetricDefault, "prove: true") })
 	x.key = "k"
 	ctx := t.Context()

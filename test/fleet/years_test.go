@@ -73,6 +73,7 @@ type outage struct {
 
 // Two years of a fleet of 200 keys in a token, with renewals, rotations, drills, and outages of KMS, of the HSM and of the daemon.
 func TestTwoYears(t *testing.T) {
+	t.Parallel()
 	const (
 		keys = 200
 		days = 730
@@ -109,7 +110,7 @@ func TestTwoYears(t *testing.T) {
 	var stop func() error
 	begin := func() {
 		d, err = daemon.New(t.Context(), daemon.Options{
-			Config: config, Log: zap.NewNop(), Version: "test", Now: c.now, NoSync: true, Poll: 2 * time.Millisecond, Manual: true,
+			Config: config, Log: zap.NewNop(), Version: "test", Now: c.now, NoSync: true, Poll: 10 * time.Millisecond, Manual: true,
 			Wait: func(context.Context, time.Duration) error { return nil },
 			OpenToken: func(ctx context.Context, tc configs.Token, l daemon.Login) (daemon.Token, error) {
 				if hsmGone.Load() {

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,18 +47,20 @@ func FuzzAnswer(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(uint16(200), "", "request-1", jsonType, b)
+		for which := range uint8(16) {
+			f.Add(which, uint16(0), "", "request-1", jsonType, b)
+		}
 	}
-	f.Add(uint16(400), "", "request-1", jsonType, []byte(`{"__type":"com.amazonaws.kms#ThrottlingException","message":"slow\u001b[2J down"}`))
-	f.Add(uint16(400), "NotFoundException:http://internal.amazon.com/", "r\n1", jsonType, []byte(`{`))
-	f.Add(uint16(503), "", "", "text/html", []byte("<html>please log in"))
-	f.Add(uint16(302), "", "", "", []byte(nil))
+	f.Add(uint8(3), uint16(200), "", "request-1", jsonType, []byte(`{"__type":"com.amazonaws.kms#ThrottlingException","message":"slow\u001b[2J down"}`))
+	f.Add(uint8(4), uint16(200), "NotFoundException:http://internal.amazon.com/", "r\n1", jsonType, []byte(`{`))
+	f.Add(uint8(5), uint16(303), "", "", "text/html", []byte("<html>please log in"))
+	f.Add(uint8(6), uint16(102), "", "", "", []byte(nil))
 	a := new(answer)
 	c := newTestClient(f, "", func(c *Config) {
 		c.MaxAttempts = 1
 		c.HTTPClient = &http.Client{Transport: a}
 	})
-	f.Fuzz(func(t *testing.T, status uint16, code, id, content string, body []byte) {
+	f.Fuzz(func(t *testing.T, which uint8, status uint16, code, id, content string, body []byte) {
 		*a = answer{200 + int(status)%400, code, id, content, body}
 		calls := map[string]func() error{
 			"ListKeys":    func() error { _, err := c.ListKeys(t.Context()); return err },
@@ -83,24 +87,24 @@ func FuzzAnswer(f *testing.F) {
 		for op, do := range operations(c) {
 			calls[string(op)] = func() error { return do(t) }
 		}
-		for name, do := range calls {
-			err := do()
-			if err == nil {
-				if a.status >= 300 {
-					t.Errorf("%s: the answer %d %q is a success", name, a.status, body)
-				}
-				continue
+		names := slices.Sorted(maps.Keys(calls))
+		name := names[int(which)%len(names)]
+		err := calls[name]()
+		if err == nil {
+			if a.status >= 300 {
+				t.Errorf("%s: the answer %d %q is a success", name, a.status, body)
 			}
-			var untrusted *UntrustedParametersError
-			text := err.Error()
-			switch {
-			case Code(err) == "" && !errors.As(err, &untrusted):
-				t.Errorf("%s: %v has no code", name, err)
-			case strings.ContainsFunc(text, unicode.IsControl), len(text) > 4<<10:
-				t.Errorf("%s: an error of %d bytes: %q", name, len(text), text)
-			case strings.Contains(text, secretKey) || strings.Contains(text, sessionToken):
-				t.Errorf("%s: %q", name, text)
-			}
+			return
+		}
+		var untrusted *UntrustedParametersError
+		text := err.Error()
+		switch {
+		case Code(err) == "" && !errors.As(err, &untrusted):
+			t.Errorf("%s: %v has no code", name, err)
+		case strings.ContainsFunc(text, unicode.IsControl), len(text) > 4<<10:
+			t.Errorf("%s: an error of %d bytes: %q", name, len(text), text)
+		case strings.Contains(text, secretKey) || strings.Contains(text, sessionToken):
+			t.Errorf("%s: %q", name, text)
 		}
 	})
 }

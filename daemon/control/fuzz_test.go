@@ -35,6 +35,8 @@ func FuzzServer(f *testing.F) {
 	f.Add(true, "/v1/keys/k/revoke", "", []byte(`{"confirm":"k","reason":"r"}`), false)
 	f.Add(false, "/v1/events", "follow=true&after=18446744073709551616", []byte(nil), false)
 	f.Add(false, "/v1/keys/%2e%2e%2fjobs", "key=%00", []byte(nil), true)
+	s := new(service)
+	h := (&Server{Service: s, Operators: func() []string { return nil }, Log: zap.NewNop()}).Handler()
 	f.Fuzz(func(t *testing.T, post bool, path, query string, body []byte, operator bool) {
 		method := http.MethodGet
 		if post {
@@ -51,11 +53,11 @@ func FuzzServer(f *testing.F) {
 		if operator {
 			who = peer{known: true}
 		}
-		s := &service{events: make(chan struct{})}
+		*s = service{events: make(chan struct{})}
 		r := (&http.Request{Method: method, URL: u, Host: u.Host, Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(body)), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).
 			WithContext(context.WithValue(ctx, peerKey{}, who))
 		w := httptest.NewRecorder()
-		(&Server{Service: s, Operators: func() []string { return nil }, Log: zap.NewNop()}).Handler().ServeHTTP(w, r)
+		h.ServeHTTP(w, r)
 		if !operator && len(s.asked) > 0 {
 			t.Errorf("%s %s by somebody else: %q", method, u, s.asked)
 		}
@@ -93,8 +95,15 @@ func (a answers) RoundTrip(r *http.Request) (*http.Response, error) {
 func FuzzClient(f *testing.F) {
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
 	for _, v := range []any{
-		Status{Now: now, Jobs: map[string]int{"queued": 1}}, KeyList{Keys: []ManagedKey{{Name: "k"}}}, JobList{Jobs: []store.Job{{ID: 1, NotBefore: now}}}, ImportList{Imports: []store.Import{{ID: 1}}},
-		EventList{Events: []store.Event{{ID: 1, Time: now}}}, store.Event{ID: 1}, RequestList{Requests: []Request{{}}}, Problem{Error: "no", Class: "caller"}, OK{},
+		Status{Now: now, Jobs: map[string]int{"queued": 1}},
+		KeyList{Keys: []ManagedKey{{Name: "k"}}},
+		JobList{Jobs: []store.Job{{ID: 1, NotBefore: now}}},
+		ImportList{Imports: []store.Import{{ID: 1}}},
+		EventList{Events: []store.Event{{ID: 1, Time: now}}},
+		store.Event{ID: 1},
+		RequestList{Requests: []Request{{}}},
+		Problem{Error: "no", Class: "caller"},
+		OK{},
 	} {
 		b, err := json.Marshal(v)
 		if err != nil {

@@ -27,6 +27,11 @@ func FuzzPages(f *testing.F) {
 	f.Add(true, reject, "", []byte(url.Values{"reason": {hostile}}.Encode()), "cross-site")
 	f.Add(true, reject, "reason=x", []byte("reason=%zz&;"), "same-origin")
 	f.Add(false, "events", "before=-1&key="+url.QueryEscape(hostile), []byte(nil), "")
+	svc := new(service)
+	h, err := (&Server{Service: svc, Log: zap.NewNop(), Now: func() time.Time { return noon }}).Handler()
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, post bool, path, query string, form []byte, site string) {
 		method := http.MethodGet
 		if post {
@@ -37,11 +42,7 @@ func FuzzPages(f *testing.F) {
 			return
 		}
 		u.RawQuery = query
-		svc := &service{}
-		h, err := (&Server{Service: svc, Log: zap.NewNop(), Now: func() time.Time { return noon }}).Handler()
-		if err != nil {
-			t.Fatal(err)
-		}
+		*svc = service{}
 		r := &http.Request{Method: method, URL: u, Host: u.Host, Header: http.Header{"Content-Type": {"application/x-www-form-urlencoded"}, "Sec-Fetch-Site": {site}}, Body: io.NopCloser(bytes.NewReader(form)), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, r)

@@ -117,7 +117,7 @@ func (t *Token) trusted(ctx context.Context, s pkcs11.SessionHandle, so, user PI
 		pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, big.NewInt(int64(pub.E)).Bytes()),
 	})
 	if err != nil {
-		return errors.Join(t.cannotTrust(s, "C_CreateObject", err), t.logout(s))
+		return errors.Join(t.notTrusted(s, "C_CreateObject", err), t.logout(s))
 	}
 	defer func() {
 		if derr := t.destroy(s, wk); derr != nil && err == nil {
@@ -165,28 +165,37 @@ func (t *Token) sweepTrusted(s pkcs11.SessionHandle) error {
 func (t *Token) isTrusted(s pkcs11.SessionHandle, wk pkcs11.ObjectHandle) error {
 	v, err := t.attribute(s, wk, pkcs11.CKA_TRUSTED)
 	if err == nil && !bytes.Equal(v, []byte{1}) {
-		return t.cannotTrust(s, "C_GetAttributeValue", errors.New("the token took the key and does not show CKA_TRUSTED"))
+		return t.notTrusted(s, "C_GetAttributeValue", errors.New("the token took the key and does not show CKA_TRUSTED"))
 	}
 	if err != nil {
-		return t.cannotTrust(s, "C_GetAttributeValue", err)
+		return t.notTrusted(s, "C_GetAttributeValue", err)
 	}
 	return nil
 }
 
-// cannotTrust is an error that says so, unless err is about something else: the connection, the device, a login that is gone. Tokens refuse
-// CKA_TRUSTED also with the code of a login that is missing; the session says whether it is.
-func (t *Token) cannotTrust(s pkcs11.SessionHandle, call string, err error) error {
-	if isCode(err, pkcs11.CKR_USER_NOT_LOGGED_IN) {
-		switch lost := t.loggedIn(s); {
-		case lost != nil && !isCode(lost, pkcs11.CKR_USER_NOT_LOGGED_IN): // the session cannot be asked
-			return lost
-		case lost != nil:
-			return &Error{
-				Op: call, Code: pkcs11.CKR_USER_NOT_LOGGED_IN, Name: codeName(pkcs11.CKR_USER_NOT_LOGGED_IN), ErrClass: ClassToken, Cause: "the login was lost on the way: somebody else logged out of the token, or it was reset; nothing was wrapped",
-				Fix: "see that nothing else uses the token, and begin again: both PINs are asked for anew", Err: lost,
-			}
+// notTrusted is [Token.cannotTrust], unless the login is gone: tokens refuse CKA_TRUSTED of whoever is not the security officer with the same
+// codes as of the security officer (SoftHSM 2.6.1: CKR_ATTRIBUTE_READ_ONLY), and only the session says who is logged in.
+func (t *Token) notTrusted(s pkcs11.SessionHandle, call string, err error) error {
+	refused := t.cannotTrust(call, err)
+	if !hasClass(refused, ClassCaller) {
+		return refused
+	}
+	switch lost := t.loggedIn(s); {
+	case lost == nil:
+		return refused
+	case !isCode(lost, pkcs11.CKR_USER_NOT_LOGGED_IN): // the session cannot be asked
+		return lost
+	default:
+		return &Error{
+			Op: call, Code: pkcs11.CKR_USER_NOT_LOGGED_IN, Name: codeName(pkcs11.CKR_USER_NOT_LOGGED_IN), ErrClass: ClassToken,
+			Cause: "the login was lost on the way: somebody else logged out of the token, or it was reset; nothing was wrapped",
+			Fix:   "see that nothing else uses the token, and begin again: both PINs are asked for anew", Err: lost,
 		}
 	}
+}
+
+// cannotTrust is an error that says so, unless err is about something else: the connection, the device.
+func (t *Token) cannotTrust(call string, err error) error {
 	if class := classOf(err); class != "" && class != ClassCaller && !isCode(err, pkcs11.CKR_USER_NOT_LOGGED_IN) && !isCode(err, pkcs11.CKR_USER_TYPE_INVALID) { // with these some refuse it
 		return fault(call, err, about{what: t.name, key: "the wrapping public key"})
 	}
@@ -257,7 +266,7 @@ func (t *Token) loginAs(ctx context.Context, s pkcs11.SessionHandle, who uint, p
 	}
 	switch err := t.module.lib.loginAs(uint(s), who, secret); {
 	case who == pkcs11.CKU_SO && isCode(err, pkcs11.CKR_USER_TYPE_INVALID):
-		return t.cannotTrust(s, "C_Login as "+name, err) // it has none
+		return t.cannotTrust("C_Login as "+name, err) // it has none
 	case err != nil:
 		return fault("C_Login as "+name, err, about{what: t.name})
 	}

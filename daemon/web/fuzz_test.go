@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"go.uber.org/zap"
 )
@@ -56,7 +58,16 @@ func FuzzPages(f *testing.F) {
 			return
 		}
 		// A page as a strict reader sees it: no element but those of the templates, no handler, no address of another site.
-		d := xml.NewDecoder(w.Body)
+		text := strings.Map(func(r rune) rune { // XML has no control characters, HTML has
+			if unicode.IsControl(r) || r >= 0xfffe {
+				return ' '
+			}
+			return r
+		}, w.Body.String())
+		if !utf8.Valid(w.Body.Bytes()) {
+			t.Errorf("%s %s: a page that is not UTF-8", method, u)
+		}
+		d := xml.NewDecoder(strings.NewReader(text))
 		d.Strict, d.AutoClose, d.Entity = false, xml.HTMLAutoClose, xml.HTMLEntity
 		for {
 			token, err := d.RawToken()

@@ -269,7 +269,7 @@ func TestDuration(t *testing.T) {
 			t.Errorf("%s: %s (%d), %v", tt.in, d, d, err)
 		}
 	}
-	for _, in := range []string{"", "0d", "0", "90", "d", "1w", "1y", "1.5d", "-1d", "+1d", "1h1d", "1d 2h", "100000d", "Never", "1s", "1d\n"} {
+	for _, in := range []string{"", "0d", "0", "90", "d", "1w", "1y", "1.5d", "-1d", "+1d", "1h1d", "1d 2h", "100000d", "99999d24h", "99999d99999h99999m", "Never", "1s", "1d\n"} {
 		var d Duration
 		if err := d.UnmarshalText([]byte(in)); err == nil {
 			t.Errorf("%q gives %s", in, d)

@@ -14,8 +14,12 @@ type Duration time.Duration
 // Never is the duration of what does not end.
 const Never Duration = 0
 
-// day is 24 hours, as AWS KMS counts the days of an expiry.
-const day = 24 * time.Hour
+const (
+	// day is 24 hours, as AWS KMS counts the days of an expiry.
+	day = 24 * time.Hour
+	// tooLong is longer than the days that can be written.
+	tooLong = 100_000 * day
+)
 
 var durationForm = regexp.MustCompile(`^(?:(\d{1,5})d)?(?:(\d{1,5})h)?(?:(\d{1,5})m)?$`)
 
@@ -63,6 +67,9 @@ func (d *Duration) UnmarshalText(text []byte) error {
 	}
 	if total == 0 {
 		return fmt.Errorf("%q is not a length of time: write days, hours or minutes such as 90d, 12h or 1d12h, or never", text)
+	}
+	if total >= tooLong {
+		return fmt.Errorf("%q is longer than 99999 days: write never for what does not end", text)
 	}
 	*d = Duration(total)
 	return nil

@@ -120,7 +120,7 @@ func (d *Daemon) wire(ctx context.Context) error {
 		config: d.config.Load, store: d.store, log: d.log, now: d.now, made: map[place]*kms{},
 		calls: func(c kmsclient.Call) { d.metrics.Call(c.Operation, c.Code) },
 	}
-	d.tokens = &tokens{open: d.o.OpenToken, config: d.config.Load, store: d.store, log: d.log, now: d.now, byName: map[string]*slot{}}
+	d.tokens = &tokens{open: d.o.OpenToken, config: d.config.Load, store: d.store, log: d.log, now: d.now, began: d.metrics.ProcessBegan, gone: d.metrics.ProcessEnded, byName: map[string]*slot{}}
 	if err := d.tokens.load(ctx); err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"hsmbridge/configs"
 	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/importer"
+	"hsmbridge/daemon/metrics"
 	"hsmbridge/daemon/runner"
 	"hsmbridge/daemon/store"
 	"hsmbridge/hsm/wrapping"
@@ -50,6 +51,8 @@ type tokens struct {
 	store  *store.Store
 	log    *zap.Logger
 	now    func() time.Time
+	began  func(token string)         // a process of its module began
+	gone   func(token, reason string) // it is no more: why, in the words of daemon/metrics
 
 	opening sync.Mutex // one login at a time in the whole process
 
@@ -72,6 +75,7 @@ type slot struct {
 	unwritten bool        // it does not stand in the database that the token is parked
 	warned    []string    // of the open token: what a person should know of it and of its keys
 	deaths    []time.Time // of the processes of its module
+	replaced  bool        // the process was killed because the module's state in it is broken
 }
 
 func (ts *tokens) slot(name string) *slot {
@@ -171,6 +175,7 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 		return nil, err
 	}
 	defer release()
+	ts.began(name)
 	token, err := ts.open(ctx, c, Login{Again: s.again, Begin: func(ctx context.Context) error {
 		err := ts.store.BeginLogin(ctx, name)
 		s.begun = s.begun || err == nil
@@ -315,7 +320,8 @@ func (ts *tokens) attend(ctx context.Context, name string, s *slot, t *tracked) 
 	<-t.Ended()
 	cause := t.Err()
 	if cause == nil {
-		return // it was closed
+		ts.gone(name, metrics.EndClosed)
+		return
 	}
 	s.Lock()
 	defer s.Unlock()
@@ -329,7 +335,18 @@ func (ts *tokens) attend(ctx context.Context, name string, s *slot, t *tracked) 
 func (ts *tokens) died(ctx context.Context, name string, s *slot, cause error) (parked bool) {
 	now := ts.now()
 	s.deaths = append(s.deaths, now)
-	ts.log.Error("the process of a token's module is no more; the next call starts another one", zap.String("token", name), zap.Error(cause))
+	reason := metrics.EndCrash
+	switch {
+	case s.replaced:
+		reason = metrics.EndReplaced
+	case runner.Overdue(cause):
+		reason = metrics.EndDeadline
+	case runner.Lied(cause):
+		reason = metrics.EndProtocol
+	}
+	s.replaced = false
+	ts.gone(name, reason)
+	ts.log.Error("the process of a token's module is no more; the next call starts another one", zap.String("token", name), zap.String("reason", reason), zap.Error(cause))
 	if s.parked != nil || !runner.DiesTooOften(s.deaths, now) {
 		return false
 	}
@@ -343,7 +360,8 @@ func (ts *tokens) Replace(_ context.Context, name string, cause error) {
 	s := ts.slot(name)
 	s.Lock()
 	defer s.Unlock()
-	if s.token != nil {
+	if s.token != nil && !s.token.over() {
+		s.replaced = true
 		s.token.Replace(cause)
 	}
 }

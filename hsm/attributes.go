@@ -46,8 +46,10 @@ func (r *reader) boolean(kind uint) bool {
 }
 
 // ulong is a CK_ULONG; -1 when the token does not give it (or gives CK_UNAVAILABLE_INFORMATION).
-func (r *reader) ulong(kind uint) int {
-	if v := r.bytes(kind); len(v) == 8 {
+func (r *reader) ulong(kind uint) int { return ulongOf(r.bytes(kind)) }
+
+func ulongOf(v []byte) int {
+	if len(v) == 8 {
 		return int(binary.NativeEndian.Uint64(v)) //nolint:gosec // all ones, "unavailable", becomes -1
 	}
 	return -1

@@ -117,7 +117,7 @@ func (t *Token) trusted(ctx context.Context, s pkcs11.SessionHandle, so, user PI
 		pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, big.NewInt(int64(pub.E)).Bytes()),
 	})
 	if err != nil {
-		return errors.Join(t.cannotTrust("C_CreateObject", err), t.logout(s))
+		return errors.Join(t.notTrusted(s, "C_CreateObject", err), t.logout(s))
 	}
 	defer func() {
 		if derr := t.destroy(s, wk); derr != nil && err == nil {
@@ -165,12 +165,33 @@ func (t *Token) sweepTrusted(s pkcs11.SessionHandle) error {
 func (t *Token) isTrusted(s pkcs11.SessionHandle, wk pkcs11.ObjectHandle) error {
 	v, err := t.attribute(s, wk, pkcs11.CKA_TRUSTED)
 	if err == nil && !bytes.Equal(v, []byte{1}) {
-		return t.cannotTrust("C_GetAttributeValue", errors.New("the token took the key and does not show CKA_TRUSTED"))
+		return t.notTrusted(s, "C_GetAttributeValue", errors.New("the token took the key and does not show CKA_TRUSTED"))
 	}
 	if err != nil {
-		return t.cannotTrust("C_GetAttributeValue", err)
+		return t.notTrusted(s, "C_GetAttributeValue", err)
 	}
 	return nil
+}
+
+// notTrusted is [Token.cannotTrust], unless the login is gone: tokens refuse CKA_TRUSTED of whoever is not the security officer with the same
+// codes as of the security officer (SoftHSM 2.6.1: CKR_ATTRIBUTE_READ_ONLY), and only the session says who is logged in.
+func (t *Token) notTrusted(s pkcs11.SessionHandle, call string, err error) error {
+	refused := t.cannotTrust(call, err)
+	if !hasClass(refused, ClassCaller) {
+		return refused
+	}
+	switch lost := t.loggedIn(s); {
+	case lost == nil:
+		return refused
+	case !isCode(lost, pkcs11.CKR_USER_NOT_LOGGED_IN): // the session cannot be asked
+		return lost
+	default:
+		return &Error{
+			Op: call, Code: pkcs11.CKR_USER_NOT_LOGGED_IN, Name: codeName(pkcs11.CKR_USER_NOT_LOGGED_IN), ErrClass: ClassToken,
+			Cause: "the login was lost on the way: somebody else logged out of the token, or it was reset; nothing was wrapped",
+			Fix:   "see that nothing else uses the token, and begin again: both PINs are asked for anew", Err: lost,
+		}
+	}
 }
 
 // cannotTrust is an error that says so, unless err is about something else: the connection, the device.

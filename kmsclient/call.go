@@ -119,8 +119,9 @@ func (t *trace) attempt(ctx context.Context, in middleware.FinalizeInput, next m
 	start := time.Now()
 	out, meta, err := next.HandleFinalize(ctx, in)
 	t.attempts++
-	t.requestID, _ = awsmiddleware.GetRequestIDMetadata(meta)
-	done := Call{Operation: string(t.op), Key: t.key, Attempt: t.attempts, RequestID: oneLine(t.requestID), Duration: time.Since(start)}
+	id, _ := awsmiddleware.GetRequestIDMetadata(meta)
+	t.requestID = oneLine(id)
+	done := Call{Operation: string(t.op), Key: t.key, Attempt: t.attempts, RequestID: t.requestID, Duration: time.Since(start)}
 	if r, ok := awsmiddleware.GetRawResponse(meta).(*smithyhttp.Response); ok && r.Response != nil {
 		done.Status = r.StatusCode
 		t.client.noteDate(r.Header.Get("Date"))

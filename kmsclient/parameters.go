@@ -168,7 +168,10 @@ func parseWrappingKey(der []byte, bits int) (*rsa.PublicKey, error) {
 	case key.E != publicExponent:
 		return nil, fmt.Errorf("the public exponent is %d and not %d", key.E, publicExponent)
 	}
-	return key, checkModulus(key.N)
+	if err := checkModulus(key.N); err != nil {
+		return nil, err
+	}
+	return key, nil
 }
 
 // checkModulus does the partial validation of NIST SP 800-89, 5.3.3: odd, no factor below 752, not prime.

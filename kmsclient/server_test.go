@@ -80,7 +80,7 @@ func fails(t *testing.T, status int, code, message string) func(http.ResponseWri
 }
 
 // hermetic makes the AWS configuration of this test: nothing of the machine, and credentials in the environment.
-func hermetic(t *testing.T) {
+func hermetic(t testing.TB) {
 	t.Helper()
 	for _, name := range []string{
 		"AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_KMS", "AWS_CA_BUNDLE",
@@ -105,7 +105,7 @@ const (
 )
 
 // newTestClient makes a client for the endpoint.
-func newTestClient(t *testing.T, endpoint string, change ...func(*Config)) *Client {
+func newTestClient(t testing.TB, endpoint string, change ...func(*Config)) *Client {
 	t.Helper()
 	hermetic(t)
 	c := Config{Region: testRegion, Endpoint: endpoint, Timeout: 5 * time.Second}

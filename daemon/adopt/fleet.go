@@ -51,8 +51,12 @@ type Fleet struct {
 }
 
 // ParseYAML reads a fleet, strictly.
-func ParseYAML(text []byte) (Fleet, error) {
-	var f Fleet
+func ParseYAML(text []byte) (f Fleet, err error) {
+	defer func() { // the decoder panics on some texts that are not what is decoded, such as a list without elements
+		if p := recover(); p != nil {
+			f, err = Fleet{}, fmt.Errorf("read the fleet: this YAML is no list of keys (%v)", p)
+		}
+	}()
 	d := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
 	if err := d.Decode(&f); err != nil {
 		return f, fmt.Errorf("read the fleet: %w", err)

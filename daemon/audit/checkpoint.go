@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/mod/sumdb/note"
 )
@@ -92,8 +94,17 @@ type Key struct {
 	der    []byte
 }
 
-// NewKey makes a key of a DER SubjectPublicKeyInfo: ECDSA, or RSA with 2048 bits at least.
+// names says whether a log can have this name, which stands in lines of files and in front of signatures. Source: C2SP signed-note, key name.
+func names(origin string) bool {
+	not := func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) || r == '+' }
+	return origin != "" && utf8.ValidString(origin) && !strings.ContainsFunc(origin, not) && !strings.Contains(origin, "-----")
+}
+
+// NewKey makes a key of a DER SubjectPublicKeyInfo: ECDSA, or RSA with 2048 bits at least. origin is the log's name, without spaces and "+".
 func NewKey(origin string, der []byte) (*Key, error) {
+	if !names(origin) {
+		return nil, fmt.Errorf("%q is not the name of an audit log: there is a space, a '+' or a control character in it", origin)
+	}
 	public, err := x509.ParsePKIXPublicKey(der)
 	if err != nil {
 		return nil, fmt.Errorf("the audit log's public key cannot be read: %w", err)

@@ -114,8 +114,8 @@ func (c *Client) send(ctx context.Context, method, path string, query url.Values
 	}
 	defer resp.Body.Close() //nolint:errcheck // it was only read
 	e := &Error{Status: resp.StatusCode}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(&e.Problem); err != nil {
-		e.Problem.Error = resp.Status
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(&e.Problem); err != nil || e.Problem.Error == "" {
+		e.Problem.Error = "the daemon answered " + resp.Status
 	}
 	return nil, e
 }

@@ -40,12 +40,15 @@ type request struct {
 	body  []byte
 }
 
-// decode reads the body, strictly.
+// decode reads the body, strictly: one JSON value with nothing behind it.
 func (r *request) decode(v any) error {
 	d := json.NewDecoder(readBytes(r.body))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
 		return &badRequestError{"the body cannot be read: " + err.Error()}
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return &badRequestError{"the body cannot be read: there is something behind its JSON"}
 	}
 	return nil
 }

@@ -58,6 +58,7 @@ type Metrics struct {
 	steps     *prometheus.HistogramVec
 	calls     *prometheus.CounterVec
 	throttles *prometheus.CounterVec
+	ends      *prometheus.CounterVec
 	planTook  prometheus.Gauge
 
 	mu                         sync.Mutex
@@ -74,10 +75,13 @@ func New(version string, read func(ctx context.Context) (Snapshot, error)) *Metr
 	}, []string{"step"})
 	m.calls = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_kms_calls_total", Help: "Requests to AWS KMS by operation and error code; the code of a success is empty."}, []string{"operation", "code"})
 	m.throttles = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_kms_throttles_total", Help: "Requests that AWS KMS throttled."}, []string{"operation"})
+	m.ends = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "hsmbridge_token_process_ends_total", Help: "Processes of the token's module that ended, by why: crash, deadline, protocol, replaced, closed.",
+	}, []string{"token", "reason"})
 	m.planTook = prometheus.NewGauge(prometheus.GaugeOpts{Name: "hsmbridge_planner_pass_seconds", Help: "How long the planner's last pass took."})
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "hsmbridge_build_info", Help: "1, with the version as a label."}, []string{"version"})
 	info.WithLabelValues(version).Set(1)
-	m.registry.MustRegister(m.imports, m.steps, m.calls, m.throttles, m.planTook, info, m,
+	m.registry.MustRegister(m.imports, m.steps, m.calls, m.throttles, m.ends, m.planTook, info, m,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -97,6 +101,25 @@ func (m *Metrics) Call(operation, code string) {
 		m.throttles.WithLabelValues(operation).Inc()
 	}
 }
+
+// Why the process of a token's module is no more.
+const (
+	EndCrash    = "crash"    // it ended by itself
+	EndDeadline = "deadline" // a call did not come back in time, and it was killed
+	EndProtocol = "protocol" // it answered what it must not, and was killed
+	EndReplaced = "replaced" // the module's state in it was broken, and it was killed
+	EndClosed   = "closed"   // the token was closed, as it was meant to be
+)
+
+// ProcessBegan makes the counters of a token's processes, from 0: what is there before the first end can be compared with after.
+func (m *Metrics) ProcessBegan(token string) {
+	for _, reason := range []string{EndCrash, EndDeadline, EndProtocol, EndReplaced, EndClosed} {
+		m.ends.WithLabelValues(token, reason)
+	}
+}
+
+// ProcessEnded counts the end of a process of a token's module.
+func (m *Metrics) ProcessEnded(token, reason string) { m.ends.WithLabelValues(token, reason).Inc() }
 
 // Planned notes a pass of the planner.
 func (m *Metrics) Planned(took time.Duration, at time.Time) {

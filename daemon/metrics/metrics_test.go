@@ -38,6 +38,8 @@ func full() *Metrics {
 	m.Step("wrap", 3*time.Millisecond)
 	m.Call("DescribeKey", "")
 	m.Call("GetParametersForImport", "ThrottlingException")
+	m.ProcessBegan("hsm")
+	m.ProcessEnded("hsm", EndDeadline)
 	m.Planned(time.Millisecond, time.Unix(1800000000, 0))
 	m.Watched(time.Unix(1800000001, 0))
 	m.Reloaded(false, time.Unix(1800000002, 0))
@@ -120,6 +122,8 @@ func TestValues(t *testing.T) {
 		`hsmbridge_kms_calls_total{code="",operation="DescribeKey"} 1`,
 		`hsmbridge_token_up{token="hsm"} 1`,
 		`hsmbridge_token_pin_tries_low{token="hsm"} 1`,
+		`hsmbridge_token_process_ends_total{reason="deadline",token="hsm"} 1`,
+		`hsmbridge_token_process_ends_total{reason="crash",token="hsm"} 0`,
 		`hsmbridge_jobs{state="waiting"} 3`,
 		`hsmbridge_key_needs_person{key="new"} 1`,
 		`hsmbridge_kms_clock_skew_seconds{region="eu-central-1"} -1`,

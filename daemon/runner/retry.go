@@ -103,7 +103,9 @@ const (
 
 	codePrimaryFirst = "PrimaryFirst"
 	codeModuleDies   = "ModuleDies"
-	codesDied        = "HSMCallTimeout HSMProcessDied HSMProtocol" // of hsm/failure
+	codeOverdue      = "HSMCallTimeout" // of hsm/failure, as the next two
+	codeLied         = "HSMProtocol"
+	codesDied        = codeOverdue + " HSMProcessDied " + codeLied
 )
 
 // A module whose process died so often in so long a time is left alone: each new one logs in again.
@@ -114,6 +116,12 @@ const (
 
 // Died says that the error is the end of the process of a token's module.
 func Died(err error) bool { return slices.Contains(strings.Fields(codesDied), codeOf(err)) }
+
+// Overdue says that the process of a token's module was ended because a call did not come back in time.
+func Overdue(err error) bool { return codeOf(err) == codeOverdue }
+
+// Lied says that the process of a token's module was ended because it answered what it must not.
+func Lied(err error) bool { return codeOf(err) == codeLied }
 
 // DiesTooOften says that the processes of a token's module, which ended at these times, ended too often.
 func DiesTooOften(deaths []time.Time, now time.Time) bool {

@@ -78,6 +78,7 @@ func (p *process) receive(h wire.Header) error {
 	}
 	payload, err := p.conn.Payload(h, buf)
 	if err != nil {
+		clear(buf) // half a PIN is one too
 		return err
 	}
 	switch h.Kind {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // saved is the state file.
@@ -34,8 +35,35 @@ func (s *Server) load() error {
 	if err := json.Unmarshal(b, &in); err != nil {
 		return fmt.Errorf("read the state file %s: %w", s.opt.StateFile, err)
 	}
+	if err := in.check(); err != nil {
+		return fmt.Errorf("the state file %s is damaged: %w; remove it to begin anew", s.opt.StateFile, err)
+	}
 	for _, p := range s.params {
 		p.Private.Precompute()
+	}
+	return nil
+}
+
+// check holds that nothing is missing without which the emulator would fail later.
+func (s saved) check() error {
+	if s.Keys == nil || s.Aliases == nil || s.Params == nil {
+		return errors.New("keys, aliases or parameters are null")
+	}
+	for id, k := range s.Keys {
+		if k == nil {
+			return fmt.Errorf("the key %q is null", id)
+		}
+		if slices.Contains(k.Materials, nil) {
+			return fmt.Errorf("a material of the key %q is null", id)
+		}
+	}
+	for id, p := range s.Params {
+		if p == nil || p.Private == nil || p.Private.N == nil {
+			return fmt.Errorf("the parameters %q have no private key", id)
+		}
+		if err := p.Private.Validate(); err != nil {
+			return fmt.Errorf("the parameters %q: %w", id, err)
+		}
 	}
 	return nil
 }

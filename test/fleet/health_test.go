@@ -225,6 +225,9 @@ func TestModuleDiesTooOften(t *testing.T) {
 	if logins := module.Counters(t).Calls["C_Login"]; logins != 3 {
 		t.Errorf("%d logins for three processes", logins)
 	}
+	if _, body := x.get(t, "/metrics"); !strings.Contains(body, `hsmbridge_token_process_ends_total{reason="crash",token="hsm"} 3`) || !strings.Contains(body, `hsmbridge_token_process_ends_total{reason="deadline",token="hsm"} 0`) {
+		t.Error("the ends of the processes are not counted")
+	}
 	module.Script(t)
 	if err := x.ResumeToken(t.Context(), "test", "hsm"); err != nil {
 		t.Fatal(err)

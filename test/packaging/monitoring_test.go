@@ -134,7 +134,7 @@ func TestAlerts(t *testing.T) {
 	slices.Sort(names)
 	want := []string{
 		"HsmbridgeApprovalWaits", "HsmbridgeAuditExportLag", "HsmbridgeAuditUnsigned", "HsmbridgeClockSkew", "HsmbridgeDown", "HsmbridgeDrillOverdue", "HsmbridgeImportsFailing", "HsmbridgeKeyNeedsPerson",
-		"HsmbridgeMaterialExpiresSoon", "HsmbridgeMaterialMissing", "HsmbridgePinTriesLow", "HsmbridgePlannerStuck", "HsmbridgeReloadFailed",
+		"HsmbridgeMaterialExpiresSoon", "HsmbridgeMaterialMissing", "HsmbridgeModuleDies", "HsmbridgePinTriesLow", "HsmbridgePlannerStuck", "HsmbridgeReloadFailed",
 		"HsmbridgeRotationsLow", "HsmbridgeThrottled", "HsmbridgeTokenDown", "HsmbridgeTokenParked",
 	}
 	if diff := cmp.Diff(want, names); diff != "" {

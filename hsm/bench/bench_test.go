@@ -14,7 +14,6 @@ import (
 	"hsmbridge/hsm/hsmtest"
 	"hsmbridge/hsm/wrapping"
 	"hsmbridge/hsm/wrapping/trial"
-	"hsmbridge/test/cloop"
 	"hsmbridge/test/shim"
 	"hsmbridge/test/softhsm"
 	"hsmbridge/test/turns"
@@ -97,9 +96,24 @@ func BenchmarkWrap(b *testing.B) {
 		for _, sessions := range []int{1, 2, 4, 8, 16} {
 			b.Run(fmt.Sprintf("%s/sessions=%d", spec, sessions), func(b *testing.B) {
 				keys, rsa := loaded(b, h, sessions, spec)
-				c := cloop.New(b, tok, sessions, rsa.Public(), "bench", cloop.SHA1())
+				c, err := NewLoop(tok.Module, tok.Label, sessions, rsa.Public(), "bench", SHA1())
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.Cleanup(func() {
+					if err := c.Close(); err != nil {
+						b.Error(err)
+					}
+				})
+				inC := func(wraps int) time.Duration {
+					took, err := c.Run(wraps)
+					if err != nil {
+						b.Fatal(err)
+					}
+					return took
+				}
 				var before, after runtime.MemStats
-				var allocated, bytes uint64
+				var allocated, size uint64
 				inGo := func(wraps int) time.Duration {
 					runtime.ReadMemStats(&before)
 					begin := time.Now()
@@ -120,13 +134,13 @@ func BenchmarkWrap(b *testing.B) {
 					wg.Wait()
 					took := time.Since(begin)
 					runtime.ReadMemStats(&after)
-					allocated, bytes = allocated+after.Mallocs-before.Mallocs, bytes+after.TotalAlloc-before.TotalAlloc
+					allocated, size = allocated+after.Mallocs-before.Mallocs, size+after.TotalAlloc-before.TotalAlloc
 					return took
 				}
-				t := turns.New(inGo, func(wraps int) time.Duration { return c.Run(b, wraps) })
+				t := turns.New(inGo, inC)
 				slice := 320 / sessions
 				t.Take(slice)
-				allocated, bytes = 0, 0
+				allocated, size = 0, 0
 				n := 0
 				for ; b.Loop(); n++ {
 					t.Take(slice)
@@ -136,7 +150,7 @@ func BenchmarkWrap(b *testing.B) {
 				b.ReportMetric(all/t.Middle(1).Seconds(), "C-wraps/s")
 				b.ReportMetric(t.Ratio(0, 1), "ratio")
 				b.ReportMetric(float64(allocated)/all/float64(n), "allocs/wrap")
-				b.ReportMetric(float64(bytes)/all/float64(n), "B/wrap")
+				b.ReportMetric(float64(size)/all/float64(n), "B/wrap")
 				b.ReportMetric(0, "ns/op") // an op is a turn of both
 			})
 		}

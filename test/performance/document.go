@@ -9,7 +9,9 @@ import (
 )
 
 // marks are a line "<!-- bench NAME -->" or "<!-- machine -->", what is generated, and a line "<!-- end -->".
-func marks() *regexp.Regexp { return regexp.MustCompile(`(?s)<!-- (machine|bench (Benchmark\w+)) -->\n(.*?)<!-- end -->\n`) }
+func marks() *regexp.Regexp {
+	return regexp.MustCompile(`(?s)<!-- (machine|bench (Benchmark\w+)) -->\n(.*?)<!-- end -->\n`)
+}
 
 // Unmeasured stands between marks until the first run.
 const unmeasured = "Not measured yet: `make bench`.\n"

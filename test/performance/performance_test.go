@@ -86,7 +86,7 @@ func benchmarks(t *testing.T) []string {
 		case !strings.HasSuffix(path, "_test.go"):
 			return nil
 		}
-		text, err := os.ReadFile(path)
+		text, err := os.ReadFile(path) //nolint:gosec // the tree of the sources
 		for _, m := range declared.FindAllStringSubmatch(string(text), -1) {
 			names = append(names, m[1])
 		}

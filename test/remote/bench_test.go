@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hsmbridge/hsm"
+	"hsmbridge/hsm/bench"
 	"hsmbridge/hsm/pkcs11uri"
 	"hsmbridge/hsm/remote"
 	"hsmbridge/hsm/wrapping"
-	"hsmbridge/test/cloop"
 	"hsmbridge/test/shim"
 	"hsmbridge/test/softhsm"
 	"hsmbridge/test/turns"
@@ -68,7 +68,15 @@ func benchProcess(b *testing.B, m shim.Module, rule string, callers int) {
 	var starter remote.Starter
 	there := open(b, &starter, c, m.PIN)
 	plan, key := planAndKey(b)
-	loop := cloop.New(b, m.Token, callers, key.Public(), label, cloop.SHA1())
+	loop, err := bench.NewLoop(m.Module, m.Label, callers, key.Public(), label, bench.SHA1())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := loop.Close(); err != nil {
+			b.Error(err)
+		}
+	})
 	if rule != "" {
 		m.Script(b, rule)
 		b.Cleanup(func() { m.Script(b) })
@@ -80,8 +88,12 @@ func benchProcess(b *testing.B, m shim.Module, rule string, callers int) {
 		through(b, here, label, callers, key.Public(), plan, self, &cpuHere),
 		func(n int) time.Duration {
 			begin := self()
-			defer func() { cpuLoop += self() - begin }()
-			return loop.Run(b, n)
+			took, err := loop.Run(n)
+			if err != nil {
+				b.Fatal(err)
+			}
+			cpuLoop += self() - begin
+			return took
 		},
 	)
 	slice := max(2, 64/callers)

@@ -1,6 +1,4 @@
-// Package cloop wraps keys in a loop as a C programmer would write it, beside which hsm and hsmbridge are measured: C_WrapKey with
-// CKM_RSA_PKCS_OAEP, one call for each wrap, under a public key that is loaded once, in as many threads as there are sessions.
-package cloop
+package bench
 
 /*
 #cgo linux LDFLAGS: -ldl -lpthread
@@ -144,14 +142,13 @@ import "C"
 
 import (
 	"crypto/rsa"
-	"testing"
+	"fmt"
 	"time"
 	"unsafe"
-
-	"hsmbridge/test/token"
 )
 
-// Loop is the loop with its sessions.
+// Loop wraps keys as a C programmer would write it: C_WrapKey with CKM_RSA_PKCS_OAEP, one call for each wrap, under a public key that is loaded once, in as
+// many threads as there are sessions.
 type Loop struct{ l *C.struct_loop }
 
 // Hash is that of OAEP, and of MGF1: CKM and CKG numbers of PKCS#11.
@@ -160,33 +157,35 @@ type Hash struct{ Mechanism, MGF uint }
 // SHA1 is what SoftHSM2 does.
 func SHA1() Hash { return Hash{0x220, 1} }
 
-// New opens sessions on a token that this process has opened and logged in to, with the public key loaded in each and the AES key of that label
-// looked up. The end of the benchmark closes them.
-func New(tb testing.TB, tok token.Token, sessions int, pub *rsa.PublicKey, key string, h Hash) *Loop {
-	tb.Helper()
-	module, label, name := C.CString(tok.Module), C.CString(tok.Label), C.CString(key)
-	defer C.free(unsafe.Pointer(module))
+// NewLoop opens sessions on a token that this process has opened and logged in to: the one with that label of the module at that path. In each the
+// public key is loaded and the AES key of the label key is looked up.
+func NewLoop(module, token string, sessions int, pub *rsa.PublicKey, key string, h Hash) (*Loop, error) {
+	path, label, name := C.CString(module), C.CString(token), C.CString(key)
+	defer C.free(unsafe.Pointer(path))
 	defer C.free(unsafe.Pointer(label))
 	defer C.free(unsafe.Pointer(name))
 	modulus := pub.N.Bytes()
 	var loop Loop
-	if rv := C.loop_open(&loop.l, module, label, C.int(sessions), unsafe.Pointer(&modulus[0]), C.ck_ulong(len(modulus)), name, C.ck_ulong(h.Mechanism), C.ck_ulong(h.MGF)); rv != 0 {
-		tb.Fatalf("the loop in C: 0x%X", uint(rv))
+	rv := C.loop_open(&loop.l, path, label, C.int(sessions), unsafe.Pointer(&modulus[0]), C.ck_ulong(len(modulus)), name, C.ck_ulong(h.Mechanism), C.ck_ulong(h.MGF))
+	if rv != 0 {
+		return nil, fmt.Errorf("the loop in C: 0x%X", uint(rv))
 	}
-	tb.Cleanup(func() {
-		if rv := C.loop_close(loop.l); rv != 0 {
-			tb.Errorf("the loop in C: C_CloseSession: 0x%X", uint(rv))
-		}
-	})
-	return &loop
+	return &loop, nil
 }
 
-// Run has each session wrap so many times, and says how long that took.
-func (l *Loop) Run(tb testing.TB, wraps int) time.Duration {
-	tb.Helper()
+// Close closes the sessions.
+func (l *Loop) Close() error {
+	if rv := C.loop_close(l.l); rv != 0 {
+		return fmt.Errorf("the loop in C: C_CloseSession: 0x%X", uint(rv))
+	}
+	return nil
+}
+
+// Run has each session wrap so many times, all at once, and says how long that took.
+func (l *Loop) Run(wraps int) (time.Duration, error) {
 	begin := time.Now()
 	if rv := C.loop_run(l.l, C.int(wraps)); rv != 0 {
-		tb.Fatalf("the loop in C: C_WrapKey: 0x%X", uint(rv))
+		return 0, fmt.Errorf("the loop in C: C_WrapKey: 0x%X", uint(rv))
 	}
-	return time.Since(begin)
+	return time.Since(begin), nil
 }

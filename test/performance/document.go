@@ -16,6 +16,9 @@ func marks() *regexp.Regexp {
 // Unmeasured stands between marks until the first run.
 const unmeasured = "Not measured yet: `make bench`.\n"
 
+// failed stands there for a benchmark that did not end, or ended with an error.
+const failed = "It failed in this run, so there are no figures.\n"
+
 // sections are the names of the benchmarks that the document has a place for, in its order, and whether what stands there is of that benchmark.
 func sections(document string) (names, wrong []string, machine int) {
 	for _, m := range marks().FindAllStringSubmatch(document, -1) {
@@ -23,7 +26,7 @@ func sections(document string) (names, wrong []string, machine int) {
 		switch {
 		case name == "":
 			machine++
-		case text != unmeasured && !strings.HasPrefix(text, "| "+name+" |"):
+		case text != unmeasured && text != failed && !strings.HasPrefix(text, "| "+name+" |"):
 			wrong = append(wrong, name)
 			fallthrough
 		default:
@@ -33,15 +36,10 @@ func sections(document string) (names, wrong []string, machine int) {
 	return names, wrong, machine
 }
 
-// Fill puts results between the marks. Every benchmark of the document has to have run, so that all figures are of one machine and one day.
+// Fill puts results between the marks, and says there of a benchmark without results that it failed: all figures are of one machine and one day.
 func Fill(document string, r Results) (string, error) {
 	names, _, _ := sections(document)
 	var errs []error
-	for _, n := range names {
-		if r.Benchmarks[n] == nil {
-			errs = append(errs, fmt.Errorf("%s did not run", n))
-		}
-	}
 	for _, n := range r.names() {
 		if !slices.Contains(names, n) {
 			errs = append(errs, fmt.Errorf("%s has no place in the document: write <!-- bench %s --> and <!-- end --> on lines of their own, and around them what it is for", n, n))
@@ -56,8 +54,12 @@ func Fill(document string, r Results) (string, error) {
 	return marks().ReplaceAllStringFunc(document, func(old string) string {
 		m := marks().FindStringSubmatch(old)
 		text := facts(r.Facts)
-		if m[2] != "" {
-			text = r.Benchmarks[m[2]].table(m[2])
+		switch b := r.Benchmarks[m[2]]; {
+		case m[2] == "":
+		case b == nil:
+			text = failed
+		default:
+			text = b.table(m[2])
 		}
 		return "<!-- " + m[1] + " -->\n" + text + "<!-- end -->\n"
 	}), nil

@@ -15,6 +15,7 @@ import (
 type Results struct {
 	Facts      [][2]string // of the machine and of the run: lines "fact NAME: VALUE", in their order
 	Benchmarks map[string]*Benchmark
+	Failed     []string // benchmarks that failed: nothing that they measured counts
 }
 
 // Benchmark is what one benchmark measured.
@@ -29,7 +30,7 @@ type Row struct {
 	Values map[string][]float64 // by unit, one for each run
 }
 
-// Read reads the output of `go test -bench`, and the facts before it. A benchmark that failed is an error.
+// Read reads the output of `go test -bench`, and the facts before it.
 func Read(in io.Reader) (Results, error) {
 	r := Results{Benchmarks: map[string]*Benchmark{}}
 	lines := bufio.NewScanner(in)
@@ -40,8 +41,9 @@ func Read(in io.Reader) (Results, error) {
 			name, value, _ := strings.Cut(fact, ": ")
 			r.Facts = append(r.Facts, [2]string{name, value})
 		}
-		if strings.HasPrefix(line, "--- FAIL") || strings.HasPrefix(line, "FAIL") || strings.HasPrefix(line, "panic:") {
-			return r, fmt.Errorf("a benchmark failed: %s", line)
+		if name, ok := strings.CutPrefix(line, "--- FAIL: Benchmark"); ok {
+			name, _, _ = strings.Cut(withoutProcessors("Benchmark"+name), "/")
+			r.Failed = append(r.Failed, name)
 		}
 		if strings.HasPrefix(line, "Benchmark") {
 			if err := r.add(strings.Fields(line)); err != nil {
@@ -51,6 +53,9 @@ func Read(in io.Reader) (Results, error) {
 	}
 	if err := lines.Err(); err != nil {
 		return r, fmt.Errorf("read the results: %w", err)
+	}
+	for _, name := range r.Failed {
+		delete(r.Benchmarks, name)
 	}
 	return r, nil
 }

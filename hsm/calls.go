@@ -3,6 +3,8 @@ package hsm
 /*
 #cgo noescape hb_get
 #cgo nocallback hb_get
+#cgo noescape hb_get_all
+#cgo nocallback hb_get_all
 #cgo noescape hb_out
 #cgo nocallback hb_out
 #cgo noescape hb_find
@@ -18,6 +20,20 @@ static struct reply hb_get(void *f, ck_ulong session, ck_ulong object, ck_ulong 
 	struct attribute a = { type, out, size };
 	ck_ulong rv = ((ck_ulong (*)(ck_ulong, ck_ulong, struct attribute *, ck_ulong))f)(session, object, &a, 1);
 	return (struct reply){ rv, a.length };
+}
+
+enum { MOST_ATTRIBUTES = 16 };
+
+// hb_get_all asks for n attributes at once. The value of each goes into its part of values, the length of which is in lengths, and so is the answer's.
+static ck_ulong hb_get_all(void *f, ck_ulong session, ck_ulong object, ck_ulong *types, ck_ulong *lengths, ck_ulong n, unsigned char *values) {
+	struct attribute a[MOST_ATTRIBUTES];
+	if (n > MOST_ATTRIBUTES) return 0x7; // CKR_ARGUMENTS_BAD
+	for (ck_ulong i = 0; i < n; values += lengths[i++])
+		a[i] = (struct attribute){ types[i], values, lengths[i] };
+	ck_ulong rv = ((ck_ulong (*)(ck_ulong, ck_ulong, struct attribute *, ck_ulong))f)(session, object, a, n);
+	for (ck_ulong i = 0; i < n; i++)
+		lengths[i] = a[i].length;
+	return rv;
 }
 
 // hb_out calls C_Sign or C_Encrypt, which look alike.
@@ -79,6 +95,38 @@ func (l *library) getAttribute(session, object, kind uint) ([]byte, error) {
 		return nil, nil // CK_UNAVAILABLE_INFORMATION
 	}
 	return filled("C_GetAttributeValue", r, out)
+}
+
+// getAttributes asks for the values of several attributes in one call; rooms are the most bytes that each may have. A value is nil where
+// the token says that it is not available. An error is of the whole call.
+func (l *library) getAttributes(session, object uint, kinds []uint, rooms []int) ([][]byte, error) {
+	var types, lengths [C.MOST_ATTRIBUTES]C.ck_ulong
+	if len(kinds) == 0 || len(kinds) > len(types) {
+		return nil, pkcs11.Error(pkcs11.CKR_ARGUMENTS_BAD)
+	}
+	all := 0
+	for i, kind := range kinds {
+		types[i], lengths[i] = C.ck_ulong(kind), C.ck_ulong(rooms[i])
+		all += rooms[i]
+	}
+	out := make([]byte, all)
+	rv := C.hb_get_all(l.list.f[placeGetAttributeValue], C.ck_ulong(session), C.ck_ulong(object), &types[0], &lengths[0], C.ck_ulong(len(kinds)), (*C.uchar)(unsafe.Pointer(&out[0])))
+	if rv != 0 {
+		return nil, ckError(rv)
+	}
+	values := make([][]byte, len(kinds))
+	for i, room := range rooms {
+		value := out[:room:room]
+		out = out[room:]
+		switch n := lengths[i]; {
+		case n == ^C.ck_ulong(0): // CK_UNAVAILABLE_INFORMATION
+		case n > C.ck_ulong(room):
+			return nil, badAnswer("C_GetAttributeValue", n, room)
+		default:
+			values[i] = value[:n:n]
+		}
+	}
+	return values, nil
 }
 
 // sign is C_Sign; encrypt is C_Encrypt.

@@ -172,13 +172,50 @@ func (t *Token) describeAll(s pkcs11.SessionHandle, stored []storedKey) ([]wrapp
 // describe reads what hsmbridge needs to know of a key object; no secret attribute is asked for.
 func (t *Token) describe(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, class uint) (wrapping.Key, error) {
 	r := &reader{t: t, s: s, o: h}
-	k := wrapping.Key{Class: "CKO_SECRET_KEY", Handle: uint(h), Epoch: t.epoch}
+	keyType := r.ulong(pkcs11.CKA_KEY_TYPE)
+	r.fetch(keyType, append(
+		standing(keyType), pkcs11.CKA_SENSITIVE, pkcs11.CKA_LOCAL, pkcs11.CKA_DECRYPT, pkcs11.CKA_SIGN, pkcs11.CKA_WRAP)...)
+	k := t.identify(r, class, keyType)
+	k.Sensitive = r.boolean(pkcs11.CKA_SENSITIVE)
+	k.Local = r.boolean(pkcs11.CKA_LOCAL)
+	k.Decrypt = r.boolean(pkcs11.CKA_DECRYPT)
+	k.Sign = r.boolean(pkcs11.CKA_SIGN)
+	k.Wrap = r.boolean(pkcs11.CKA_WRAP)
+	return k, r.err
+}
+
+// again reads anew what decides whether a key that was described earlier may leave the token: which key it is, and what forbids a wrap.
+func (t *Token) again(s pkcs11.SessionHandle, k wrapping.Key) (wrapping.Key, error) {
+	class := uint(pkcs11.CKO_SECRET_KEY)
+	if k.Class == "CKO_PRIVATE_KEY" {
+		class = pkcs11.CKO_PRIVATE_KEY
+	}
+	r := &reader{t: t, s: s, o: pkcs11.ObjectHandle(k.Handle)}
+	keyType := keyTypeOf(k.KeyType)
+	r.fetch(keyType, append(standing(keyType), pkcs11.CKA_KEY_TYPE)...)
+	now := t.identify(r, class, r.ulong(pkcs11.CKA_KEY_TYPE))
+	return now, r.err
+}
+
+// standing are the attributes that identify needs of a key of the type.
+func standing(keyType int) []uint {
+	size := uint(pkcs11.CKA_VALUE_LEN)
+	switch keyType {
+	case pkcs11.CKK_RSA:
+		size = pkcs11.CKA_MODULUS
+	case pkcs11.CKK_EC, ckkECEdwards:
+		size = pkcs11.CKA_EC_PARAMS
+	}
+	return []uint{pkcs11.CKA_LABEL, pkcs11.CKA_ID, size, pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_WRAP_WITH_TRUSTED}
+}
+
+// identify reads which key an object is, and whether it may leave the token.
+func (t *Token) identify(r *reader, class uint, keyType int) wrapping.Key {
+	k := wrapping.Key{Class: "CKO_SECRET_KEY", Handle: uint(r.o), Epoch: t.epoch, KeyType: keyTypeName(keyType)}
 	if class == pkcs11.CKO_PRIVATE_KEY {
 		k.Class = "CKO_PRIVATE_KEY"
 	}
 	k.Label, k.ID = r.text(pkcs11.CKA_LABEL), r.bytes(pkcs11.CKA_ID)
-	keyType := r.ulong(pkcs11.CKA_KEY_TYPE)
-	k.KeyType = keyTypeName(keyType)
 	switch keyType {
 	case pkcs11.CKK_RSA:
 		k.Bits = bitLen(r.bytes(pkcs11.CKA_MODULUS))
@@ -193,14 +230,9 @@ func (t *Token) describe(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, class ui
 	}
 	k.KeySpec = keySpecOf(keyType, k.Bits, k.Curve)
 	k.Extractable = r.boolean(pkcs11.CKA_EXTRACTABLE)
-	k.Sensitive = r.boolean(pkcs11.CKA_SENSITIVE)
 	k.WrapWithTrusted = r.boolean(pkcs11.CKA_WRAP_WITH_TRUSTED)
-	k.Local = r.boolean(pkcs11.CKA_LOCAL)
-	k.Decrypt = r.boolean(pkcs11.CKA_DECRYPT)
-	k.Sign = r.boolean(pkcs11.CKA_SIGN)
-	k.Wrap = r.boolean(pkcs11.CKA_WRAP)
 	k.Blockers = t.blockers(k)
-	return k, r.err
+	return k
 }
 
 // blockers says why a key of this token cannot be imported.
@@ -211,18 +243,49 @@ func (t *Token) blockers(k wrapping.Key) []string {
 	return blockers(k)
 }
 
-// keyTypeName is the CKK name of the types that KMS could take, and the number of others.
-func keyTypeName(keyType int) string {
-	name, ok := map[int]string{
-		pkcs11.CKK_AES: "CKK_AES", pkcs11.CKK_GENERIC_SECRET: "CKK_GENERIC_SECRET", pkcs11.CKK_RSA: "CKK_RSA", pkcs11.CKK_EC: "CKK_EC",
-		ckkECEdwards: "CKK_EC_EDWARDS", pkcs11.CKK_DES2: "CKK_DES2", pkcs11.CKK_DES3: "CKK_DES3", pkcs11.CKK_DH: "CKK_DH", pkcs11.CKK_DSA: "CKK_DSA",
-		pkcs11.CKK_SHA224_HMAC: "CKK_SHA224_HMAC", pkcs11.CKK_SHA256_HMAC: "CKK_SHA256_HMAC", pkcs11.CKK_SHA384_HMAC: "CKK_SHA384_HMAC",
-		pkcs11.CKK_SHA512_HMAC: "CKK_SHA512_HMAC",
-	}[keyType]
-	if !ok {
-		return fmt.Sprintf("CKK_0x%X", keyType)
+// keyType is a CKK and its name.
+type keyType struct {
+	number int
+	name   string
+}
+
+// keyTypes are the types that KMS could take, and some that people have.
+func keyTypes() [13]keyType {
+	return [13]keyType{
+		{pkcs11.CKK_AES, "CKK_AES"},
+		{pkcs11.CKK_GENERIC_SECRET, "CKK_GENERIC_SECRET"},
+		{pkcs11.CKK_RSA, "CKK_RSA"},
+		{pkcs11.CKK_EC, "CKK_EC"},
+		{ckkECEdwards, "CKK_EC_EDWARDS"},
+		{pkcs11.CKK_DES2, "CKK_DES2"},
+		{pkcs11.CKK_DES3, "CKK_DES3"},
+		{pkcs11.CKK_DH, "CKK_DH"},
+		{pkcs11.CKK_DSA, "CKK_DSA"},
+		{pkcs11.CKK_SHA224_HMAC, "CKK_SHA224_HMAC"},
+		{pkcs11.CKK_SHA256_HMAC, "CKK_SHA256_HMAC"},
+		{pkcs11.CKK_SHA384_HMAC, "CKK_SHA384_HMAC"},
+		{pkcs11.CKK_SHA512_HMAC, "CKK_SHA512_HMAC"},
 	}
-	return name
+}
+
+// keyTypeName is the CKK name of a type, and the number of one that has no name here.
+func keyTypeName(number int) string {
+	for _, k := range keyTypes() {
+		if k.number == number {
+			return k.name
+		}
+	}
+	return fmt.Sprintf("CKK_0x%X", number)
+}
+
+// keyTypeOf is the type of a name; -1 for one that has none.
+func keyTypeOf(name string) int {
+	for _, k := range keyTypes() {
+		if k.name == name {
+			return k.number
+		}
+	}
+	return -1
 }
 
 // keySpecOf is the KMS key spec that an object fits; empty if none.

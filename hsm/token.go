@@ -65,6 +65,7 @@ type Token struct {
 	unclosed []pkcs11.SessionHandle         // the token would not close them
 	anchor   pkcs11.SessionHandle           // keeps the login while no other session is open
 	stored   map[pkcs11.ObjectHandle]string // token objects that are to be destroyed, with their labels
+	singly   map[attributeList]bool         // what it does not answer in one call
 	closed   bool
 	running  sync.WaitGroup
 }

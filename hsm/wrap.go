@@ -113,11 +113,7 @@ func (t *Token) mayLeave(s pkcs11.SessionHandle, key wrapping.Key) error {
 	if key.Epoch != t.epoch {
 		return &Error{Op: "wrap " + key.Label, ErrClass: ClassSession, Cause: "the key was found over an earlier connection to the token", Fix: "look it up again"}
 	}
-	class := uint(pkcs11.CKO_SECRET_KEY)
-	if key.Class == "CKO_PRIVATE_KEY" {
-		class = pkcs11.CKO_PRIVATE_KEY
-	}
-	now, err := t.describe(s, pkcs11.ObjectHandle(key.Handle), class)
+	now, err := t.again(s, key)
 	switch {
 	case err != nil:
 		return err

@@ -38,9 +38,12 @@ type ImportParameters struct {
 	ValidTo         time.Time // ParametersValidTo, UTC
 	RequestID       string
 	Fetched         time.Time // when, of parameters that were kept since; zero: just now
+
+	sound [sha256.Size]byte // of the PublicKeyDER that PublicKey was read from and that passed; zero: none did, in this process
 }
 
-// Again checks parameters once more that were kept since they were fetched, as they were checked then, and fills in PublicKey.
+// Again checks parameters once more that were kept since they were fetched, as they were checked then, and fills in PublicKey. What depends on
+// the bytes of the public key alone is not computed a second time in one process.
 func (p ImportParameters) Again(now time.Time) (ImportParameters, error) {
 	if err := p.check(p.KeyARN, now); err != nil {
 		return ImportParameters{}, &UntrustedParametersError{KeyARN: p.KeyARN, Reason: err.Error(), SHA256: p.SHA256(), RequestID: p.RequestID}
@@ -127,7 +130,12 @@ func (p *ImportParameters) check(keyARN string, now time.Time) (err error) {
 	case p.ValidTo.After(now.Add(ParametersLifetime + clockSkew)):
 		return fmt.Errorf("they are valid until %s, which is more than 24 hours from now (%s)", stamp(p.ValidTo), stamp(now))
 	}
+	sum := sha256.Sum256(p.PublicKeyDER)
+	if p.PublicKey != nil && p.sound == sum && p.PublicKey.N.BitLen() == specBits(p.WrappingKeySpec) {
+		return nil // the same bytes, in the same process: they would pass again
+	}
 	p.PublicKey, err = parseWrappingKey(p.PublicKeyDER, specBits(p.WrappingKeySpec))
+	p.sound = sum
 	return err
 }
 
@@ -175,23 +183,43 @@ func parseWrappingKey(der []byte, bits int) (*rsa.PublicKey, error) {
 }
 
 // checkModulus does the partial validation of NIST SP 800-89, 5.3.3: odd, no factor below 752, not prime.
+//
+// What each part is for: a small factor, or a modulus that is prime, would let anybody open what is wrapped under the key, and says that
+// the key was made by nobody who can make RSA keys. Neither keeps out who chooses the modulus: against that there is TLS alone.
+//
+// That a number is composite costs one exponentiation to show (the Miller-Rabin round to base 2; a modulus that passes it goes on to the
+// Lucas test), and nothing shows it with less.
 func checkModulus(n *big.Int) error {
 	if n.Bit(0) == 0 {
 		return errors.New("the modulus is even")
 	}
-	product := big.NewInt(1)
-	for p := int64(3); p < 752; p += 2 {
-		if candidate := big.NewInt(p); candidate.ProbablyPrime(0) { // exact below 2^64
-			product.Mul(product, candidate)
-		}
-	}
-	if f := new(big.Int).GCD(nil, nil, n, product); f.Cmp(big.NewInt(1)) != 0 {
+	if f := new(big.Int).GCD(nil, nil, n, smallPrimes()); f.Cmp(big.NewInt(1)) != 0 {
 		return fmt.Errorf("the modulus has the small factor %s", f)
 	}
 	if n.ProbablyPrime(0) {
 		return errors.New("the modulus is a prime number")
 	}
 	return nil
+}
+
+// smallPrimes is the product of the odd primes below 752 (sieve of Eratosthenes).
+func smallPrimes() *big.Int {
+	const below = 752
+	var composite [below]bool
+	product, word := big.NewInt(1), uint64(1)
+	for p := uint64(3); p < below; p += 2 {
+		if composite[p] {
+			continue
+		}
+		for m := p * p; m < below; m += 2 * p {
+			composite[m] = true
+		}
+		if word *= p; word >= 1<<54 { // another prime would not fit
+			product.Mul(product, new(big.Int).SetUint64(word))
+			word = 1
+		}
+	}
+	return product.Mul(product, new(big.Int).SetUint64(word))
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -12,6 +12,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"math/big"
 	"net/http"
 	"slices"
@@ -208,11 +209,103 @@ func FuzzParseWrappingKey(f *testing.F) {
 	})
 }
 
-func BenchmarkParseWrappingKey(b *testing.B) {
-	der := spki(b, rsa2048())
-	for b.Loop() {
-		if _, err := parseWrappingKey(der, 2048); err != nil {
-			b.Fatal(err)
+// TestModulus holds the check against the plain reading of NIST SP 800-89, 5.3.3.
+func TestModulus(t *testing.T) {
+	n := rsa2048().N
+	times := func(f int64) *big.Int { return new(big.Int).Mul(n, big.NewInt(f)) }
+	prime, ok := new(big.Int).SetString("170141183460469231731687303715884105727", 10) // 2^127 - 1
+	if !ok {
+		t.Fatal("no number")
+	}
+	for f := int64(3); f < 752; f += 2 {
+		if err := checkModulus(times(f)); err == nil || !strings.Contains(err.Error(), "small factor") {
+			t.Fatalf("a multiple of %d: %v", f, err)
 		}
 	}
+	for _, tt := range []struct {
+		name string
+		n    *big.Int
+		want string
+	}{
+		{"an RSA modulus", n, ""},
+		{"even", times(2), "even"},
+		{"a factor that is not small", times(757), ""},
+		{"prime", prime, "prime"},
+		{"a strong pseudoprime to base 2 is composite", big.NewInt(1_194_649), ""}, // 1093 squared, a Wieferich prime
+		{"a square", new(big.Int).Mul(prime, prime), ""},
+	} {
+		if err := checkModulus(tt.n); (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+}
+
+// TestAgainOnce shows that other bytes are checked in any case, and the same bytes once in one process.
+func TestAgainOnce(t *testing.T) {
+	now := time.Now()
+	p := ImportParameters{KeyARN: testARN, WrappingKeySpec: "RSA_2048", PublicKeyDER: spki(t, rsa2048()), ImportToken: []byte{1}, ValidTo: now.Add(time.Hour)}
+	p, err := p.Again(now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	once := p.PublicKey
+	if p, err = p.Again(now); err != nil || p.PublicKey != once {
+		t.Errorf("the same bytes were read twice: %v", err)
+	}
+	if _, err := p.Again(now.Add(2 * time.Hour)); err == nil {
+		t.Error("parameters that are no longer valid passed")
+	}
+	for name, spoil := range map[string]func(p *ImportParameters){
+		"other bytes":    func(p *ImportParameters) { p.PublicKeyDER = append(slices.Clone(p.PublicKeyDER), 0) },
+		"no bytes":       func(p *ImportParameters) { p.PublicKeyDER = nil },
+		"another spec":   func(p *ImportParameters) { p.WrappingKeySpec = "RSA_4096" },
+		"another number": func(p *ImportParameters) { p.PublicKeyDER = slices.Clone(p.PublicKeyDER); p.PublicKeyDER[100] ^= 1 },
+	} {
+		bad := p
+		spoil(&bad)
+		if got, err := bad.Again(now); err == nil && got.PublicKey == once {
+			t.Errorf("%s: what passed before was taken for it", name)
+		}
+	}
+}
+
+// BenchmarkParseWrappingKey reads a wrapping public key and checks it ("check"), beside the way of checking that makes the product of the small primes
+// by testing each number below 752 for being prime ("plain"), in turns.
+func BenchmarkParseWrappingKey(b *testing.B) {
+	for _, bits := range []int{2048, 4096} {
+		b.Run(fmt.Sprintf("RSA_%d", bits), func(b *testing.B) {
+			key, err := rsa.GenerateKey(rand.Reader, bits)
+			if err != nil {
+				b.Fatal(err)
+			}
+			der := spki(b, &key.PublicKey)
+			var check, plain time.Duration
+			n := 0
+			for ; b.Loop(); n++ {
+				begin := time.Now()
+				if _, err := parseWrappingKey(der, bits); err != nil {
+					b.Fatal(err)
+				}
+				check += time.Since(begin)
+				begin = time.Now()
+				if !plainCheck(key.N) {
+					b.Fatal("refused")
+				}
+				plain += time.Since(begin)
+			}
+			b.ReportMetric(float64(check.Microseconds())/float64(n), "check-µs")
+			b.ReportMetric(float64(plain.Microseconds())/float64(n), "plain-µs")
+			b.ReportMetric(0, "ns/op") // an op is both
+		})
+	}
+}
+
+func plainCheck(n *big.Int) bool {
+	product := big.NewInt(1)
+	for p := int64(3); p < 752; p += 2 {
+		if candidate := big.NewInt(p); candidate.ProbablyPrime(0) {
+			product.Mul(product, candidate)
+		}
+	}
+	return new(big.Int).GCD(nil, nil, n, product).Cmp(big.NewInt(1)) == 0 && !n.ProbablyPrime(0)
 }

@@ -1,25 +1,90 @@
 package bench
 
 import (
+	"bytes"
 	"fmt"
-	"math/big"
+	"os"
 	"runtime"
-	"strings"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
-
-	"github.com/miekg/pkcs11"
 
 	"hsmbridge/hsm"
 	"hsmbridge/hsm/hsmtest"
 	"hsmbridge/hsm/wrapping"
 	"hsmbridge/hsm/wrapping/trial"
+	"hsmbridge/test/shim"
 	"hsmbridge/test/softhsm"
-	"hsmbridge/test/token"
+	"hsmbridge/test/turns"
 )
 
-// BenchmarkWrap reports, for each wrapping key spec on SoftHSM2, how fast hsm wraps and the ratio to the C loop
-// ("ratio", 1 is as fast as C). The two take turns in short slices, so that what else the machine does meets both.
+// plan is what SoftHSM2 can do with an AES key.
+func plan(spec wrapping.WrappingKeySpec) wrapping.Plan {
+	return wrapping.Plan{
+		KeySpec: wrapping.SymmetricDefault, Algorithm: wrapping.OAEPSHA1, WrappingKeySpec: spec, Length: 32,
+		Mechanism: wrapping.Mechanism{Name: "CKM_RSA_PKCS_OAEP", Type: 9, Form: wrapping.FormOAEP},
+	}
+}
+
+// loaded are wrapping keys, each on a session of its own, with the same public key.
+func loaded(tb testing.TB, h *hsm.Token, n int, spec wrapping.WrappingKeySpec) (keys []*hsm.WrappingKey, rsa *trial.RSAKey) {
+	tb.Helper()
+	rsa, err := trial.NewRSAKey(spec)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for range n {
+		wk, err := h.LoadWrappingKey(tb.Context(), rsa.Public())
+		if err != nil {
+			tb.Fatal(err)
+		}
+		keys = append(keys, wk)
+		tb.Cleanup(func() {
+			if err := wk.Close(); err != nil {
+				tb.Error(err)
+			}
+		})
+	}
+	return keys, rsa
+}
+
+// BenchmarkSession opens sixteen sessions, each with a public key of 4096 bits loaded, and reports what each costs in memory: of the process, with what the
+// module keeps, and of it what Go has. It is the first, before the module has room that others left.
+func BenchmarkSession(b *testing.B) {
+	const sessions = 16
+	h := hsmtest.Open(b, softhsm.New(b, "bench").Token)
+	var resident, heap float64
+	n := 0
+	for ; b.Loop(); n++ {
+		rsa, err := trial.NewRSAKey(wrapping.RSA4096)
+		if err != nil {
+			b.Fatal(err)
+		}
+		beforeAll, beforeHeap := memory(b)
+		var keys []*hsm.WrappingKey
+		for range sessions {
+			wk, err := h.LoadWrappingKey(b.Context(), rsa.Public())
+			if err != nil {
+				b.Fatal(err)
+			}
+			keys = append(keys, wk)
+		}
+		afterAll, afterHeap := memory(b)
+		resident, heap = max(resident, afterAll-beforeAll), max(heap, afterHeap-beforeHeap)
+		for _, wk := range keys {
+			if err := wk.Close(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.ReportMetric(resident/sessions, "B/session")
+	b.ReportMetric(heap/sessions, "Go-B/session")
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkWrap wraps an AES-256 key on SoftHSM2 through hsm and in C, on as many sessions each with its public key loaded, in turns. "ratio" is
+// the median over the turns; 1 is as fast as C.
 func BenchmarkWrap(b *testing.B) {
 	tok := softhsm.New(b, "bench").Token
 	h := hsmtest.Open(b, tok)
@@ -27,94 +92,108 @@ func BenchmarkWrap(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	caps, err := h.Probe(b.Context(), wrapping.SymmetricDefault)
-	if err != nil {
-		b.Fatal(err)
-	}
-	for _, plan := range wrapping.Select(wrapping.SymmetricDefault, caps, wrapping.Policy{}).Plans {
-		b.Run(fmt.Sprintf("%s/%s", plan.Algorithm, plan.WrappingKeySpec), func(b *testing.B) { benchWrap(b, h, tok, key, plan) })
+	for _, spec := range []wrapping.WrappingKeySpec{wrapping.RSA2048, wrapping.RSA4096} {
+		for _, sessions := range []int{1, 2, 4, 8, 16} {
+			b.Run(fmt.Sprintf("%s/sessions=%d", spec, sessions), func(b *testing.B) {
+				keys, rsa := loaded(b, h, sessions, spec)
+				c, err := NewLoop(tok.Module, tok.Label, sessions, rsa.Public(), "bench", SHA1())
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.Cleanup(func() {
+					if err := c.Close(); err != nil {
+						b.Error(err)
+					}
+				})
+				inC := func(wraps int) time.Duration {
+					took, err := c.Run(wraps)
+					if err != nil {
+						b.Fatal(err)
+					}
+					return took
+				}
+				var before, after runtime.MemStats
+				var allocated, size uint64
+				inGo := func(wraps int) time.Duration {
+					runtime.ReadMemStats(&before)
+					begin := time.Now()
+					var wg sync.WaitGroup
+					for _, wk := range keys {
+						wg.Go(func() {
+							// As the WrappingKey's documentation advises whoever wraps many keys.
+							runtime.LockOSThread()
+							defer runtime.UnlockOSThread()
+							for range wraps {
+								if _, err := wk.Wrap(b.Context(), key, plan(spec)); err != nil {
+									b.Error(err)
+									return
+								}
+							}
+						})
+					}
+					wg.Wait()
+					took := time.Since(begin)
+					runtime.ReadMemStats(&after)
+					allocated, size = allocated+after.Mallocs-before.Mallocs, size+after.TotalAlloc-before.TotalAlloc
+					return took
+				}
+				t := turns.New(inGo, inC)
+				slice := 320 / sessions
+				t.Take(slice)
+				allocated, size = 0, 0
+				n := 0
+				for ; b.Loop(); n++ {
+					t.Take(slice)
+				}
+				all := float64(slice * sessions)
+				b.ReportMetric(all/t.Middle(0).Seconds(), "wraps/s")
+				b.ReportMetric(all/t.Middle(1).Seconds(), "C-wraps/s")
+				b.ReportMetric(t.Ratio(0, 1), "ratio")
+				b.ReportMetric(float64(allocated)/all/float64(n), "allocs/wrap")
+				b.ReportMetric(float64(size)/all/float64(n), "B/wrap")
+				b.ReportMetric(0, "ns/op") // an op is a turn of both
+			})
+		}
 	}
 }
 
-func benchWrap(b *testing.B, h *hsm.Token, tok token.Token, key wrapping.Key, plan wrapping.Plan) {
+// memory is what the process has in memory, and what of it Go has on its heap, in bytes.
+func memory(b *testing.B) (resident, heap float64) {
 	b.Helper()
-	b.ReportAllocs()
-	rsa, err := trial.NewRSAKey(plan.WrappingKeySpec)
+	runtime.GC()
+	text, err := os.ReadFile("/proc/self/statm")
 	if err != nil {
 		b.Fatal(err)
 	}
-	wk, err := h.LoadWrappingKey(b.Context(), rsa.Public())
+	pages, err := strconv.Atoi(string(bytes.Fields(text)[1]))
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer func() {
-		if err := wk.Close(); err != nil {
-			b.Error(err)
-		}
-	}()
-	c := pkcs11.New(tok.Module)
-	defer c.Destroy()
-	session, loaded := loadForC(b, c, tok, rsa)
-	j := job{module: tok.Module, session: uint(session), hash: pkcs11.CKM_SHA_1, mgf: pkcs11.CKG_MGF1_SHA1, wrappingKey: uint(loaded), target: key.Handle}
-
-	// As the WrappingKey's documentation advises whoever wraps many keys.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	const slice = 200
-	var inC, inGo time.Duration
-	wraps := 0
-	for b.Loop() {
-		start := time.Now()
-		for range slice {
-			if _, err := wk.Wrap(b.Context(), key, plan); err != nil {
-				b.Fatal(err)
-			}
-		}
-		inGo += time.Since(start)
-		b.StopTimer()
-		start = time.Now()
-		if err := j.run(slice); err != nil {
-			b.Fatal(err)
-		}
-		inC += time.Since(start)
-		b.StartTimer()
-		wraps += slice
-	}
-	b.ReportMetric(float64(wraps)/inGo.Seconds(), "wraps/s")
-	b.ReportMetric(float64(wraps)/inC.Seconds(), "C-wraps/s")
-	b.ReportMetric(float64(inC)/float64(inGo), "ratio")
-	b.ReportMetric(0, "ns/op") // an op is a slice of both
-	if err := c.CloseSession(session); err != nil {
-		b.Error(err)
-	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(pages * os.Getpagesize()), float64(m.HeapAlloc)
 }
 
-// loadForC loads the same public key on a session of the C loop's own.
-func loadForC(b *testing.B, c *pkcs11.Ctx, tok token.Token, key *trial.RSAKey) (pkcs11.SessionHandle, pkcs11.ObjectHandle) {
-	b.Helper()
-	slots, err := c.GetSlotList(true)
+// TestLoadedOnce shows what many wraps under one public key ask of the token: the key is loaded once, and each wrap is one call.
+func TestLoadedOnce(t *testing.T) {
+	m := shim.New(t, softhsm.New(t, "bench").Token)
+	h := hsmtest.Open(t, m.Token)
+	key, err := h.Generate(t.Context(), wrapping.SymmetricDefault, "bench", nil)
 	if err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
-	for _, slot := range slots {
-		if info, err := c.GetTokenInfo(slot); err != nil || strings.TrimRight(info.Label, " \x00") != tok.Label {
-			continue
+	before := m.Counters(t).Calls
+	keys, _ := loaded(t, h, 1, wrapping.RSA2048)
+	const wraps = 50
+	for range wraps {
+		if _, err := keys[0].Wrap(t.Context(), key, plan(wrapping.RSA2048)); err != nil {
+			t.Fatal(err)
 		}
-		s, err := c.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
-		if err != nil {
-			b.Fatal(err)
-		}
-		o, err := c.CreateObject(s, []*pkcs11.Attribute{
-			pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA),
-			pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_WRAP, true),
-			pkcs11.NewAttribute(pkcs11.CKA_MODULUS, key.Public().N.Bytes()),
-			pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, big.NewInt(int64(key.Public().E)).Bytes()),
-		})
-		if err != nil {
-			b.Fatal(err)
-		}
-		return s, o
 	}
-	b.Fatalf("no token %q", tok.Label)
-	return 0, 0
+	for name, n := range m.Counters(t).Calls {
+		want := map[string]int{"C_CreateObject": 1, "C_WrapKey": wraps}[name]
+		if made := n - before[name]; made != want && name != "C_OpenSession" {
+			t.Errorf("%d calls of %s, want %d", made, name, want)
+		}
+	}
 }

@@ -18,13 +18,17 @@ type answer struct {
 	err     error // the process ended first
 }
 
-// call is a call under way.
+// call is a call that was sent. It is begun when a session is free for it in the process, which is when its time begins to count.
 type call struct {
 	op    wire.Op
-	began time.Time
+	began time.Time // zero: it waits for a session
 	timer *time.Timer
 	done  chan answer
 }
+
+// ahead is how many calls are sent for each session: while one is carried out the next is there already, so that a session does not wait for
+// the way through the kernel.
+const ahead = 2
 
 // death is why a process is no more.
 type death struct {
@@ -78,9 +82,7 @@ func (t *Token) exchange(gone <-chan struct{}, why func() error, op wire.Op, m, 
 		}
 		return nil
 	case <-gone:
-		if op == wire.OpProbe {
-			_ = t.conn.Send(wire.KindCancel, 0, number, nil)
-		}
+		_ = t.conn.Send(wire.KindCancel, 0, number, nil) // one that waits for a session is not begun any more, a probe stops
 		return &failure.Error{
 			Op: "wait for " + t.name, ErrClass: failure.ClassSession, Cause: "the token did not answer in time; its call goes on in the background and what it gives is dropped",
 			Fix: "check the HSM and the connection to it, then run this again", Err: why(),
@@ -88,7 +90,7 @@ func (t *Token) exchange(gone <-chan struct{}, why func() error, op wire.Op, m, 
 	}
 }
 
-// begin notes a call and sets its deadline; nil: the process is no more.
+// begin notes a call; nil: the process is no more.
 func (t *Token) begin(op wire.Op) (uint64, *call) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -96,18 +98,34 @@ func (t *Token) begin(op wire.Op) (uint64, *call) {
 		return 0, nil
 	}
 	t.last++
-	number, limit := t.last, limit(op, t.timeout)
-	c := &call{op: op, began: time.Now(), done: make(chan answer, 1)}
-	c.timer = time.AfterFunc(limit, func() {
-		t.mu.Lock()
-		_, there := t.calls[number]
-		t.mu.Unlock()
-		if there {
-			_ = t.overdue(op.String(), limit)
+	c := &call{op: op, done: make(chan answer, 1)}
+	t.calls[t.last] = c
+	t.waiting = append(t.waiting, t.last)
+	t.start()
+	return t.last, c
+}
+
+// start sets the deadlines of calls for which there is a session. The process takes them in the order in which they were sent, or nearly.
+func (t *Token) start() {
+	for len(t.waiting) > 0 && t.begun < cap(t.places)/ahead {
+		number := t.waiting[0]
+		t.waiting = t.waiting[1:]
+		c := t.calls[number]
+		if c == nil {
+			continue // it was answered, or given up, before
 		}
-	})
-	t.calls[number] = c
-	return number, c
+		t.begun++
+		limit := limit(c.op, t.timeout)
+		c.began = time.Now()
+		c.timer = time.AfterFunc(limit, func() {
+			t.mu.Lock()
+			_, there := t.calls[number]
+			t.mu.Unlock()
+			if there {
+				_ = t.overdue(c.op.String(), limit)
+			}
+		})
+	}
 }
 
 // complete ends a call, also one that nobody waits for any more. False: there is none of the number.
@@ -115,11 +133,15 @@ func (t *Token) complete(number uint64, a answer) bool {
 	t.mu.Lock()
 	c := t.calls[number]
 	delete(t.calls, number)
+	if c != nil && c.timer != nil {
+		c.timer.Stop()
+		t.begun--
+		t.start()
+	}
 	t.mu.Unlock()
 	if c == nil {
 		return false
 	}
-	c.timer.Stop()
 	c.done <- a
 	<-t.places
 	return true
@@ -140,6 +162,9 @@ func (t *Token) end(d death) {
 	}
 	var under []string
 	for _, c := range t.calls {
+		if c.began.IsZero() {
+			continue
+		}
 		under = append(under, fmt.Sprintf("%s for %s", c.op, time.Since(c.began).Round(time.Millisecond)))
 	}
 	if d.mark == failure.ProcessDied && len(under) > 0 {
@@ -154,7 +179,9 @@ func (t *Token) end(d death) {
 	t.mu.Unlock()
 	t.kill()
 	for _, c := range left {
-		c.timer.Stop()
+		if c.timer != nil {
+			c.timer.Stop()
+		}
 		c.done <- answer{err: t.lost(c.op.String())}
 		<-t.places
 	}

@@ -17,8 +17,8 @@ import (
 	"hsmbridge/hsm/wrapping"
 )
 
-// Token is an open token whose module lives in a process of its own. Its methods may be called by many goroutines; as many calls are under
-// way at once as the token has sessions. When the process is no more, every method gives an error that says why: open the token anew.
+// Token is an open token whose module lives in a process of its own. Its methods may be called by many goroutines; as many calls are carried
+// out at once as the token has sessions, and as many again wait in the process. When the process is no more, every method gives an error that says why: open the token anew.
 type Token struct {
 	name    string
 	timeout time.Duration
@@ -39,12 +39,14 @@ type Token struct {
 	identity    wrapping.TokenIdentity
 	warnings    []string
 	pinTriesLow bool
-	places      chan struct{} // one for each call that may be under way
+	places      chan struct{} // one for each call that may be sent
 
-	mu    sync.Mutex
-	last  uint64
-	calls map[uint64]*call
-	dead  *death
+	mu      sync.Mutex
+	last    uint64
+	calls   map[uint64]*call
+	waiting []uint64 // sent, and no session is free for them yet
+	begun   int      // calls that have one
+	dead    *death
 
 	closing bool
 }
@@ -52,7 +54,7 @@ type Token struct {
 // ready keeps what the token said when it was opened.
 func (t *Token) ready(id wrapping.TokenIdentity, warnings []string, low bool, sessions int) {
 	t.identity, t.warnings, t.pinTriesLow = id, warnings, low
-	t.places = make(chan struct{}, sessions)
+	t.places = make(chan struct{}, ahead*sessions)
 }
 
 // Identity is what the token says of itself.

@@ -33,6 +33,7 @@ type process struct {
 	wanting bool // a PIN was asked for
 	noPIN   error
 	token   *hsm.Token
+	slots   chan struct{} // one for each session
 	running map[uint64]context.CancelFunc
 }
 
@@ -131,7 +132,7 @@ func (p *process) open(payload []byte) error {
 			return
 		}
 		p.mu.Lock()
-		p.token = t
+		p.token, p.slots = t, make(chan struct{}, t.Sessions())
 		p.mu.Unlock()
 		p.send(wire.KindAnswer, 0, &wire.Opened{Token: t.Identity(), Warnings: t.Warnings(), PINTriesLow: t.PINTriesLow(), Sessions: t.Sessions()})
 	}()
@@ -181,18 +182,23 @@ func (p *process) call(h wire.Header, payload []byte) error {
 	if _, twice := p.running[h.Call]; twice || p.token == nil || len(p.running) >= maxCalls {
 		return fmt.Errorf("%w: a call that cannot be", wire.ErrMalformed)
 	}
-	ctx, cancel := context.Background(), func() {}
+	waiting, cancel := context.WithCancel(context.Background())
+	ctx := context.Background()
 	if h.Op == wire.OpProbe { // the one that makes many calls to the module: it can stop between two
-		ctx, cancel = context.WithCancel(ctx)
+		ctx = waiting
 	}
 	p.running[h.Call] = cancel
-	token := p.token
-	do, err := prepare(h.Op, payload, token)
+	slots := p.slots
+	if h.Op == wire.OpClose {
+		slots = make(chan struct{}, 1) // it waits for the others by itself, a while
+	}
+	do, err := prepare(h.Op, payload, p.token)
 	if err != nil {
+		cancel()
 		return err
 	}
 	go func() {
-		m, err := do(ctx)
+		m, err := carryOut(ctx, waiting.Done(), slots, do)
 		cancel()
 		p.mu.Lock()
 		delete(p.running, h.Call)
@@ -207,6 +213,21 @@ func (p *process) call(h wire.Header, payload []byte) error {
 		}
 	}()
 	return nil
+}
+
+// carryOut does what a request asks for when a session is free for it, unless nobody waits for it any more.
+func carryOut(ctx context.Context, cancelled <-chan struct{}, slots chan struct{}, do func(context.Context) (wire.Message, error)) (wire.Message, error) {
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+	case <-cancelled:
+	}
+	select {
+	case <-cancelled:
+		return nil, &hsm.Error{Op: "wait for a session", ErrClass: hsm.ClassSession, Cause: "nobody waits for the call any more, so it was not begun", Fix: "run this again", Err: context.Canceled}
+	default:
+		return do(ctx)
+	}
 }
 
 // prepare reads a request and gives what carries it out.

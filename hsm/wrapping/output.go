@@ -70,7 +70,7 @@ func plaintextShape(b []byte) string {
 	switch {
 	case derLength(b) == len(b):
 		return "a DER SEQUENCE of exactly this length"
-	case longestRun(b) >= 12:
+	case hasRun(b, 12):
 		return "a long run of one byte"
 	case bytes.Contains(b, pkcs8Prefix()):
 		return "the head of a PKCS#8 private key"
@@ -118,15 +118,18 @@ func unencryptedPKCS1(b []byte, n int) bool {
 	return n > 0 && sep > 2 && b[0] == 0 && b[1] == 2 && bytes.IndexByte(b[2:], 0) == sep-2
 }
 
-func longestRun(b []byte) int {
-	best, run := 0, 0
-	for i := range b {
-		if i > 0 && b[i] == b[i-1] {
-			run++
-		} else {
-			run = 1
+// hasRun says that n times the same byte stand in a row. It looks at the last pair of each window first: where that differs, which is so
+// nearly always, no run of n lies over it, and the window goes on behind it.
+func hasRun(b []byte, n int) bool {
+	for start := 0; start+n <= len(b); {
+		i := start + n - 1
+		for i > start && b[i] == b[i-1] {
+			i--
 		}
-		best = max(best, run)
+		if i == start {
+			return true
+		}
+		start = i
 	}
-	return best
+	return false
 }

@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"crypto/rsa"
 	"fmt"
 	"os"
 	"sync"
@@ -11,65 +12,125 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hsmbridge/hsm"
+	"hsmbridge/hsm/bench"
 	"hsmbridge/hsm/pkcs11uri"
 	"hsmbridge/hsm/remote"
 	"hsmbridge/hsm/wrapping"
 	"hsmbridge/test/shim"
 	"hsmbridge/test/softhsm"
+	"hsmbridge/test/turns"
 )
 
 // wrapper is a token, in this process or in another.
 type wrapper interface {
 	Find(ctx context.Context, u pkcs11uri.URI) (wrapping.Key, error)
+	Wrap(ctx context.Context, key wrapping.Key, pub *rsa.PublicKey, plan wrapping.Plan) ([]byte, error)
 }
 
-// BenchmarkProcess wraps in this process and in one of the module's own, in turns of short slices, so that what else the machine does meets
-// both: on SoftHSM2 as it is, and on a token that needs 1 ms for each C_WrapKey. It reports wraps per second of both, and what the other
-// process costs of the throughput ("cost-%"; below zero is noise).
+// BenchmarkProcess wraps an AES-256 key in three ways, in turns: as a daemon does in the module's own process, in this process, and in C. The first two do with
+// every wrap what an import does: the key's attributes are read again, the public key is loaded, the output is checked, the public key is destroyed.
+// The C loop does nothing but wrap, with a public key that stays loaded, on as many sessions as there are callers.
+//
+// The tokens are SoftHSM2 as it is; one that waits 1 ms in each C_WrapKey, in all sessions at once; and devices that wrap one key at a time and need 1 ms
+// or 20 ms for it, which is what bounds a real one.
+//
+// "cost-%" is what the module's process costs of the throughput, "ratio" the throughput through that process as a share of the C loop's: medians over
+// the turns.
 func BenchmarkProcess(b *testing.B) {
 	m := shim.New(b, softhsm.New(b).Token)
-	for _, delay := range []string{"0ms", "1ms"} {
-		for _, callers := range []int{1, 16} {
-			b.Run(fmt.Sprintf("delay=%s/callers=%d", delay, callers), func(b *testing.B) { benchProcess(b, m, delay, callers) })
+	for _, device := range []struct{ name, rule string }{
+		{"softhsm2", ""}, {"delay=1ms", "C_WrapKey: delay 1ms"}, {"busy=1ms", "C_WrapKey: busy 1ms"}, {"busy=20ms", "C_WrapKey: busy 20ms"},
+	} {
+		for _, callers := range []int{1, 4, 16} {
+			b.Run(fmt.Sprintf("%s/callers=%d", device.name, callers), func(b *testing.B) { benchProcess(b, m, device.rule, callers) })
 		}
 	}
 }
 
-func benchProcess(b *testing.B, m shim.Module, delay string, callers int) {
+func benchProcess(b *testing.B, m shim.Module, rule string, callers int) {
 	b.Helper()
 	m.Setenv(b)
+	m.Script(b)
 	c := config(b, m.Token)
 	here, err := hsm.Open(b.Context(), hsm.Config{Name: c.Name, Module: c.Module, URI: c.URI, Environment: c.Environment}, hsm.PINSource(pin(m.PIN)))
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer here.Close() //nolint:errcheck // the figures stand
-	label := fmt.Sprintf("%s-%d-%d", delay, callers, time.Now().UnixNano())
+	b.Cleanup(func() {
+		if err := here.Close(); err != nil {
+			b.Error(err)
+		}
+	})
+	label := fmt.Sprintf("k%d", time.Now().UnixNano())
 	if _, err := here.Generate(b.Context(), wrapping.SymmetricDefault, label, nil); err != nil {
 		b.Fatal(err)
 	}
 	var starter remote.Starter
 	there := open(b, &starter, c, m.PIN)
-	find := func(t wrapper) wrapping.Key {
-		k, err := t.Find(b.Context(), pkcs11uri.URI{Object: label})
-		if err != nil {
-			b.Fatal(err)
+	plan, key := planAndKey(b)
+	loop, err := bench.NewLoop(m.Module, m.Label, callers, key.Public(), label, bench.SHA1())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := loop.Close(); err != nil {
+			b.Error(err)
 		}
-		return k
+	})
+	if rule != "" {
+		m.Script(b, rule)
+		b.Cleanup(func() { m.Script(b) })
 	}
-	keyHere, keyThere := find(here), find(there)
-	plan, rsa := planAndKey(b)
-	if delay != "0ms" {
-		m.Script(b, "C_WrapKey: delay "+delay)
-		defer m.Script(b)
+	self, both := func() time.Duration { return cpu(b, os.Getpid()) }, func() time.Duration { return cpu(b, os.Getpid()) + cpu(b, there.PID()) }
+	var cpuThere, cpuHere, cpuLoop time.Duration
+	t := turns.New(
+		through(b, there, label, callers, key.Public(), plan, both, &cpuThere),
+		through(b, here, label, callers, key.Public(), plan, self, &cpuHere),
+		func(n int) time.Duration {
+			begin := self()
+			took, err := loop.Run(n)
+			if err != nil {
+				b.Fatal(err)
+			}
+			cpuLoop += self() - begin
+			return took
+		},
+	)
+	slice := max(2, 64/callers)
+	t.Take(slice)
+	cpuThere, cpuHere, cpuLoop = 0, 0, 0
+	n := 0
+	for ; b.Loop(); n++ {
+		t.Take(slice)
 	}
-	run := func(n int, wrap func() error) time.Duration {
-		begin := time.Now()
+	all := float64(slice * callers)
+	b.ReportMetric(all/t.Middle(0).Seconds(), "process-wraps/s")
+	b.ReportMetric(all/t.Middle(1).Seconds(), "here-wraps/s")
+	b.ReportMetric(all/t.Middle(2).Seconds(), "C-wraps/s")
+	b.ReportMetric(t.Ratio(0, 2), "ratio")
+	b.ReportMetric(100*(1-t.Ratio(0, 1)), "cost-%")
+	// The time of the processors is less disturbed by what else the machine does than the clock on the wall.
+	perWrap := func(d time.Duration) float64 { return float64(d.Microseconds()) / all / float64(n) }
+	b.ReportMetric(perWrap(cpuThere), "process-cpu-µs")
+	b.ReportMetric(perWrap(cpuHere), "here-cpu-µs")
+	b.ReportMetric(perWrap(cpuLoop), "C-cpu-µs")
+	b.ReportMetric(0, "ns/op") // an op is a turn of all three
+}
+
+// through has the callers wrap all at once, and counts the processors' time.
+func through(b *testing.B, tok wrapper, label string, callers int, pub *rsa.PublicKey, plan wrapping.Plan, processors func() time.Duration, spent *time.Duration) func(n int) time.Duration {
+	b.Helper()
+	key, err := tok.Find(b.Context(), pkcs11uri.URI{Object: label})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return func(n int) time.Duration {
+		begin, clock := processors(), time.Now()
 		var wg sync.WaitGroup
 		for range callers {
 			wg.Go(func() {
 				for range n {
-					if err := wrap(); err != nil {
+					if _, err := tok.Wrap(b.Context(), key, pub, plan); err != nil {
 						b.Error(err)
 						return
 					}
@@ -77,32 +138,10 @@ func benchProcess(b *testing.B, m shim.Module, delay string, callers int) {
 			})
 		}
 		wg.Wait()
-		return time.Since(begin)
+		took := time.Since(clock)
+		*spent += processors() - begin
+		return took
 	}
-	inHere := func() error { _, err := here.Wrap(b.Context(), keyHere, rsa.Public(), plan); return err }
-	inThere := func() error { _, err := there.Wrap(b.Context(), keyThere, rsa.Public(), plan); return err }
-	slice := max(1, 64/callers)
-	run(slice, inHere)
-	run(slice, inThere)
-	// The time of the processors is less disturbed by what else the machine does than the clock on the wall.
-	self, both := func() time.Duration { return cpu(b, os.Getpid()) }, func() time.Duration { return cpu(b, os.Getpid()) + cpu(b, there.PID()) }
-	var a, z, cpuHere, cpuThere time.Duration
-	wraps := 0
-	for b.Loop() {
-		begin := self()
-		a += run(slice, inHere)
-		cpuHere += self() - begin
-		begin = both()
-		z += run(slice, inThere)
-		cpuThere += both() - begin
-		wraps += slice * callers
-	}
-	b.ReportMetric(float64(cpuHere.Microseconds())/float64(wraps), "here-cpu-µs")
-	b.ReportMetric(float64(cpuThere.Microseconds())/float64(wraps), "process-cpu-µs")
-	b.ReportMetric(float64(wraps)/a.Seconds(), "here-wraps/s")
-	b.ReportMetric(float64(wraps)/z.Seconds(), "process-wraps/s")
-	b.ReportMetric(100*(1-float64(a)/float64(z)), "cost-%")
-	b.ReportMetric(0, "ns/op") // an op is a slice of both
 }
 
 // cpu is the time that the processors have given to a process. Source: clock_getcpuclockid(3).

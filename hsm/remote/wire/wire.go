@@ -193,11 +193,12 @@ func (c *Conn) Payload(h Header, buf []byte) ([]byte, error) {
 // long receives a payload piece by piece: a length that is only claimed costs no memory.
 func (c *Conn) long(h Header) ([]byte, error) {
 	const piece = 64 << 10
-	out := make([]byte, 0, min(h.Length, piece))
-	for len(out) < h.Length {
-		n := min(h.Length-len(out), piece)
-		out = append(out, make([]byte, n)...)
-		if _, err := io.ReadFull(c.in, out[len(out)-n:]); err != nil {
+	out := make([]byte, min(h.Length, piece))
+	for from := 0; from < h.Length; from = len(out) {
+		if from > 0 {
+			out = append(out, make([]byte, min(h.Length-from, piece))...)
+		}
+		if _, err := io.ReadFull(c.in, out[from:]); err != nil {
 			return nil, err //nolint:wrapcheck // io.EOF is looked for
 		}
 	}

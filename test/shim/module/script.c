@@ -7,6 +7,7 @@
 // What a rule may do (ACTIONS below):
 //
 //   return CKR_X | return 0x80000001    delay 1ms | delay 20us       hang | crash | exit
+//   busy 1ms                            a delay in which no other call with such a rule goes on: a device that does one at a time
 //   session lost | sessions lost        objects stale | login lost   token removed
 //   output garbage|truncated|plaintext|zero          of C_WrapKey, C_Sign, C_Encrypt; garbage of C_GetAttributeValue
 //   query +8 | query -8                              the answer to a length query; the same functions
@@ -57,6 +58,7 @@ static struct script {
 	unsigned long random;
 } script;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t device = PTHREAD_MUTEX_INITIALIZER; // of BUSY
 
 // CKRS is the answers that have a name in scripts; every other is written as a number.
 #define CKRS(F) \
@@ -79,7 +81,7 @@ static const struct { const char *name; CK_RV rv; } ckrs[] = { CKRS(AS_CKR) };
 // ACTIONS is what a rule may say, and the form of what follows.
 enum form { NOTHING, A_CKR, A_DURATION, A_NUMBER, AN_OUTPUT };
 static const struct { const char *words; enum action action; enum form form; } actions[] = {
-	{ "return", RETURN, A_CKR }, { "delay", DELAY, A_DURATION }, { "hang", HANG, NOTHING }, { "crash", CRASH, NOTHING },
+	{ "return", RETURN, A_CKR }, { "delay", DELAY, A_DURATION }, { "busy", BUSY, A_DURATION }, { "hang", HANG, NOTHING }, { "crash", CRASH, NOTHING },
 	{ "exit", EXIT, NOTHING }, { "session lost", LOSE_SESSION, NOTHING }, { "sessions lost", LOSE_SESSIONS, NOTHING },
 	{ "objects stale", STALE_OBJECTS, NOTHING }, { "login lost", LOSE_LOGIN, NOTHING }, { "token removed", REMOVE_TOKEN, NOTHING },
 	{ "output", OUTPUT, AN_OUTPUT }, { "query", QUERY, A_NUMBER }, { "length", LENGTH, A_NUMBER }, { "oaep sha1", OAEP_SHA1, NOTHING },
@@ -296,6 +298,11 @@ static void perform(const struct rule *r, unsigned long reading, CK_SESSION_HAND
 	switch (r->action) {
 	case RETURN: v->answered = true; v->rv = r->rv; break;
 	case DELAY: nanosleep(&(struct timespec){ r->number / 1000000, r->number % 1000000 * 1000 }, NULL); break;
+	case BUSY:
+		pthread_mutex_lock(&device);
+		nanosleep(&(struct timespec){ r->number / 1000000, r->number % 1000000 * 1000 }, NULL);
+		pthread_mutex_unlock(&device);
+		break;
 	case HANG: hang(reading); break;
 	case CRASH: *(volatile int *)NULL = 1; break;
 	case EXIT: _exit(3);

@@ -36,6 +36,7 @@ enum function { FUNCTIONS(AS_ID) FUNCTION_COUNT };
 enum action {
 	RETURN,         // answers with a CKR, without calling the module
 	DELAY,          // waits first
+	BUSY,           // waits first, alone
 	HANG,           // does not come back before the script is another
 	CRASH,          // writes to address 0
 	EXIT,           // ends the process, as some libraries do

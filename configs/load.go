@@ -64,24 +64,45 @@ func Parse(name string, data []byte) (*Config, error) {
 }
 
 func parse(name, folder string, data []byte) (*Config, error) {
-	d := &decoder{source: newSource(nil), at: make(map[string]position), fields: make(map[reflect.Type][]string)}
-	var c Config
-	if d.readable(data) {
-		d.source = newSource(data)
-		d.at = make(map[string]position, min(2*len(d.source.lines), 1<<18)) // it does not grow while a file of usual size is read
-		if root := d.document(data); root != nil {
-			d.decode("", root, reflect.ValueOf(&c).Elem())
-			if len(d.problems) <= maxProblems {
-				validate(&c, folder, d)
-			}
+	d := newDecoder()
+	if !d.readable(data) {
+		return nil, &Error{File: name, Problems: d.sorted()}
+	}
+	if root, ok := readSimple(data); ok {
+		if c := d.config(root, folder, len(data)); len(d.problems) == 0 {
+			c.seal(data, d)
+			return c, nil
 		}
+		d = newDecoder() // what is wrong, the YAML parser says
+	}
+	d.source = newSource(data)
+	c := &Config{}
+	if root := d.document(data); root != nil {
+		c = d.config(root, folder, len(data))
 	}
 	if problems := d.sorted(); len(problems) > 0 {
 		return nil, &Error{File: name, Problems: problems}
 	}
+	c.seal(data, d)
+	return c, nil
+}
+
+// config decodes and checks a configuration; size is that of its file.
+func (d *decoder) config(root *node, folder string, size int) *Config {
+	const perValue = 32                                         // bytes of a file, about
+	d.at = make(map[string]position, min(size/perValue, 1<<18)) // it does not grow while a file of usual size is read
+	var c Config
+	d.decode("", root, reflect.ValueOf(&c).Elem())
+	if len(d.problems) <= maxProblems {
+		validate(&c, folder, d)
+	}
+	return &c
+}
+
+// seal notes what the configuration was read from.
+func (c *Config) seal(data []byte, d *decoder) {
 	sum := sha256.Sum256(append(data[:len(data):len(data)], d.read...))
 	c.digest = hex.EncodeToString(sum[:])
-	return &c, nil
 }
 
 // readable checks what has to hold before a file is read as YAML.

@@ -97,6 +97,7 @@ func TestSamples(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	retention := Duration(400 * 24 * time.Hour)
 	want := &Config{
 		Database: "/var/lib/hsmbridge/hsmbridge.db",
 		KMS:      KMS{Region: "eu-central-1", WatchEvery: Duration(15 * time.Minute)},
@@ -104,7 +105,9 @@ func TestSamples(t *testing.T) {
 		Metrics:  Metrics{Listen: "127.0.0.1:9464"},
 		Web:      Web{Listen: "none"},
 		Log:      Log{Level: "info", Format: "json"},
-		Audit:    Audit{Generate: GenerateNever, Every: Duration(5 * time.Minute)},
+
+		Retention: Retention{Jobs: &retention},
+		Audit:     Audit{Generate: GenerateNever, Every: Duration(5 * time.Minute)},
 		Tokens: []Token{{
 			Name: "demo", Module: "/usr/lib/softhsm/libsofthsm2.so", URI: pkcs11uri.URI{Token: "demo"}, PINFile: "demo.pin",
 			Environment: map[string]string{"SOFTHSM2_CONF": "/etc/softhsm/softhsm2.conf"},
@@ -213,8 +216,11 @@ func TestLarge(t *testing.T) {
 	if err := os.Truncate(file, 100<<20); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Load(file); err == nil || !strings.Contains(err.Error(), "larger than 8 MiB") {
+	if _, err := Load(file); err == nil || !strings.Contains(err.Error(), "larger than 64 MiB") {
 		t.Errorf("Load: %v", err)
+	}
+	if _, err := Parse("x", bytes.Repeat([]byte("{"), maxBytes+1)); err == nil || !strings.Contains(err.Error(), "larger than 8 MiB") {
+		t.Errorf("Parse: %v", err)
 	}
 	const small, large = 64 << 10, 512 << 10
 	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // its share of the time depends on what else is in memory
@@ -373,7 +379,7 @@ func allKeys() []string {
 	for _, t := range []reflect.Type{
 		reflect.TypeFor[Config](), reflect.TypeFor[KMS](), reflect.TypeFor[Token](), reflect.TypeFor[quirks.Override](), reflect.TypeFor[Key](), reflect.TypeFor[Wrapping](),
 		reflect.TypeFor[Schedule](), reflect.TypeFor[Window](), reflect.TypeFor[Backup](), reflect.TypeFor[Destination](),
-		reflect.TypeFor[Quota](), reflect.TypeFor[Control](), reflect.TypeFor[Metrics](), reflect.TypeFor[Log](),
+		reflect.TypeFor[Quota](), reflect.TypeFor[Control](), reflect.TypeFor[Metrics](), reflect.TypeFor[Log](), reflect.TypeFor[Retention](),
 	} {
 		names = append(names, fieldNames(t)...)
 	}

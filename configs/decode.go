@@ -260,7 +260,7 @@ func (d *decoder) wrongType(path string, node *node, want string) {
 		d.add(at, path, "%s has no value: give it %s, or leave the key out", field, want)
 	case node.isScalar():
 		switch {
-		case want == "text" && slices.Contains([]string{"expires", "watch_every", "renew_before", "rotate_every", "drill_every", "valid_for", "standing", "every"}, field):
+		case want == "text" && slices.Contains([]string{"expires", "watch_every", "renew_before", "rotate_every", "drill_every", "valid_for", "standing", "every", "jobs"}, field):
 			d.add(at, path, "%s has to be a length of time with a unit, as in 90d or 12h", field)
 		case want == "text" && field == "call_timeout":
 			d.add(at, path, "%s has to be a length of time with a unit, as in 30s or 2m", field)

@@ -30,11 +30,11 @@ func (k facts) destination(key, arn string) store.Destination {
 	return d
 }
 
-func (d *Daemon) known(ctx context.Context) (f facts, err error) {
+func (d *Daemon) known(ctx context.Context, destinations func(context.Context) ([]store.Destination, error)) (f facts, err error) {
 	if f.keys, err = d.store.Keys(ctx); err != nil {
 		return f, err
 	}
-	list, err := d.store.Destinations(ctx)
+	list, err := destinations(ctx)
 	f.destinations = make(map[schedule.Target]store.Destination, len(list))
 	for _, s := range list {
 		f.destinations[schedule.Target{Key: s.Key, Destination: s.Destination}] = s

@@ -58,6 +58,7 @@ type Metrics struct {
 	steps     *prometheus.HistogramVec
 	calls     *prometheus.CounterVec
 	throttles *prometheus.CounterVec
+	deleted   *prometheus.CounterVec
 	planTook  prometheus.Gauge
 
 	mu                         sync.Mutex
@@ -74,10 +75,11 @@ func New(version string, read func(ctx context.Context) (Snapshot, error)) *Metr
 	}, []string{"step"})
 	m.calls = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_kms_calls_total", Help: "Requests to AWS KMS by operation and error code; the code of a success is empty."}, []string{"operation", "code"})
 	m.throttles = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_kms_throttles_total", Help: "Requests that AWS KMS throttled."}, []string{"operation"})
+	m.deleted = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_retention_deleted_total", Help: "Rows of the database that were deleted because they were older than retention says."}, []string{"what"})
 	m.planTook = prometheus.NewGauge(prometheus.GaugeOpts{Name: "hsmbridge_planner_pass_seconds", Help: "How long the planner's last pass took."})
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "hsmbridge_build_info", Help: "1, with the version as a label."}, []string{"version"})
 	info.WithLabelValues(version).Set(1)
-	m.registry.MustRegister(m.imports, m.steps, m.calls, m.throttles, m.planTook, info, m,
+	m.registry.MustRegister(m.imports, m.steps, m.calls, m.throttles, m.deleted, m.planTook, info, m,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -97,6 +99,9 @@ func (m *Metrics) Call(operation, code string) {
 		m.throttles.WithLabelValues(operation).Inc()
 	}
 }
+
+// Deleted counts what retention deleted: jobs, imports.
+func (m *Metrics) Deleted(what string, n int64) { m.deleted.WithLabelValues(what).Add(float64(n)) }
 
 // Planned notes a pass of the planner.
 func (m *Metrics) Planned(took time.Duration, at time.Time) {

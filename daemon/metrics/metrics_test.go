@@ -38,6 +38,7 @@ func full() *Metrics {
 	m.Step("wrap", 3*time.Millisecond)
 	m.Call("DescribeKey", "")
 	m.Call("GetParametersForImport", "ThrottlingException")
+	m.Deleted("jobs", 1)
 	m.Planned(time.Millisecond, time.Unix(1800000000, 0))
 	m.Watched(time.Unix(1800000001, 0))
 	m.Reloaded(false, time.Unix(1800000002, 0))

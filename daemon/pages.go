@@ -14,7 +14,6 @@ import (
 
 	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/schedule"
-	"hsmbridge/daemon/store"
 	"hsmbridge/daemon/web"
 	"hsmbridge/hsm/wrapping"
 )
@@ -24,8 +23,9 @@ import (
 func (d *Daemon) KeyPage(ctx context.Context, after, search string, limit int) (page []control.ManagedKey, more bool, err error) {
 	var at []int
 	found := after == ""
-	for i, k := range d.config.Load().Keys {
-		switch {
+	keys := d.config.Load().Keys
+	for i := range keys {
+		switch k := &keys[i]; {
 		case !found:
 			found = k.Name == after
 		case search != "" && !strings.Contains(strings.ToLower(k.Name), strings.ToLower(search)):
@@ -123,13 +123,7 @@ func (d *Daemon) managed(ctx context.Context, at []int) ([]control.ManagedKey, e
 	for i, k := range at {
 		names[i] = c.Keys[k].Name
 	}
-	const few = 1000 // beyond it, all at once is faster
-	known, err := d.known(ctx, func(ctx context.Context) ([]store.Destination, error) {
-		if len(names) > few {
-			return d.store.Destinations(ctx)
-		}
-		return d.store.DestinationsOf(ctx, names...)
-	})
+	known, err := d.knownOf(ctx, names)
 	if err != nil {
 		return nil, err
 	}

@@ -141,7 +141,7 @@ func soonest(list []control.Expiry) []control.Expiry {
 
 // glance is what is known, and the open jobs by state.
 func (d *Daemon) glance(ctx context.Context) (known facts, jobs map[string]int, err error) {
-	if known, err = d.known(ctx, d.store.Times); err != nil {
+	if known, err = d.known(ctx); err != nil {
 		return known, nil, err
 	}
 	counts, err := d.store.CountJobs(ctx)
@@ -155,8 +155,9 @@ func (d *Daemon) glance(ctx context.Context) (known facts, jobs map[string]int, 
 // Keys tells of one key, also its key materials, or of all.
 func (d *Daemon) Keys(ctx context.Context, name string) ([]control.ManagedKey, error) {
 	var at []int
-	for i, k := range d.config.Load().Keys {
-		if name == "" || k.Name == name {
+	keys := d.config.Load().Keys
+	for i := range keys {
+		if name == "" || keys[i].Name == name {
 			at = append(at, i)
 		}
 	}

@@ -45,10 +45,10 @@ func (s *Store) DropJobs(ctx context.Context, l *Lease, before time.Time, after 
 			err := scan(&at, &r.Job, &last)
 			r.At, r.drop = stamp(at), last == 0
 			return r, err
-		}, `SELECT finished_at, id, CASE WHEN EXISTS (SELECT 1 FROM jobs AS later WHERE later.key_name = jobs.key_name AND later.destination = jobs.destination AND later.kind = jobs.kind
+		}, `SELECT finished_at, id, CASE WHEN state IN ('done', 'failed', 'cancelled') AND EXISTS (SELECT 1 FROM jobs AS later WHERE later.key_name = jobs.key_name AND later.destination = jobs.destination AND later.kind = jobs.kind
 				AND later.reason = jobs.reason AND later.state = jobs.state AND later.id > jobs.id)
 			AND NOT EXISTS (SELECT 1 FROM requests WHERE requests.job_id = jobs.id AND requests.state IN ('open', 'approved')) THEN 0 ELSE 1 END
-			FROM jobs WHERE finished_at > 0 AND finished_at < ? AND (finished_at, id) > (?, ?) AND state IN ('done', 'failed', 'cancelled') ORDER BY finished_at, id LIMIT ?`,
+			FROM jobs WHERE finished_at > 0 AND finished_at < ? AND (finished_at, id) > (?, ?) ORDER BY finished_at, id LIMIT ?`,
 			micros(before), micros(after.At), after.Job, batch)
 		if err != nil || len(list) == 0 {
 			return err

@@ -88,19 +88,25 @@ func (s *Store) Destinations(ctx context.Context) ([]Destination, error) {
 
 // DestinationsOf lists what is known of the destinations of some keys.
 func (s *Store) DestinationsOf(ctx context.Context, keys ...string) (list []Destination, err error) {
-	const most = 500 // placeholders in one statement
-	for part := range slices.Chunk(keys, most) {
-		args := make([]any, len(part))
-		for i, k := range part {
-			args[i] = k
-		}
-		some, err := query(ctx, s, s.read, scanDestination, selectDestinations+" WHERE key_name IN (?"+strings.Repeat(", ?", len(part)-1)+") ORDER BY key_name, destination", args...)
+	for part := range slices.Chunk(keys, inOne) {
+		some, err := query(ctx, s, s.read, scanDestination, selectDestinations+" WHERE key_name IN (?"+strings.Repeat(", ?", len(part)-1)+") ORDER BY key_name, destination", anys(part)...)
 		if err != nil {
 			return nil, err
 		}
 		list = append(list, some...)
 	}
 	return list, nil
+}
+
+// inOne is how many names go into one statement.
+const inOne = 500
+
+func anys(list []string) []any {
+	args := make([]any, len(list))
+	for i, x := range list {
+		args[i] = x
+	}
+	return args
 }
 
 // Troubled lists the destinations that wait for a person, at most so many.

@@ -94,7 +94,7 @@ func (r *simpleReader) list(column, depth int) (node, bool) {
 	for !r.end && r.column == column && strings.HasPrefix(r.rest, "- ") {
 		r.skip(2)
 		var element node
-		ok := false
+		var ok bool
 		switch {
 		case r.rest == "" || r.rest[0] == ' ' || r.rest[0] == '-':
 			return n, false
@@ -125,7 +125,7 @@ func (r *simpleReader) mapping(column, depth int) (node, bool) {
 		key := node{kind: kindText, at: r.here(), text: r.rest[:length]}
 		r.skip(length + 1)
 		var value node
-		ok := false
+		var ok bool
 		if spaces := countSpaces(r.rest); spaces < len(r.rest) && r.rest[spaces] != '#' {
 			r.skip(spaces)
 			value, ok = r.value(column, depth)
@@ -302,9 +302,12 @@ func isTextAfterDigits(s string) bool {
 	if s[0] == '0' && len(s) > 1 && isLetter(s[1]) {
 		return false // 0x, 0o, 0b
 	}
-	return strings.ContainsFunc(s, func(c rune) bool {
-		return c != 'e' && c != 'E' && c != '_' && isLetter(byte(c)) || c == '/' || c == ':' || c == '@' || c == '=' || c == ' '
-	})
+	for i := range len(s) {
+		if c := s[i]; c != 'e' && c != 'E' && c != '_' && isLetter(c) || c == '/' || c == ':' || c == '@' || c == '=' || c == ' ' {
+			return true
+		}
+	}
+	return false
 }
 
 // isReserved holds for words that YAML, in one version or another, takes for something other than text.

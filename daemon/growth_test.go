@@ -127,6 +127,7 @@ func BenchmarkGrowth(b *testing.B) {
 }
 
 func growth(b *testing.B, keys int) {
+	b.Helper()
 	const each = 12
 	now := time.Now()
 	database := filepath.Join(b.TempDir(), "hsmbridge.db")
@@ -166,6 +167,7 @@ func growth(b *testing.B, keys int) {
 	b.ReportMetric(loaded.Seconds()*1e6/k, "start-µs/key")
 	b.ReportMetric(first.Seconds()*1e6/k, "first-pass-µs/key")
 	b.ReportMetric(float64(memory)/k, "heap-B/key")
+	b.ReportMetric(resident(b), "RSS-MiB")
 	for name, f := range map[string]func() error{
 		"status-ms": func() error { _, err := d.Status(b.Context()); return err },
 		"keys-page-ms": func() error {
@@ -244,6 +246,21 @@ func best(b *testing.B, f func() error) time.Duration {
 		shortest = min(shortest, processor(b)-began)
 	}
 	return shortest
+}
+
+// resident is the resident memory of this process in MiB, with what SQLite holds. Source: proc(5).
+func resident(b *testing.B) float64 {
+	b.Helper()
+	debug.FreeOSMemory()
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		b.Fatal(err)
+	}
+	var size, pages int
+	if _, err := fmt.Sscan(string(text), &size, &pages); err != nil {
+		b.Fatal(err)
+	}
+	return float64(pages*os.Getpagesize()) / (1 << 20)
 }
 
 // heap is what lives.

@@ -88,6 +88,7 @@ func decisions(t *testing.T, d *Daemon) (due [][]schedule.Job, keys []control.Ma
 // What is due, what is shown of keys, and whether a key was ever imported are the same before old jobs are deleted and after.
 func TestRetentionDecidesNothing(t *testing.T) {
 	eachDatabase(t, func(t *testing.T, database string) {
+		t.Helper()
 		const keys, each = 30, 40
 		now := time.Now()
 		d := still(t, fleet(t, database, keys+3, true), func() time.Time { return now }) // three were never imported
@@ -123,7 +124,8 @@ func TestRetentionDecidesNothing(t *testing.T) {
 		for _, j := range left { // the latest first
 			kind := strings.Join([]string{j.Key, j.Destination, string(j.Kind), j.Reason, string(j.State)}, " ")
 			if !j.Finished.IsZero() && j.Finished.Before(now.Add(-400*day)) {
-				if old++; seen[kind] {
+				old++
+				if seen[kind] {
 					t.Errorf("job %d is old, and not the last of %s", j.ID, kind)
 				}
 			}
@@ -142,6 +144,7 @@ func TestRetentionDecidesNothing(t *testing.T) {
 // A kill in the middle loses nothing but time: what is gone is told, what is not goes the next time, and the same is left.
 func TestRetentionKilled(t *testing.T) {
 	eachDatabase(t, func(t *testing.T, database string) {
+		t.Helper()
 		const keys, each, all = 20, 400, 20 * 400
 		now := time.Now()
 		path := fleet(t, database, keys, false)
@@ -173,7 +176,7 @@ func TestRetentionKilled(t *testing.T) {
 		killed := false
 		for range 10 {
 			before := count("events WHERE kind = 'retention'")
-			c := exec.CommandContext(t.Context(), self) //nolint:gosec // this binary
+			c := exec.CommandContext(t.Context(), self)
 			c.Env = append(os.Environ(), envRetain+"="+path)
 			c.Stderr = os.Stderr
 			if err := c.Start(); err != nil {

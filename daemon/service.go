@@ -22,8 +22,8 @@ type facts struct {
 	destinations map[schedule.Target]store.Destination
 }
 
-func (k facts) destination(key, arn string) store.Destination {
-	d, ok := k.destinations[schedule.Target{Key: key, Destination: arn}]
+func (f facts) destination(key, arn string) store.Destination {
+	d, ok := f.destinations[schedule.Target{Key: key, Destination: arn}]
 	if !ok {
 		return store.Destination{Key: key, Destination: arn}
 	}

@@ -78,8 +78,7 @@ func (s *service) Keys(_ context.Context, name string) ([]ManagedKey, error) {
 }
 
 // KeyPage has three keys in pages of two.
-func (s *service) KeyPage(ctx context.Context, after, search string, limit int) ([]ManagedKey, bool, error) {
-	s.note("keys after %q with %q, at most %d", after, search, limit)
+func (s *service) KeyPage(ctx context.Context, after, _ string, _ int) ([]ManagedKey, bool, error) {
 	list, err := s.Keys(ctx, "")
 	if after == "" {
 		return append(list, ManagedKey{Name: "l", Destinations: []store.Destination{}, Renewals: []time.Time{}}), true, err

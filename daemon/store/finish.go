@@ -222,7 +222,8 @@ func (s *Store) Imported(ctx context.Context, key string, not ...string) (bool, 
 		args = append(args, result)
 	}
 	found, err := query(ctx, s, s.read, func(scan func(...any) error) (n int64, err error) {
-		return n, scan(&n)
+		err = scan(&n)
+		return n, err
 	}, "SELECT id FROM imports WHERE key_name = ? AND result NOT IN (''"+strings.Repeat(", ?", len(not))+") LIMIT 1", args...)
 	return len(found) > 0, err
 }

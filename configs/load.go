@@ -114,8 +114,10 @@ func (d *decoder) config(root *node, folder string, size int) *Config {
 
 // seal notes what the configuration was read from, and where each key is in it.
 func (c *Config) seal(data []byte, d *decoder) {
-	sum := sha256.Sum256(append(data[:len(data):len(data)], d.read...))
-	c.digest = hex.EncodeToString(sum[:])
+	sum := sha256.New()
+	sum.Write(data)
+	sum.Write(d.read)
+	c.digest = hex.EncodeToString(sum.Sum(nil))
 	c.byName = make(map[string]int, len(c.Keys))
 	for i := range c.Keys {
 		c.byName[c.Keys[i].Name] = i

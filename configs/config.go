@@ -42,8 +42,11 @@ type Config struct {
 	Web Web `yaml:"web,omitempty"`
 	// What the daemon logs.
 	Log Log `yaml:"log,omitempty"`
+	// How long the daemon keeps what it did. The audit log is kept for ever.
+	Retention Retention `yaml:"retention,omitempty"`
 
 	digest string
+	byName map[string]int // the places of keys
 }
 
 // KMS says how AWS KMS is reached. Credentials come from the usual AWS chain.
@@ -179,6 +182,9 @@ func (c *Config) Token(name string) (Token, bool) {
 
 // Key finds a managed key by name.
 func (c *Config) Key(name string) (Key, bool) {
+	if i, ok := c.byName[name]; ok && i < len(c.Keys) && c.Keys[i].Name == name {
+		return c.Keys[i], true
+	}
 	for i := range c.Keys {
 		if c.Keys[i].Name == name {
 			return c.Keys[i], true

@@ -71,6 +71,12 @@ type Web struct {
 	Listen string `yaml:"listen,omitempty"`
 }
 
+// Retention says how long what is over is kept in the daemon's database.
+type Retention struct {
+	// Jobs that ended longer ago are deleted, with the rows of their imports; of each kind the last one stays, and the audit log tells of all. At least 30d, or never. Default 400d.
+	Jobs *Duration `yaml:"jobs,omitempty"`
+}
+
 // Log says what the daemon logs to standard error.
 type Log struct {
 	// debug, info, warn or error. Default info.

@@ -11,9 +11,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/token"
-
 	"hsmbridge/hsm/pkcs11uri"
 )
 
@@ -27,6 +24,10 @@ type decoder struct {
 	read     []byte                    // what was read from other files
 	at       map[string]position       // where each value stands that was read without a mistake, by path
 	fields   map[reflect.Type][]string // the names of a struct's fields
+}
+
+func newDecoder() *decoder {
+	return &decoder{at: make(map[string]position), fields: make(map[reflect.Type][]string)}
 }
 
 // add notes a mistake.
@@ -59,18 +60,17 @@ func (d *decoder) sorted() []Problem {
 }
 
 // decode reads node into v, a settable value of one of the configuration's types.
-func (d *decoder) decode(path string, node ast.Node, v reflect.Value) {
+func (d *decoder) decode(path string, node *node, v reflect.Value) {
 	found := len(d.problems)
 	text, isText := v.Addr().Interface().(encoding.TextUnmarshaler)
-	_, isSequence := node.(*ast.SequenceNode)
-	if _, isMapping := mapping(node); isMapping && v.Kind() == reflect.Struct && d.fieldNames(v.Type())[0] != "" {
+	if node.kind == kindMapping && v.Kind() == reflect.Struct && d.fieldNames(v.Type())[0] != "" {
 		isText = false // a text or a mapping: a destination
 	}
 	switch kind := v.Kind(); {
 	case kind == reflect.Pointer: // given or not, which its zero value would not tell
 		v.Set(reflect.New(v.Type().Elem()))
 		d.decode(path, node, v.Elem())
-	case kind == reflect.Slice && (isSequence || !isText):
+	case kind == reflect.Slice && (node.kind == kindList || !isText):
 		d.decodeSlice(path, node, v)
 	case isText:
 		d.decodeText(path, node, text)
@@ -81,8 +81,8 @@ func (d *decoder) decode(path string, node ast.Node, v reflect.Value) {
 	case kind == reflect.Int:
 		d.decodeNumber(path, node, v)
 	case kind == reflect.Bool:
-		if b, ok := node.(*ast.BoolNode); ok {
-			v.SetBool(b.Value)
+		if node.kind == kindTrue || node.kind == kindFalse {
+			v.SetBool(node.kind == kindTrue)
 		} else {
 			d.wrongType(path, node, "true or false")
 		}
@@ -92,14 +92,14 @@ func (d *decoder) decode(path string, node ast.Node, v reflect.Value) {
 		}
 	}
 	if len(d.problems) == found {
-		d.at[path] = nodePosition(node)
+		d.at[path] = node.at
 	}
 }
 
 // decodeNumber reads a whole number.
-func (d *decoder) decodeNumber(path string, node ast.Node, v reflect.Value) {
-	if n, ok := node.(*ast.IntegerNode); ok {
-		if i, err := strconv.ParseInt(n.GetToken().Value, 10, 32); err == nil {
+func (d *decoder) decodeNumber(path string, node *node, v reflect.Value) {
+	if node.kind == kindInteger {
+		if i, err := strconv.ParseInt(node.text, 10, 32); err == nil {
 			v.SetInt(i)
 			return
 		}
@@ -107,9 +107,8 @@ func (d *decoder) decodeNumber(path string, node ast.Node, v reflect.Value) {
 	d.wrongType(path, node, "a whole number")
 }
 
-func (d *decoder) decodeStruct(path string, node ast.Node, v reflect.Value) {
-	entries, ok := mapping(node)
-	if !ok {
+func (d *decoder) decodeStruct(path string, node *node, v reflect.Value) {
+	if node.kind != kindMapping {
 		d.wrongType(path, node, "a mapping of "+strings.Join(fieldNames(v.Type()), ", "))
 		return
 	}
@@ -119,32 +118,33 @@ func (d *decoder) decodeStruct(path string, node ast.Node, v reflect.Value) {
 	names := d.fieldNames(v.Type())
 	var meant []string // by keys that no field has
 	seen := make([]bool, len(names))
-	for _, e := range entries {
+	for e := 0; e < len(node.children); e += 2 {
 		if len(d.problems) > maxProblems {
 			return
 		}
-		name := keyText(e)
+		key, value := &node.children[e], &node.children[e+1]
+		name := key.text
 		i := slices.Index(names, name)
 		switch {
 		case i < 0:
-			meant = append(meant, d.unknownKey(path, e, names))
+			meant = append(meant, d.unknownKey(path, key, names))
 			continue
 		case seen[i]:
-			d.add(nodePosition(e.Key), join(path, name), "%s is given twice", name)
+			d.add(key.at, join(path, name), "%s is given twice", name)
 		default:
-			d.decodeField(join(path, name), name, e.Value, v, i)
+			d.decodeField(join(path, name), name, value, v, i)
 		}
 		seen[i] = true
 	}
 	for i, name := range names {
 		if !seen[i] && !slices.Contains(meant, name) && required(v.Type().Field(i)) {
-			d.add(nodePosition(node), join(path, name), "%s is missing%s", name, whyRequired(name))
+			d.add(node.at, join(path, name), "%s is missing%s", name, whyRequired(name))
 		}
 	}
 }
 
 // decodeField reads a field of a struct. The ARN of a destination is read like a destination that is only its ARN.
-func (d *decoder) decodeField(path, name string, node ast.Node, v reflect.Value, i int) {
+func (d *decoder) decodeField(path, name string, node *node, v reflect.Value, i int) {
 	dest, ok := v.Addr().Interface().(*Destination)
 	if !ok || name != "arn" {
 		d.decode(path, node, v.Field(i))
@@ -153,15 +153,14 @@ func (d *decoder) decodeField(path, name string, node ast.Node, v reflect.Value,
 	found := len(d.problems)
 	d.decodeText(path, node, dest)
 	if len(d.problems) == found {
-		d.at[path] = nodePosition(node)
+		d.at[path] = node.at
 	}
 }
 
 // unknownKey names a key that no field has, and returns the field that was probably meant. It never shows the key's
 // value, which may be a PIN.
-func (d *decoder) unknownKey(path string, e *ast.MappingValueNode, known []string) (meant string) {
-	name := keyText(e)
-	at := nodePosition(e.Key)
+func (d *decoder) unknownKey(path string, key *node, known []string) (meant string) {
+	name, at := key.text, key.at
 	if isSecretName(name) {
 		d.add(at, join(path, name), "%s is refused, because a PIN never stands in a configuration: use pin_file, pin_command, pin_prompt or pin_credential of a token, and change a PIN that stood here", name)
 		return ""
@@ -176,47 +175,46 @@ func (d *decoder) unknownKey(path string, e *ast.MappingValueNode, known []strin
 	return ""
 }
 
-func (d *decoder) decodeSlice(path string, node ast.Node, v reflect.Value) {
-	list, ok := node.(*ast.SequenceNode)
-	if !ok {
+func (d *decoder) decodeSlice(path string, node *node, v reflect.Value) {
+	if node.kind != kindList {
 		d.wrongType(path, node, "a list, even of one: start each element with '- '")
 		return
 	}
-	v.Set(reflect.MakeSlice(v.Type(), len(list.Values), len(list.Values)))
-	for i, node := range list.Values {
+	v.Set(reflect.MakeSlice(v.Type(), len(node.children), len(node.children)))
+	for i := range node.children {
 		if len(d.problems) > maxProblems {
 			return
 		}
-		d.decode(element(path, i), node, v.Index(i))
+		d.decode(element(path, i), &node.children[i], v.Index(i))
 	}
-	if len(list.Values) == 0 {
+	if len(node.children) == 0 {
 		v.SetZero() // an empty list is like none
 	}
 }
 
-func (d *decoder) decodeMap(path string, node ast.Node, v reflect.Value) {
-	entries, ok := mapping(node)
-	if !ok {
+func (d *decoder) decodeMap(path string, node *node, v reflect.Value) {
+	if node.kind != kindMapping {
 		d.wrongType(path, node, "a mapping of NAME: VALUE")
 		return
 	}
-	result := make(map[string]string, len(entries))
-	for _, e := range entries {
+	result := make(map[string]string, len(node.children)/2)
+	for e := 0; e < len(node.children); e += 2 {
 		if len(d.problems) > maxProblems {
 			return
 		}
-		name, ok := d.text(path, e.Key)
+		key, value := &node.children[e], &node.children[e+1]
+		name, ok := d.text(path, key)
 		if !ok {
 			continue
 		}
 		if _, twice := result[name]; twice {
-			d.add(nodePosition(e.Key), join(path, name), "%s is given twice", name)
+			d.add(key.at, join(path, name), "%s is given twice", name)
 			continue
 		}
 		result[name] = ""
-		if value, ok := d.text(join(path, name), e.Value); ok {
-			result[name] = value
-			d.at[join(path, name)] = nodePosition(e.Key)
+		if text, ok := d.text(join(path, name), value); ok {
+			result[name] = text
+			d.at[join(path, name)] = key.at
 		}
 	}
 	if len(result) > 0 {
@@ -225,7 +223,7 @@ func (d *decoder) decodeMap(path string, node ast.Node, v reflect.Value) {
 }
 
 // decodeText reads a text with a form of its own; its mistakes may have an offset in the text.
-func (d *decoder) decodeText(path string, node ast.Node, v encoding.TextUnmarshaler) {
+func (d *decoder) decodeText(path string, node *node, v encoding.TextUnmarshaler) {
 	s, ok := d.text(path, node)
 	if !ok {
 		return
@@ -240,32 +238,29 @@ func (d *decoder) decodeText(path string, node ast.Node, v encoding.TextUnmarsha
 	case errors.As(err, &inURI):
 		d.add(d.inside(node, s, inURI.Offset), path, "PKCS #11 URI: %s", inURI.Reason)
 	default:
-		d.add(nodePosition(node), path, "%v", err)
+		d.add(node.at, path, "%v", err)
 	}
 }
 
 // text is a scalar that is text, and not a number, a truth value or nothing.
-func (d *decoder) text(path string, node ast.Node) (string, bool) {
-	switch n := node.(type) {
-	case *ast.StringNode:
-		return n.Value, true
-	case *ast.LiteralNode:
-		return n.Value.Value, true
+func (d *decoder) text(path string, node *node) (string, bool) {
+	if node.kind == kindText {
+		return node.text, true
 	}
 	d.wrongType(path, node, "text")
 	return "", false
 }
 
 // wrongType says what a field takes instead of what stands there.
-func (d *decoder) wrongType(path string, node ast.Node, want string) {
-	at := nodePosition(node)
+func (d *decoder) wrongType(path string, node *node, want string) {
+	at := node.at
 	field := cmp.Or(path[strings.LastIndexByte(path, '.')+1:], "the configuration")
-	switch node.(type) {
-	case *ast.NullNode:
+	switch {
+	case node.kind == kindNull:
 		d.add(at, path, "%s has no value: give it %s, or leave the key out", field, want)
-	case ast.ScalarNode:
+	case node.isScalar():
 		switch {
-		case want == "text" && slices.Contains([]string{"expires", "watch_every", "renew_before", "rotate_every", "drill_every", "valid_for", "standing", "every"}, field):
+		case want == "text" && slices.Contains([]string{"expires", "watch_every", "renew_before", "rotate_every", "drill_every", "valid_for", "standing", "every", "jobs"}, field):
 			d.add(at, path, "%s has to be a length of time with a unit, as in 90d or 12h", field)
 		case want == "text" && field == "call_timeout":
 			d.add(at, path, "%s has to be a length of time with a unit, as in 30s or 2m", field)
@@ -276,7 +271,7 @@ func (d *decoder) wrongType(path string, node ast.Node, want string) {
 		default:
 			d.add(at, path, "%s has to be %s", field, want)
 		}
-	case *ast.SequenceNode:
+	case node.kind == kindList:
 		d.add(at, path, "%s has to be %s, not a list", field, want)
 	default:
 		d.add(at, path, "%s has to be %s, not a mapping", field, want)
@@ -285,10 +280,10 @@ func (d *decoder) wrongType(path string, node ast.Node, want string) {
 
 // inside is the position of a byte offset in the text of a node. It is the node's own where the text
 // is not written in the file as it is: with escapes, or in several lines.
-func (d *decoder) inside(node ast.Node, text string, offset int) position {
-	at := nodePosition(node)
+func (d *decoder) inside(node *node, text string, offset int) position {
+	at := node.at
 	column := at.column
-	if t := node.GetToken(); t.Type == token.DoubleQuoteType || t.Type == token.SingleQuoteType {
+	if node.quoted {
 		column++
 	}
 	line := d.source.line(at)
@@ -300,37 +295,6 @@ func (d *decoder) inside(node ast.Node, text string, offset int) position {
 		return at
 	}
 	return position{at.line, column + utf8.RuneCountInString(text[:offset])}
-}
-
-// mapping is the entries of a mapping.
-func mapping(node ast.Node) ([]*ast.MappingValueNode, bool) {
-	switch n := node.(type) {
-	case *ast.MappingNode:
-		return n.Values, true
-	case *ast.MappingValueNode:
-		return []*ast.MappingValueNode{n}, true
-	}
-	return nil, false
-}
-
-func keyText(e *ast.MappingValueNode) string {
-	if t := e.Key.GetToken(); t != nil {
-		return t.Value
-	}
-	return ""
-}
-
-// nodePosition is where a person sees the node begin: at the first key of a block mapping, not at its colon.
-func nodePosition(node ast.Node) position {
-	switch n := node.(type) {
-	case *ast.MappingNode:
-		if n.Start != nil && n.Start.Type != token.MappingStartType && len(n.Values) > 0 {
-			return nodePosition(n.Values[0])
-		}
-	case *ast.MappingValueNode:
-		return nodePosition(n.Key)
-	}
-	return tokenPosition(node.GetToken())
 }
 
 // fieldNames is [fieldNames], which is done once for each type.

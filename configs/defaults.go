@@ -16,7 +16,8 @@ const (
 	defaultName          = "hsmbridge"
 	defaultWatch         = 15 * time.Minute
 	noMetrics            = "none"
-	renewalPart          = 3 // a third of expires
+	defaultRetention     = 400 * day // longer than the 365d for which AWS KMS keeps expiring material, so that the last import is there in any case
+	renewalPart          = 3         // a third of expires
 	maxName              = 64
 	databaseSQLite       = "sqlite"
 	databasePostgres     = "postgres"
@@ -35,6 +36,14 @@ func (k Key) Renewal() time.Duration {
 		return 0
 	}
 	return cmp.Or(k.RenewBefore.Duration(), k.Expires.Duration()/renewalPart)
+}
+
+// JobRetention is how long jobs that have ended are kept: [Retention.Jobs], or 400 days; 0: for ever.
+func (c *Config) JobRetention() time.Duration {
+	if c.Retention.Jobs == nil {
+		return defaultRetention
+	}
+	return c.Retention.Jobs.Duration()
 }
 
 // DaemonName is [Config.Name], or the name of the machine with '-' for what a name cannot hold.

@@ -37,6 +37,22 @@ func TestTenThousandKeys(t *testing.T) {
 	}
 }
 
+// TestHundredThousandKeys holds that a file beyond what the YAML parser gets loads, and that what is wrong in it is said with its place.
+func TestHundredThousandKeys(t *testing.T) {
+	data := append(largeConfig(100_000), "log: {level: loud}\n"...)
+	_, err := Parse("large.yaml", data)
+	if err == nil || err.Error() != "large.yaml:800004:14: \"loud\" is not one of debug, info, warn, error\n    log: {level: loud}\n                 ^" {
+		t.Fatal(err)
+	}
+	c, err := Parse("large.yaml", data[:len(data)-len("log: {level: loud}\n")])
+	if err != nil || len(c.Keys) != 100_000 {
+		t.Fatal(err)
+	}
+	if k, ok := c.Key("key-99999"); !ok || k.URI.Object != "key-99999" {
+		t.Error(k)
+	}
+}
+
 func BenchmarkLoad10000(b *testing.B) {
 	data := largeConfig(10_000)
 	b.SetBytes(int64(len(data)))

@@ -12,8 +12,12 @@ import (
 	"unicode/utf8"
 )
 
-// maxBytes is the largest configuration that is read: 8 MiB, which is some ten thousand keys.
-const maxBytes = 8 << 20
+// The largest configurations that are read. The YAML parser takes a hundred times a file's size in memory; what is written plainly
+// enough for readSimple takes some ten times.
+const (
+	maxBytes  = 8 << 20  // some thirty thousand keys
+	maxSimple = 64 << 20 // 250,000 keys
+)
 
 // Load reads and checks the configuration in a file. Relative paths in module, pin_file, database and control.socket are resolved against the
 // file's folder, so that it does not matter where hsmbridge is started. Mistakes in the configuration are an [*Error].
@@ -30,7 +34,7 @@ func Load(path string) (*Config, error) {
 	if err := trusted(path, f); err != nil {
 		return nil, fmt.Errorf("read the configuration: %s: %w", path, err)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
+	data, err := io.ReadAll(io.LimitReader(f, maxSimple+1))
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
@@ -64,32 +68,68 @@ func Parse(name string, data []byte) (*Config, error) {
 }
 
 func parse(name, folder string, data []byte) (*Config, error) {
-	d := &decoder{source: newSource(nil), at: make(map[string]position), fields: make(map[reflect.Type][]string)}
-	var c Config
-	if d.readable(data) {
-		d.source = newSource(data)
-		d.at = make(map[string]position, min(2*len(d.source.lines), 1<<18)) // it does not grow while a file of usual size is read
-		if root := d.document(data); root != nil {
-			d.decode("", root, reflect.ValueOf(&c).Elem())
-			if len(d.problems) <= maxProblems {
-				validate(&c, folder, d)
-			}
+	d := newDecoder()
+	if !d.readable(data) {
+		return nil, &Error{File: name, Problems: d.sorted()}
+	}
+	if root, ok := readSimple(data); ok {
+		if c := d.config(root, folder, len(data)); len(d.problems) == 0 {
+			c.seal(data, d)
+			return c, nil
 		}
+		if len(data) > maxBytes {
+			d.source = newSource(data)
+			d.problems = nil
+			d.config(root, folder, len(data)) // once more, for the lines that are shown
+			return nil, &Error{File: name, Problems: d.sorted()}
+		}
+		d = newDecoder() // what is wrong, the YAML parser says
+	} else if len(data) > maxBytes {
+		d.add(position{1, 1}, "", "the file is larger than 8 MiB; up to 64 MiB are read where each value stands in one line, without escapes, anchors, tabs, or spaces at the ends of lines")
+		return nil, &Error{File: name, Problems: d.sorted()}
+	}
+	d.source = newSource(data)
+	c := &Config{}
+	if root := d.document(data); root != nil {
+		c = d.config(root, folder, len(data))
 	}
 	if problems := d.sorted(); len(problems) > 0 {
 		return nil, &Error{File: name, Problems: problems}
 	}
-	sum := sha256.Sum256(append(data[:len(data):len(data)], d.read...))
-	c.digest = hex.EncodeToString(sum[:])
-	return &c, nil
+	c.seal(data, d)
+	return c, nil
+}
+
+// config decodes and checks a configuration; size is that of its file.
+func (d *decoder) config(root *node, folder string, size int) *Config {
+	const perValue = 32                                         // bytes of a file, about
+	d.at = make(map[string]position, min(size/perValue, 1<<18)) // it does not grow while a file of usual size is read
+	var c Config
+	d.decode("", root, reflect.ValueOf(&c).Elem())
+	if len(d.problems) <= maxProblems {
+		validate(&c, folder, d)
+	}
+	return &c
+}
+
+// seal notes what the configuration was read from, and where each key is in it.
+func (c *Config) seal(data []byte, d *decoder) {
+	sum := sha256.New()
+	sum.Write(data)
+	sum.Write(d.read)
+	c.digest = hex.EncodeToString(sum.Sum(nil))
+	c.byName = make(map[string]int, len(c.Keys))
+	for i := range c.Keys {
+		c.byName[c.Keys[i].Name] = i
+	}
 }
 
 // readable checks what has to hold before a file is read as YAML.
 func (d *decoder) readable(data []byte) bool {
 	start := position{1, 1}
 	switch {
-	case len(data) > maxBytes:
-		d.add(start, "", "the file is larger than 8 MiB: this is not a configuration of hsmbridge")
+	case len(data) > maxSimple:
+		d.add(start, "", "the file is larger than 64 MiB: this is not a configuration of hsmbridge")
 	case bytes.HasPrefix(data, []byte("\xef\xbb\xbf")):
 		d.add(start, "", "the file starts with a byte order mark: save it as UTF-8 without one")
 	case !utf8.Valid(data):

@@ -10,6 +10,7 @@ import (
 )
 
 const (
+	minRetention    = 30 * day
 	accountPattern  = `^[0-9]{12}$`
 	operatorPattern = `^@?[a-z_][a-z0-9_-]{0,31}\$?$` // useradd(8)
 	schemePattern   = `^[A-Za-z][A-Za-z0-9+.-]*://`
@@ -35,6 +36,9 @@ func (v validator) daemon() {
 	v.control()
 	v.listen("metrics.listen", v.c.Metrics.Listen, "write 127.0.0.1:9464, or 0.0.0.0:9464 if every host may read them", false)
 	v.listen("web.listen", v.c.Web.Listen, "write 127.0.0.1:9465", true)
+	if at := "retention.jobs"; v.ok(at) && *v.c.Retention.Jobs != Never && v.c.Retention.Jobs.Duration() < minRetention {
+		v.problem(at, "%s is less than 30d: what went wrong last month has to be found; leave it out for %s, or write never", *v.c.Retention.Jobs, Duration(defaultRetention))
+	}
 	v.oneOf("log.level", v.c.Log.Level, logLevels())
 	v.oneOf("log.format", v.c.Log.Format, logFormats())
 }

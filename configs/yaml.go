@@ -14,7 +14,7 @@ import (
 )
 
 // document parses data as one YAML document and returns its root; nil with a problem added if there is none.
-func (d *decoder) document(data []byte) ast.Node {
+func (d *decoder) document(data []byte) *node {
 	tokens := lexer.Tokenize(string(data))
 	if !d.plain(tokens) {
 		return nil
@@ -28,7 +28,8 @@ func (d *decoder) document(data []byte) ast.Node {
 		d.add(position{1, 1}, "", "the file holds comments only; hsmbridge config init writes a configuration to start from")
 		return nil
 	}
-	return file.Docs[0].Body
+	root := fromAST(file.Docs[0].Body)
+	return &root
 }
 
 // parseTokens calls the YAML parser. It is a library of some size that reads a file from outside: should it panic, the file is

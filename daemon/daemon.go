@@ -197,6 +197,7 @@ func (d *Daemon) Start(ctx context.Context) (stop func() error, err error) {
 	if !d.o.Manual {
 		wg.Go(func() { d.loop(loops) })
 		wg.Go(func() { d.auditor.run(loops) })
+		wg.Go(func() { d.retain(loops) })
 	}
 	wg.Go(func() { d.watchdog(loops) })
 	d.ready.Store(true)

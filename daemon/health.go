@@ -140,14 +140,8 @@ func (d *Daemon) snapshot(ctx context.Context) (metrics.Snapshot, error) {
 	for _, x := range a.Exports {
 		s.Audit.Behind[x.To] = float64(x.Behind)
 	}
-	asked, err := d.store.Requests(ctx, store.RequestFilter{Open: true})
-	if err != nil {
+	if s.Requests, err = d.store.OpenRequests(ctx); err != nil {
 		return s, err
-	}
-	for _, r := range asked {
-		if r.State == store.RequestOpen {
-			s.Requests++
-		}
 	}
 	for _, t := range d.tokenStates() {
 		s.Tokens = append(s.Tokens, metrics.Token{Name: t.Name, Up: t.State != "resting" && t.State != "parked", Parked: t.State == "parked", TriesLow: t.PINTriesLow, Sessions: t.Busy})

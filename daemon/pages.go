@@ -23,8 +23,9 @@ import (
 func (d *Daemon) KeyPage(ctx context.Context, after, search string, limit int) (page []control.ManagedKey, more bool, err error) {
 	var at []int
 	found := after == ""
-	for i, k := range d.config.Load().Keys {
-		switch {
+	keys := d.config.Load().Keys
+	for i := range keys {
+		switch k := &keys[i]; {
 		case !found:
 			found = k.Name == after
 		case search != "" && !strings.Contains(strings.ToLower(k.Name), strings.ToLower(search)):
@@ -44,7 +45,7 @@ func (d *Daemon) KeyPage(ctx context.Context, after, search string, limit int) (
 
 // Expiries are the times at which destinations expire, and how many never do.
 func (d *Daemon) Expiries(ctx context.Context) (at []time.Time, never int, err error) {
-	list, err := d.store.Destinations(ctx)
+	list, err := d.store.Times(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -117,11 +118,15 @@ func (d *Daemon) listenWeb(ctx context.Context, pages http.Handler) (*http.Serve
 
 // known of the keys at these places of the configuration.
 func (d *Daemon) managed(ctx context.Context, at []int) ([]control.ManagedKey, error) {
-	known, err := d.known(ctx)
+	c, compiled := d.config.Load(), *d.keys.Load()
+	names := make([]string, len(at))
+	for i, k := range at {
+		names[i] = c.Keys[k].Name
+	}
+	known, err := d.knownOf(ctx, names)
 	if err != nil {
 		return nil, err
 	}
-	c, compiled := d.config.Load(), *d.keys.Load()
 	out := make([]control.ManagedKey, 0, len(at))
 	for _, i := range at {
 		k := c.Keys[i]

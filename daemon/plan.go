@@ -52,7 +52,7 @@ func compile(c *configs.Config) ([]schedule.Key, error) {
 // history is what the database knows, for the planner.
 func (d *Daemon) history(ctx context.Context) (schedule.History, error) {
 	h := schedule.History{Targets: map[schedule.Target]schedule.State{}, Keys: map[string]schedule.KeyState{}}
-	destinations, err := d.store.Destinations(ctx)
+	destinations, err := d.store.Times(ctx)
 	if err != nil {
 		return h, err
 	}

@@ -60,7 +60,7 @@ func (d *Daemon) forgive(ctx context.Context, old, c *configs.Config, actor stri
 // needPerson are the keys that wait for a person.
 func (d *Daemon) needPerson(ctx context.Context) (map[string]bool, error) {
 	out := map[string]bool{}
-	destinations, err := d.store.Destinations(ctx)
+	destinations, err := d.store.Times(ctx)
 	if err != nil {
 		return nil, err
 	}

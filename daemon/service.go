@@ -22,24 +22,39 @@ type facts struct {
 	destinations map[schedule.Target]store.Destination
 }
 
-func (k facts) destination(key, arn string) store.Destination {
-	d, ok := k.destinations[schedule.Target{Key: key, Destination: arn}]
+func (f facts) destination(key, arn string) store.Destination {
+	d, ok := f.destinations[schedule.Target{Key: key, Destination: arn}]
 	if !ok {
 		return store.Destination{Key: key, Destination: arn}
 	}
 	return d
 }
 
+// known is what the database knows of all keys, as far as it is needed for counts.
 func (d *Daemon) known(ctx context.Context) (f facts, err error) {
 	if f.keys, err = d.store.Keys(ctx); err != nil {
 		return f, err
 	}
-	list, err := d.store.Destinations(ctx)
+	list, err := d.store.Times(ctx)
+	f.add(list)
+	return f, err
+}
+
+// knownOf is all that the database knows of some keys.
+func (d *Daemon) knownOf(ctx context.Context, names []string) (f facts, err error) {
+	if f.keys, err = d.store.KeysOf(ctx, names...); err != nil {
+		return f, err
+	}
+	list, err := d.store.DestinationsOf(ctx, names...)
+	f.add(list)
+	return f, err
+}
+
+func (f *facts) add(list []store.Destination) {
 	f.destinations = make(map[schedule.Target]store.Destination, len(list))
 	for _, s := range list {
 		f.destinations[schedule.Target{Key: s.Key, Destination: s.Destination}] = s
 	}
-	return f, err
 }
 
 // Jobs lists jobs.

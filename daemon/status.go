@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -62,27 +63,27 @@ func (d *Daemon) Status(ctx context.Context) (control.Status, error) {
 	if s.Audit, err = d.auditor.state(ctx); err != nil {
 		return s, err
 	}
-	asked, err := d.store.Requests(ctx, store.RequestFilter{Open: true})
+	if s.Requests, err = d.store.OpenRequests(ctx); err != nil {
+		return s, err
+	}
+	const most = 20
+	if s.Running, err = d.store.Jobs(ctx, store.JobFilter{State: store.Running, Limit: most}); err != nil {
+		return s, err
+	}
+	// Why a destination waits for a person is read for those alone.
+	troubled, err := d.store.Troubled(ctx, mostPeople)
 	if err != nil {
 		return s, err
 	}
-	for _, r := range asked {
-		if r.State == store.RequestOpen {
-			s.Requests++
-		}
-	}
-	open, err := d.store.Jobs(ctx, store.JobFilter{Open: true, Limit: 500})
-	if err != nil {
-		return s, err
-	}
-	for _, j := range open {
-		if j.State == store.Running && len(s.Running) < 20 {
-			s.Running = append(s.Running, j)
-		}
+	for _, t := range troubled {
+		known.destinations[schedule.Target{Key: t.Key, Destination: t.Destination}] = t
 	}
 	d.count(&s, c, known)
 	return s, nil
 }
+
+// mostPeople is how much that waits for a person is told at once.
+const mostPeople = 100
 
 // count fills in what is known of keys and destinations.
 func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
@@ -113,18 +114,29 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
 				s.Counts.Missing++
 			}
 			if x.NeedsPerson && !whole.Revoked() {
-				s.People = append(s.People, control.NeedsPerson{Key: k.Name, Destination: dest.ARN, Code: x.ErrorCode, Message: x.Error, Retry: goOn(x.ErrorCode, k.Name), Approval: x.ErrorCode == runner.CodeApproval})
+				s.People = append(s.People, control.NeedsPerson{Key: k.Name, Destination: dest.ARN, Code: x.ErrorCode, Message: cmp.Or(x.Error, "see hsmbridge status "+k.Name), Retry: goOn(x.ErrorCode, k.Name), Approval: x.ErrorCode == runner.CodeApproval})
 			}
 			if x.Present && !x.ValidTo.IsZero() {
 				at := compiled[i].Renewal(schedule.Target{Key: k.Name, Destination: dest.ARN}, schedule.State{ValidTo: x.ValidTo, Life: x.Life})
 				s.Next = append(s.Next, control.Expiry{Key: k.Name, Destination: dest.ARN, ValidTo: x.ValidTo, Renewal: at})
+				if len(s.Next) == manyNext {
+					s.Next = soonest(s.Next)
+				}
 			}
 		}
 	}
+	s.Next = soonest(s.Next)
+	s.People = s.People[:min(len(s.People), mostPeople)]
+}
+
+// manyNext is how many expiries are gathered before all but the first are forgotten.
+const manyNext = 1000
+
+// soonest are the few that expire first.
+func soonest(list []control.Expiry) []control.Expiry {
 	const most = 20
-	slices.SortFunc(s.Next, func(a, b control.Expiry) int { return a.ValidTo.Compare(b.ValidTo) })
-	s.Next = s.Next[:min(len(s.Next), most)]
-	s.People = s.People[:min(len(s.People), 100)]
+	slices.SortStableFunc(list, func(a, b control.Expiry) int { return a.ValidTo.Compare(b.ValidTo) })
+	return list[:min(len(list), most)]
 }
 
 // glance is what is known, and the open jobs by state.
@@ -143,8 +155,9 @@ func (d *Daemon) glance(ctx context.Context) (known facts, jobs map[string]int, 
 // Keys tells of one key, also its key materials, or of all.
 func (d *Daemon) Keys(ctx context.Context, name string) ([]control.ManagedKey, error) {
 	var at []int
-	for i, k := range d.config.Load().Keys {
-		if name == "" || k.Name == name {
+	keys := d.config.Load().Keys
+	for i := range keys {
+		if name == "" || keys[i].Name == name {
 			at = append(at, i)
 		}
 	}
@@ -185,7 +198,7 @@ func (d *Daemon) key(name string) (configs.Key, error) {
 
 // revocable finds a key whose material may be in KMS, also one that the configuration has no more.
 func (d *Daemon) revocable(ctx context.Context, name string) (configs.Key, error) {
-	known, err := d.store.Destinations(ctx)
+	known, err := d.store.DestinationsOf(ctx, name)
 	if err != nil {
 		return configs.Key{}, err
 	}

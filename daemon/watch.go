@@ -93,7 +93,7 @@ func (d *Daemon) look(ctx context.Context, t target) (store.Seen, error) {
 
 // unseen lists the destinations that are to be looked at, at most so many. Those of which a job is open are left to the job.
 func (d *Daemon) unseen(ctx context.Context, most int) ([]target, error) {
-	known, err := d.store.Destinations(ctx)
+	known, err := d.store.Times(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -257,6 +257,7 @@ func (a *app) jobsCommand() *cobra.Command {
 	}
 	c.Flags().BoolVar(&f.Open, "open", false, "only those that are queued, running or waiting")
 	c.Flags().IntVar(&f.Limit, "limit", 50, "at most so many")
+	c.Flags().Int64Var(&f.Before, "before", 0, "only those before this `number`: the page behind the last one shown")
 	cancel := &cobra.Command{
 		Use: "cancel NUMBER...", Short: "End jobs; a running one stops before its next step", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -188,6 +188,7 @@ func kinds() map[Kind]func() any {
 		"reload":          of[Configuration], // the configuration was read again, or refused
 		"clock":           of[None],          // the clock was set
 		"database-backup": of[None],          // the database was copied
+		"retention":       of[None],          // jobs that ended long ago were deleted from the database; their records stay
 		"audit-key":       of[Checkpointed],  // the key that signs checkpoints from here on
 		"journal":         of[Journal],       // an event of a time before the log, of a kind or with fields that are not kept any more
 		// approvals

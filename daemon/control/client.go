@@ -126,15 +126,25 @@ func (c *Client) Status(ctx context.Context) (s Status, err error) {
 	return s, err
 }
 
-// Keys asks for all keys, or for one.
-func (c *Client) Keys(ctx context.Context, name string) ([]ManagedKey, error) {
-	path := "/v1/keys"
+// Keys asks for one key; with an empty name for all, page by page.
+func (c *Client) Keys(ctx context.Context, name string) (list []ManagedKey, err error) {
 	if name != "" {
-		path += "/" + name
+		var out KeyList
+		err := c.call(ctx, http.MethodGet, "/v1/keys/"+name, nil, nil, &out)
+		return out.Keys, err
 	}
-	var out KeyList
-	err := c.call(ctx, http.MethodGet, path, nil, nil, &out)
-	return out.Keys, err
+	q := url.Values{}
+	for {
+		var out KeyList
+		if err := c.call(ctx, http.MethodGet, "/v1/keys", q, nil, &out); err != nil {
+			return nil, err
+		}
+		list = append(list, out.Keys...)
+		if !out.More || len(out.Keys) == 0 {
+			return list, nil
+		}
+		q.Set("after", out.Keys[len(out.Keys)-1].Name)
+	}
 }
 
 // Jobs lists jobs.
@@ -150,6 +160,9 @@ func (c *Client) Jobs(ctx context.Context, f store.JobFilter) ([]store.Job, erro
 	}
 	if f.Open {
 		q.Set("open", "true")
+	}
+	if f.Before > 0 {
+		q.Set("before", strconv.FormatInt(f.Before, 10))
 	}
 	if f.Limit > 0 {
 		q.Set("limit", strconv.Itoa(f.Limit))
@@ -181,7 +194,7 @@ func (c *Client) Events(ctx context.Context, filter store.EventFilter, follow bo
 	if filter.Key != "" {
 		q.Set("key", filter.Key)
 	}
-	for name, n := range map[string]int64{"after": filter.After, "job": filter.Job, "last": int64(filter.Last)} {
+	for name, n := range map[string]int64{"after": filter.After, "before": filter.Before, "job": filter.Job, "last": int64(filter.Last)} {
 		if n > 0 {
 			q.Set(name, strconv.FormatInt(n, 10))
 		}

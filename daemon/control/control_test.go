@@ -77,6 +77,15 @@ func (s *service) Keys(_ context.Context, name string) ([]ManagedKey, error) {
 	return []ManagedKey{{Name: "k", Destinations: []store.Destination{{Key: "k", Destination: "arn", ValidTo: time.Now()}}, Renewals: []time.Time{time.Now()}, Materials: []store.Material{{Generation: 1, IDs: map[string]string{"arn": "id"}}}}}, nil
 }
 
+// KeyPage has three keys in pages of two.
+func (s *service) KeyPage(ctx context.Context, after, _ string, _ int) ([]ManagedKey, bool, error) {
+	list, err := s.Keys(ctx, "")
+	if after == "" {
+		return append(list, ManagedKey{Name: "l", Destinations: []store.Destination{}, Renewals: []time.Time{}}), true, err
+	}
+	return []ManagedKey{{Name: "m", Destinations: []store.Destination{}, Renewals: []time.Time{}}}, false, err
+}
+
 func (s *service) Jobs(_ context.Context, f store.JobFilter) ([]store.Job, error) {
 	if f.ID == 404 {
 		return nil, nil

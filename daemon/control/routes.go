@@ -83,20 +83,32 @@ func routes() []route {
 			st.Audit.Exports = all(st.Audit.Exports)
 			return st, err
 		}},
-		{method: http.MethodGet, path: "/v1/keys", permission: mayLook, summary: "All managed keys and what is known of their destinations", out: KeyList{}, do: func(ctx context.Context, s Service, _ *request) (any, error) {
-			list, err := s.Keys(ctx, "")
-			return KeyList{all(list)}, err
-		}},
-		{method: http.MethodGet, path: "/v1/keys/{name}", permission: mayLook, summary: "One managed key, also its key materials", out: KeyList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
-			list, err := s.Keys(ctx, r.path("name"))
-			return KeyList{all(list)}, err
-		}},
-		{method: http.MethodGet, path: "/v1/jobs", permission: mayLook, summary: "Jobs, the latest first", query: map[string]string{"key": key, "open": "true: only open ones", "limit": "at most so many"}, out: JobList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
+		{method: http.MethodGet, path: "/v1/keys", permission: mayLook, summary: "Managed keys in the order of the configuration, and what is known of their destinations", query: map[string]string{"after": "those behind this key: the last of the page before", "search": "whose name contains this", "limit": "at most so many; 1000 is the most, and what is given without it"}, out: KeyList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
 			limit, err := r.number("limit")
 			if err != nil {
 				return nil, err
 			}
-			list, err := s.Jobs(ctx, store.JobFilter{Key: r.query.Get("key"), Open: r.query.Get("open") == "true", Limit: int(limit)})
+			const most = 1000
+			if limit == 0 || limit > most {
+				limit = most
+			}
+			list, more, err := s.KeyPage(ctx, r.query.Get("after"), r.query.Get("search"), int(limit))
+			return KeyList{Keys: all(list), More: more}, err
+		}},
+		{method: http.MethodGet, path: "/v1/keys/{name}", permission: mayLook, summary: "One managed key, also its key materials", out: KeyList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
+			list, err := s.Keys(ctx, r.path("name"))
+			return KeyList{Keys: all(list)}, err
+		}},
+		{method: http.MethodGet, path: "/v1/jobs", permission: mayLook, summary: "Jobs, the latest first", query: map[string]string{"key": key, "open": "true: only open ones", "before": "only those with a smaller number: the last of the page before", "limit": "at most so many; without it 1000"}, out: JobList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
+			limit, err := r.number("limit")
+			if err != nil {
+				return nil, err
+			}
+			before, err := r.number("before")
+			if err != nil {
+				return nil, err
+			}
+			list, err := s.Jobs(ctx, store.JobFilter{Key: r.query.Get("key"), Open: r.query.Get("open") == "true", Before: before, Limit: int(limit)})
 			return JobList{all(list)}, err
 		}},
 		{method: http.MethodGet, path: "/v1/jobs/{id}", permission: mayLook, summary: "One job", out: JobList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
@@ -125,7 +137,7 @@ func routes() []route {
 			list, err := s.Imports(ctx, r.query.Get("key"), job, int(limit))
 			return ImportList{all(list)}, err
 		}},
-		{method: http.MethodGet, path: "/v1/events", permission: mayLook, summary: "The journal: every step of every job and every act of a person, oldest first. With follow the answer is one JSON object a line and does not end.", query: map[string]string{"after": "only those with a greater ID", "key": key, "job": "only of this job", "last": "only so many, the latest", "follow": "true: go on with those that come"}, out: EventList{}, do: events},
+		{method: http.MethodGet, path: "/v1/events", permission: mayLook, summary: "The journal: every step of every job and every act of a person, oldest first. With follow the answer is one JSON object a line and does not end.", query: map[string]string{"after": "only those with a greater ID", "key": key, "job": "only of this job", "before": "only those with a smaller ID", "last": "only so many, the latest", "follow": "true: go on with those that come"}, out: EventList{}, do: events},
 		{method: http.MethodPost, path: "/v1/start", permission: mayOperate, summary: "Queue jobs for keys", in: StartRequest{}, out: JobList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
 			var in StartRequest
 			if err := r.decode(&in); err != nil {
@@ -213,6 +225,9 @@ func eventFilter(r *request) (f store.EventFilter, err error) {
 		return f, err
 	}
 	if f.Job, err = r.number("job"); err != nil {
+		return f, err
+	}
+	if f.Before, err = r.number("before"); err != nil {
 		return f, err
 	}
 	last, err := r.number("last")

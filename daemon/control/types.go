@@ -13,7 +13,8 @@ import (
 // Service is the daemon as the API sees it. actor is the user who asks.
 type Service interface {
 	Status(ctx context.Context) (Status, error)
-	Keys(ctx context.Context, name string) ([]ManagedKey, error) // name empty: all; an unknown one is [ErrNotFound]
+	Keys(ctx context.Context, name string) ([]ManagedKey, error) // an unknown one is [ErrNotFound]
+	KeyPage(ctx context.Context, after, search string, limit int) (page []ManagedKey, more bool, err error)
 	Jobs(ctx context.Context, f store.JobFilter) ([]store.Job, error)
 	Imports(ctx context.Context, key string, job int64, limit int) ([]store.Import, error)
 	Events(ctx context.Context, f store.EventFilter) ([]store.Event, error)
@@ -165,6 +166,7 @@ type ImportList struct {
 // KeyList is an answer.
 type KeyList struct {
 	Keys []ManagedKey `json:"keys"`
+	More bool         `json:"more,omitempty"` // there are others behind these
 }
 
 // EventList is an answer.

@@ -128,7 +128,7 @@ func New(ctx context.Context, c Config) (*Queue, error) {
 		ID: c.Daemon, Logger: logger, Queues: queues, Workers: workers,
 		MaxAttempts: 1000, RetryPolicy: soon{}, JobTimeout: -1, RescueStuckJobsAfter: 20 * time.Minute, // the store reclaims much earlier
 		FetchPollInterval: c.Poll, FetchCooldown: min(c.Poll, 50*time.Millisecond), PollOnly: true,
-		CompletedJobRetentionPeriod: time.Hour, CancelledJobRetentionPeriod: time.Hour, DiscardedJobRetentionPeriod: 24 * time.Hour, // the store has them for ever
+		CompletedJobRetentionPeriod: time.Hour, CancelledJobRetentionPeriod: time.Hour, DiscardedJobRetentionPeriod: 24 * time.Hour, // the store has them as long as retention says
 	})
 	if err != nil {
 		return nil, fmt.Errorf("queue: %w", err)

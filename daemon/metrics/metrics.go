@@ -59,6 +59,7 @@ type Metrics struct {
 	calls     *prometheus.CounterVec
 	throttles *prometheus.CounterVec
 	ends      *prometheus.CounterVec
+	deleted   *prometheus.CounterVec
 	planTook  prometheus.Gauge
 
 	mu                         sync.Mutex
@@ -78,10 +79,11 @@ func New(version string, read func(ctx context.Context) (Snapshot, error)) *Metr
 	m.ends = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "hsmbridge_token_process_ends_total", Help: "Processes of the token's module that ended, by why: crash, deadline, protocol, replaced, closed.",
 	}, []string{"token", "reason"})
+	m.deleted = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_retention_deleted_total", Help: "Rows of the database that were deleted because they were older than retention says."}, []string{"what"})
 	m.planTook = prometheus.NewGauge(prometheus.GaugeOpts{Name: "hsmbridge_planner_pass_seconds", Help: "How long the planner's last pass took."})
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "hsmbridge_build_info", Help: "1, with the version as a label."}, []string{"version"})
 	info.WithLabelValues(version).Set(1)
-	m.registry.MustRegister(m.imports, m.steps, m.calls, m.throttles, m.ends, m.planTook, info, m,
+	m.registry.MustRegister(m.imports, m.steps, m.calls, m.throttles, m.ends, m.deleted, m.planTook, info, m,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -120,6 +122,9 @@ func (m *Metrics) ProcessBegan(token string) {
 
 // ProcessEnded counts the end of a process of a token's module.
 func (m *Metrics) ProcessEnded(token, reason string) { m.ends.WithLabelValues(token, reason).Inc() }
+
+// Deleted counts what retention deleted: jobs, imports.
+func (m *Metrics) Deleted(what string, n int64) { m.deleted.WithLabelValues(what).Add(float64(n)) }
 
 // Planned notes a pass of the planner.
 func (m *Metrics) Planned(took time.Duration, at time.Time) {

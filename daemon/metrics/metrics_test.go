@@ -40,6 +40,7 @@ func full() *Metrics {
 	m.Call("GetParametersForImport", "ThrottlingException")
 	m.ProcessBegan("hsm")
 	m.ProcessEnded("hsm", EndDeadline)
+	m.Deleted("jobs", 1)
 	m.Planned(time.Millisecond, time.Unix(1800000000, 0))
 	m.Watched(time.Unix(1800000001, 0))
 	m.Reloaded(false, time.Unix(1800000002, 0))

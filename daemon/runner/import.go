@@ -128,14 +128,8 @@ func (t *task) generate(ctx context.Context, token importer.Token, k configs.Key
 
 // neverImported says that nobody and nothing knows of an import of the key.
 func (t *task) neverImported(ctx context.Context, im *importer.Importer, token importer.Token, k configs.Key) (bool, error) {
-	done, err := t.Store.Imports(ctx, k.Name, 0, 100)
-	if err != nil {
+	if done, err := t.Store.Imported(ctx, k.Name, string(importer.Failed), string(importer.Waits)); err != nil || done {
 		return false, err
-	}
-	for _, i := range done {
-		if i.Result != string(importer.Failed) && i.Result != string(importer.Waits) {
-			return false, nil
-		}
 	}
 	for _, d := range k.Destinations {
 		o, err := im.Observe(ctx, importer.Request{Name: k.Name, KeySpec: k.KeySpec, Destination: d.ARN})

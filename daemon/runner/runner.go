@@ -226,7 +226,7 @@ func (t *task) do(ctx context.Context) (store.Outcome, error) {
 	c := t.Config()
 	k, ok := c.Key(t.job.Key)
 	if t.job.Kind == store.KindRevoke {
-		known, err := t.Store.Destinations(ctx)
+		known, err := t.Store.DestinationsOf(ctx, t.job.Key)
 		if err != nil {
 			return store.Outcome{}, unwritten(err)
 		}

@@ -74,9 +74,14 @@ func (s *Store) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 	if f.Last > 0 {
 		order, limit = "DESC", f.Last
 	}
-	before := cmp.Or(f.Before, math.MaxInt64)
-	list, err := query(ctx, s, s.read, scanEvent, `SELECT id, record FROM events
-		WHERE id > ? AND id < ? AND (? = '' OR key_name = ?) AND (? = 0 OR job_id = ?) ORDER BY id `+order+` LIMIT ?`, f.After, before, f.Key, f.Key, f.Job, f.Job, limit)
+	where, args := "id > ? AND id < ?", []any{f.After, cmp.Or(f.Before, math.MaxInt64)}
+	if f.Key != "" {
+		where, args = where+" AND key_name = ?", append(args, f.Key)
+	}
+	if f.Job != 0 {
+		where, args = where+" AND job_id = ?", append(args, f.Job)
+	}
+	list, err := query(ctx, s, s.read, scanEvent, "SELECT id, record FROM events WHERE "+where+" ORDER BY id "+order+" LIMIT ?", append(args, limit)...)
 	if f.Last > 0 {
 		for i, j := 0, len(list)-1; i < j; i, j = i+1, j-1 {
 			list[i], list[j] = list[j], list[i]

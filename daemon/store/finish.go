@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -203,9 +204,28 @@ func (tx *Tx) imported(ctx context.Context, key string, d Success) error {
 
 // Imports lists what happened to a key's destinations, the latest first.
 func (s *Store) Imports(ctx context.Context, key string, job int64, limit int) ([]Import, error) {
+	where, args := "1 = 1", []any{}
+	if key != "" {
+		where, args = where+" AND key_name = ?", append(args, key)
+	}
+	if job != 0 {
+		where, args = where+" AND job_id = ?", append(args, job)
+	}
 	return query(ctx, s, s.read, scanImport, `SELECT id, job_id, key_name, destination, generation, result, finished_at, wrapping_algorithm, wrapping_key_spec, mechanism,
-		wrapping_key_sha256, key_material_id, check_value, valid_to, proof, request_ids, error, error_class, details FROM imports
-		WHERE (? = '' OR key_name = ?) AND (CAST(? AS BIGINT) = 0 OR job_id = ?) ORDER BY id DESC LIMIT ?`, key, key, job, job, limit)
+		wrapping_key_sha256, key_material_id, check_value, valid_to, proof, request_ids, error, error_class, details FROM imports WHERE `+where+" ORDER BY id DESC LIMIT ?", append(args, limit)...)
+}
+
+// Imported says whether a key was ever given to KMS, as far as is known. Results that are not imports are named.
+func (s *Store) Imported(ctx context.Context, key string, not ...string) (bool, error) {
+	args := []any{key}
+	for _, result := range not {
+		args = append(args, result)
+	}
+	found, err := query(ctx, s, s.read, func(scan func(...any) error) (n int64, err error) {
+		err = scan(&n)
+		return n, err
+	}, "SELECT id FROM imports WHERE key_name = ? AND result NOT IN (''"+strings.Repeat(", ?", len(not))+") LIMIT 1", args...)
+	return len(found) > 0, err
 }
 
 func scanImport(scan func(...any) error) (Import, error) {

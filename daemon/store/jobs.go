@@ -172,10 +172,12 @@ func scanJob(scan func(...any) error) (Job, error) {
 
 // JobFilter says which jobs are wanted.
 type JobFilter struct {
-	ID    int64
-	Key   string
-	Open  bool // only open ones
-	Limit int  // 0: 1000
+	ID     int64
+	Key    string
+	Open   bool  // only open ones
+	State  State // only these; empty: all
+	Before int64 // only those with a smaller ID; 0: all
+	Limit  int   // 0: 1000
 }
 
 // Jobs lists jobs, the latest first.
@@ -189,6 +191,12 @@ func (s *Store) Jobs(ctx context.Context, f JobFilter) ([]Job, error) {
 	}
 	if f.Open {
 		where = append(where, "state IN ('queued', 'running', 'waiting')")
+	}
+	if f.State != "" {
+		where, args = append(where, "state = ?"), append(args, f.State)
+	}
+	if f.Before != 0 {
+		where, args = append(where, "id < ?"), append(args, f.Before)
 	}
 	if f.Limit == 0 {
 		f.Limit = 1000

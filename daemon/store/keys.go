@@ -3,6 +3,9 @@ package store
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -30,7 +33,22 @@ func (k Key) Paused() bool { return !k.PausedAt.IsZero() }
 func (k Key) Revoked() bool { return !k.RevokedAt.IsZero() }
 
 // Keys lists what is known of all keys, by name. A key without a row was never paused, revoked or rotated.
-func (s *Store) Keys(ctx context.Context) (map[string]Key, error) {
+func (s *Store) Keys(ctx context.Context) (map[string]Key, error) { return s.keys(ctx, "") }
+
+// KeysOf is the same for some keys.
+func (s *Store) KeysOf(ctx context.Context, names ...string) (map[string]Key, error) {
+	out := make(map[string]Key, len(names))
+	for part := range slices.Chunk(names, inOne) {
+		some, err := s.keys(ctx, " WHERE name IN (?"+strings.Repeat(", ?", len(part)-1)+")", anys(part)...)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(out, some)
+	}
+	return out, nil
+}
+
+func (s *Store) keys(ctx context.Context, where string, args ...any) (map[string]Key, error) {
 	list, err := query(ctx, s, s.read, func(scan func(...any) error) (Key, error) {
 		var k Key
 		var paused, revoked, waived, rotated, person int64
@@ -38,7 +56,7 @@ func (s *Store) Keys(ctx context.Context) (map[string]Key, error) {
 		k.NeedsPerson = person != 0
 		k.PausedAt, k.RevokedAt, k.WaivedAt, k.RotatedAt = stamp(paused), stamp(revoked), stamp(waived), stamp(rotated)
 		return k, err
-	}, "SELECT name, paused_at, paused_by, revoked_at, revoked_by, waived_at, waived_by, waived_reason, rotated_at, needs_person, error, error_class, error_code FROM keys")
+	}, "SELECT name, paused_at, paused_by, revoked_at, revoked_by, waived_at, waived_by, waived_reason, rotated_at, needs_person, error, error_class, error_code FROM keys"+where, args...)
 	out := make(map[string]Key, len(list))
 	for _, k := range list {
 		out[k.Name] = k

@@ -125,6 +125,14 @@ func (s *Store) Requests(ctx context.Context, f RequestFilter) ([]Request, error
 	return query(ctx, s, s.read, scanRequest, selectRequests+" WHERE "+strings.Join(where, " AND ")+" ORDER BY id DESC LIMIT ?", append(args, f.Limit)...)
 }
 
+// OpenRequests counts the requests that wait for signatures.
+func (s *Store) OpenRequests(ctx context.Context) (n int, err error) {
+	if err := s.read.QueryRowContext(ctx, "SELECT count(*) FROM requests WHERE state = 'open'").Scan(&n); err != nil {
+		return 0, fmt.Errorf("database: %w", err)
+	}
+	return n, nil
+}
+
 // Signatures lists what was handed in for a request, the first first.
 func (s *Store) Signatures(ctx context.Context, request int64) ([]Signature, error) {
 	return signatures(ctx, s, s.read, request)

@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -76,10 +78,52 @@ func (s *Store) See(ctx context.Context, seen []Seen) error {
 	})
 }
 
+const selectDestinations = `SELECT key_name, destination, seen_at, kms_state, present, valid_to, material_id, rotations, first_at, imported_at, life,
+	drilled_at, scheduled_at, proved_at, proof, needs_person, error, error_class, error_code, error_at FROM destinations`
+
 // Destinations lists what is known of all destinations.
 func (s *Store) Destinations(ctx context.Context) ([]Destination, error) {
-	return query(ctx, s, s.read, scanDestination, `SELECT key_name, destination, seen_at, kms_state, present, valid_to, material_id, rotations, first_at, imported_at, life,
-		drilled_at, scheduled_at, proved_at, proof, needs_person, error, error_class, error_code, error_at FROM destinations ORDER BY key_name, destination`)
+	return query(ctx, s, s.read, scanDestination, selectDestinations+" ORDER BY key_name, destination")
+}
+
+// DestinationsOf lists what is known of the destinations of some keys.
+func (s *Store) DestinationsOf(ctx context.Context, keys ...string) (list []Destination, err error) {
+	for part := range slices.Chunk(keys, inOne) {
+		some, err := query(ctx, s, s.read, scanDestination, selectDestinations+" WHERE key_name IN (?"+strings.Repeat(", ?", len(part)-1)+") ORDER BY key_name, destination", anys(part)...)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, some...)
+	}
+	return list, nil
+}
+
+// inOne is how many names go into one statement.
+const inOne = 500
+
+func anys(list []string) []any {
+	args := make([]any, len(list))
+	for i, x := range list {
+		args[i] = x
+	}
+	return args
+}
+
+// Troubled lists the destinations that wait for a person, at most so many.
+func (s *Store) Troubled(ctx context.Context, most int) ([]Destination, error) {
+	return query(ctx, s, s.read, scanDestination, selectDestinations+" WHERE needs_person = 1 ORDER BY key_name, destination LIMIT ?", most)
+}
+
+// Times lists all destinations as the planner sees them: whether KMS holds the material, and when what was done. What people read beyond that,
+// which is most of a row, is left out.
+func (s *Store) Times(ctx context.Context) ([]Destination, error) {
+	return query(ctx, s, s.read, func(scan func(...any) error) (d Destination, err error) {
+		var seen, present, validTo, first, imported, life, drilled, scheduled, person int64
+		err = scan(&d.Key, &d.Destination, &seen, &present, &validTo, &d.Rotations, &first, &imported, &life, &drilled, &scheduled, &person)
+		d.SeenAt, d.ValidTo, d.FirstAt, d.ImportedAt, d.DrilledAt, d.ScheduledAt = stamp(seen), stamp(validTo), stamp(first), stamp(imported), stamp(drilled), stamp(scheduled)
+		d.Present, d.NeedsPerson, d.Life = present != 0, person != 0, time.Duration(life)*time.Microsecond
+		return d, err
+	}, "SELECT key_name, destination, seen_at, present, valid_to, rotations, first_at, imported_at, life, drilled_at, scheduled_at, needs_person FROM destinations")
 }
 
 func scanDestination(scan func(...any) error) (Destination, error) {

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/zap"
 
 	"hsmbridge/configs"
@@ -84,6 +85,7 @@ func child() int {
 	}
 	d, err := daemon.New(ctx, daemon.Options{
 		Config: c, OpenToken: openToken(), Log: log, Version: "test", Lease: lease, Poll: poll, AfterStep: signalAt(),
+		Notify: func(state string) { _, _ = systemd.SdNotify(false, state) },
 		Load: func() (*configs.Config, error) { return configs.Load(os.Getenv(envConfig)) },
 	})
 	if err == nil {

@@ -30,7 +30,8 @@ func TestProgressLine(t *testing.T) {
 			t.Errorf("after %s: %q, want %q", step.after, got, step.want)
 		}
 	}
-	if p.end(); !strings.HasSuffix(out.String(), "\n") {
+	p.end()
+	if !strings.HasSuffix(out.String(), "\n") {
 		t.Error("the line does not end")
 	}
 }

@@ -86,7 +86,7 @@ func child() int {
 	d, err := daemon.New(ctx, daemon.Options{
 		Config: c, OpenToken: openToken(), Log: log, Version: "test", Lease: lease, Poll: poll, AfterStep: signalAt(),
 		Notify: func(state string) { _, _ = systemd.SdNotify(false, state) },
-		Load: func() (*configs.Config, error) { return configs.Load(os.Getenv(envConfig)) },
+		Load:   func() (*configs.Config, error) { return configs.Load(os.Getenv(envConfig)) },
 	})
 	if err == nil {
 		err = d.Run(ctx)

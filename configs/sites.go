@@ -80,11 +80,11 @@ func (k Key) ObjectIn(token string, u pkcs11uri.URI) pkcs11uri.URI {
 	if !ok {
 		return u
 	}
-	return copyOf(k.URI, r.URI, u)
+	return CopyOf(k.URI, r.URI, u)
 }
 
-// copyOf is the URI of the copy of u where that of key is called there; empty: the same.
-func copyOf(key, there, u pkcs11uri.URI) pkcs11uri.URI {
+// CopyOf is the URI of the copy of u, a generation of key, where the copy of key has the URI there; empty: the same.
+func CopyOf(key, there, u pkcs11uri.URI) pkcs11uri.URI {
 	if there.Object == "" && len(there.ID) == 0 {
 		return u
 	}

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -18,7 +19,9 @@ import (
 // sites is what a daemon knows of the others on its database, and of what they reach.
 type sites struct {
 	peers  atomic.Pointer[[]store.Daemon]
+	asked  atomic.Int64    // when: time since the start
 	usable map[string]bool // own tokens, at the last sign of life
+	beaten time.Time       // when that was
 }
 
 // beatEvery is how often a daemon gives the others a sign of life, and looks for what they left.
@@ -32,39 +35,49 @@ func (d *Daemon) beatEvery() time.Duration {
 
 // beat tells the others which tokens this daemon can use, and asks what they can. Jobs that waited for a token which can be used now begin.
 func (d *Daemon) beat(ctx context.Context) error {
-	now := map[string]string{}
+	now, fresh := map[string]string{}, []string{}
+	if d.sites.usable == nil || time.Since(d.sites.beaten) > d.store.LeaseTime() {
+		d.sites.usable = map[string]bool{} // this daemon was away for the others, and may be waited for
+	}
+	d.sites.beaten = time.Now()
 	for _, t := range d.tokenStates() {
-		if t.State != stateElsewhere {
-			now[t.Name] = t.State
+		if t.State == stateElsewhere {
+			continue
+		}
+		is := d.tokens.Usable(t.Name)
+		if now[t.Name] = t.State; !is && usableState(t.State) {
+			now[t.Name] = stateAway
+		}
+		if is && !d.sites.usable[t.Name] {
+			fresh = append(fresh, t.Name)
 		}
 	}
-	if d.sites.usable == nil {
-		d.sites.usable = map[string]bool{}
+	if d.store.Postgres() {
+		if err := errors.Join(d.store.Beat(ctx, now), d.peersNow(ctx)); err != nil {
+			return err
+		}
+	}
+	for _, name := range fresh { // the others know by now
+		if _, err := d.store.HurryToken(ctx, name, d.queue.Enqueue); err != nil {
+			return err
+		}
 	}
 	for name := range now {
-		is := d.tokens.Usable(name)
-		if !is && usableState(now[name]) {
-			now[name] = stateAway
-		}
-		if is && !d.sites.usable[name] {
-			if _, err := d.store.HurryToken(ctx, name, d.queue.Enqueue); err != nil {
-				return err
-			}
-		}
-		d.sites.usable[name] = is
+		d.sites.usable[name] = usableState(now[name])
 	}
-	if !d.store.Postgres() {
-		return nil
-	}
-	if err := d.store.Beat(ctx, now); err != nil {
-		return err
-	}
+	return nil
+}
+
+// peersNow asks who else is there.
+func (d *Daemon) peersNow(ctx context.Context) error {
+	at := int64(time.Since(d.started))
 	all, err := d.store.Daemons(ctx)
 	if err != nil {
 		return err
 	}
 	all = slices.DeleteFunc(all, func(p store.Daemon) bool { return p.Name == d.store.Daemon() })
 	d.sites.peers.Store(&all)
+	d.sites.asked.Store(at)
 	return nil
 }
 
@@ -76,8 +89,21 @@ const (
 
 func usableState(s string) bool { return s == "open" || s == "closed" || s == "opening" }
 
-// others says that another daemon, which is alive, can use one of the tokens.
-func (d *Daemon) others(tokens []string) bool {
+// others says that another daemon, which is alive, can use one of the tokens. Before it says no it asks again: one may have come in this moment.
+func (d *Daemon) others(ctx context.Context, tokens []string) bool {
+	const recent = 100 * time.Millisecond
+	if d.can(tokens) || !d.store.Postgres() {
+		return d.can(tokens)
+	}
+	if time.Since(d.started)-time.Duration(d.sites.asked.Load()) > recent {
+		if err := d.peersNow(ctx); err != nil {
+			d.log.Warn("database", zap.Error(err))
+		}
+	}
+	return d.can(tokens)
+}
+
+func (d *Daemon) can(tokens []string) bool {
 	for _, p := range d.peerList() {
 		if p.Alive && slices.ContainsFunc(tokens, func(t string) bool { return usableState(p.Tokens[t]) }) {
 			return true

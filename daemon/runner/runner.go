@@ -48,7 +48,7 @@ type Runner struct {
 	Log      *zap.Logger
 	Now      func() time.Time
 	// Others says that another daemon, which is alive, can use one of these tokens; nil: there is none.
-	Others func(tokens []string) bool
+	Others func(ctx context.Context, tokens []string) bool
 	// Wait is for tests with a clock of their own; nil: real time.
 	Wait func(ctx context.Context, d time.Duration) error
 	// AfterStep is called when a step is written down; for tests that end the process there. May be nil.

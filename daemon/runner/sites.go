@@ -41,7 +41,7 @@ func (r *Runner) leaves(ctx context.Context, j store.Job) (bool, error) {
 		return false, nil
 	}
 	w, err := r.choose(ctx, c, k, j)
-	return err == nil && len(w.here) == 0 && r.Others(w.elsewhere), err
+	return err == nil && len(w.here) == 0 && r.Others(ctx, w.elsewhere), err
 }
 
 // choose says which tokens can serve the job.
@@ -54,7 +54,7 @@ func (r *Runner) choose(ctx context.Context, c *configs.Config, k configs.Key, j
 	}
 	if named, err := r.named(ctx, c, k, j); err != nil {
 		return w, err
-	} else if named = slices.DeleteFunc(named, func(t string) bool { return !slices.Contains(able, t) }); len(named) > 0 && r.somebody(c, named) {
+	} else if named = slices.DeleteFunc(named, func(t string) bool { return !slices.Contains(able, t) }); len(named) > 0 && r.somebody(ctx, c, named) {
 		able = named // people allowed it for these; for another token they would have to be asked anew
 	}
 	w.elsewhere = able
@@ -73,8 +73,8 @@ func (r *Runner) choose(ctx context.Context, c *configs.Config, k configs.Key, j
 }
 
 // somebody says that this daemon or another can use one of the tokens.
-func (r *Runner) somebody(c *configs.Config, tokens []string) bool {
-	return slices.ContainsFunc(tokens, func(t string) bool { return c.Reach(t) && r.Tokens.Usable(t) }) || r.Others != nil && r.Others(tokens)
+func (r *Runner) somebody(ctx context.Context, c *configs.Config, tokens []string) bool {
+	return slices.ContainsFunc(tokens, func(t string) bool { return c.Reach(t) && r.Tokens.Usable(t) }) || r.Others != nil && r.Others(ctx, tokens)
 }
 
 // able are the tokens that can serve a job of the key, as far as the key is concerned: its own, and each replica that was seen to hold every
@@ -389,7 +389,7 @@ func (r *Runner) handOver(ctx context.Context, t *task, v *verdict, err error) {
 		return
 	}
 	w, cerr := r.choose(ctx, r.Config(), k, t.job)
-	if cerr != nil || !r.another(w, t.on) || code == codeOtherKey && slices.Contains(w.elsewhere, t.on) {
+	if cerr != nil || !r.another(ctx, w, t.on) || code == codeOtherKey && slices.Contains(w.elsewhere, t.on) {
 		return
 	}
 	if t.on != "" && code != codeOtherKey && code != codeNotHere {
@@ -401,8 +401,8 @@ func (r *Runner) handOver(ctx context.Context, t *task, v *verdict, err error) {
 }
 
 // another says that something other than the token can do the job now.
-func (r *Runner) another(w choice, on string) bool {
-	return slices.ContainsFunc(w.here, func(t string) bool { return t != on }) || r.Others != nil && r.Others(w.elsewhere)
+func (r *Runner) another(ctx context.Context, w choice, on string) bool {
+	return slices.ContainsFunc(w.here, func(t string) bool { return t != on }) || r.Others != nil && r.Others(ctx, w.elsewhere)
 }
 
 // fenced is a KMS client that does nothing irreversible for a process which may have lost the key's lock.

@@ -115,6 +115,7 @@ func TestFirstSchema(t *testing.T) {
 			for _, table := range []string{
 				"keys", "destinations", "materials", "material_ids", "jobs", "imports", "events", "parked", "locks", "limits", "hsmbridge_schema",
 				"audit_log", "audit_hashes", "checkpoints", "audit_exports", "requests", "signatures", "merged", "parameters",
+				"daemons", "replicas", "parked_here",
 			} {
 				if _, err := tx.exec(t.Context(), "DROP TABLE "+table); err != nil {
 					return err

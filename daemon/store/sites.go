@@ -124,7 +124,7 @@ func (s *Store) ParkHere(ctx context.Context, p Parked) error {
 			p.Token, s.daemon, micros(s.now()), p.Code, p.Reason); err != nil {
 			return err
 		}
-		return tx.event(ctx, Event{Kind: "parked", Message: p.Reason, Fields: map[string]string{"token": p.Token, "daemon": s.daemon}})
+		return tx.event(ctx, Event{Kind: "parked", Message: p.Reason, Fields: map[string]string{"token": p.Token}})
 	})
 }
 

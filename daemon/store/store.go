@@ -139,7 +139,10 @@ func (s *Store) openPostgres(ctx context.Context, o Config) error {
 	}
 	config.DialFunc = dialer().DialContext
 	db := stdlib.OpenDB(*config)
-	db.SetMaxOpenConns(16)
+	const most = 16
+	db.SetMaxOpenConns(most)
+	db.SetMaxIdleConns(most) // PostgreSQL starts a process for each: they are kept while the daemon is busy
+	db.SetConnMaxIdleTime(time.Minute)
 	s.write, s.read = db, db
 	if s.release, err = s.lockName(ctx); err != nil {
 		return errors.Join(err, db.Close())

@@ -70,9 +70,9 @@ func newFailover(t *testing.T) *failover {
 	for i := range 4 {
 		name, spec := "aes"+itoa(i), wrapping.SymmetricDefault
 		if i%2 == 1 {
-			name, spec = "mac"+itoa(i), wrapping.HMAC256
+			name, spec = "ec"+itoa(i), wrapping.ECCNISTP384
 		}
-		f.keys[name], _ = f.replicated(name, spec)
+		f.keys[name] = f.replicated(name, spec)
 	}
 	for _, on := range []string{"hsm", "other"} {
 		for i := range 2 {
@@ -250,7 +250,7 @@ func (f *failover) account(n int, took time.Duration) {
 		if state := f.emu.State(arn); state != "Enabled" {
 			f.t.Errorf("%s is %s", name, state)
 		}
-		if strings.HasPrefix(name, "mac") {
+		if strings.HasPrefix(name, "ec") {
 			continue
 		}
 		current := 0
@@ -287,9 +287,11 @@ func (f *failover) account(n int, took time.Duration) {
 			f.t.Errorf("in %s %d sessions and %d session objects are left", name, c.OpenSessions, c.SessionObjects)
 		}
 		seen := map[string]int{}
-		for line := range strings.Lines(m.Tool(f.t, "--list-objects")) {
-			if label, ok := strings.CutPrefix(strings.TrimSpace(line), "label:"); ok {
-				seen[strings.TrimSpace(label)]++
+		for _, class := range []string{"secrkey", "privkey"} {
+			for line := range strings.Lines(m.Tool(f.t, "--list-objects", "--type", class)) {
+				if label, ok := strings.CutPrefix(strings.TrimSpace(line), "label:"); ok {
+					seen[strings.TrimSpace(label)]++
+				}
 			}
 		}
 		for label, n := range seen {

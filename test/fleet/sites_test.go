@@ -53,7 +53,7 @@ func TestSites(t *testing.T) {
 		t.Run(x.name, func(t *testing.T) {
 			t.Parallel()
 			s := newSites(t, "call_timeout: 2s")
-			arn, _ := s.replicated("k", wrapping.SymmetricDefault)
+			arn := s.replicated("k", wrapping.SymmetricDefault)
 			two := s.daemon("two", []string{"other"})
 			soon(t, "a look into the other HSM", func() bool { return looked(two, "k", "other") })
 			_ = two.Process.Signal(syscall.SIGSTOP) // the first one is to begin
@@ -156,10 +156,10 @@ func looked(p *process, key, token string) bool {
 func TestSitesOtherKey(t *testing.T) {
 	t.Parallel()
 	s := newSites(t)
-	key := material(t)
-	hold(t, s.hsm, "k", wrapping.HMAC256, key)
-	hold(t, s.other, "k", wrapping.HMAC256, material(t))
-	arn := s.key("k", wrapping.HMAC256, "replicas: [{token: other}]")
+	key := material(t, wrapping.SymmetricDefault)
+	hold(t, s.hsm, "k", wrapping.SymmetricDefault, key)
+	hold(t, s.other, "k", wrapping.SymmetricDefault, material(t, wrapping.SymmetricDefault))
+	arn := s.key("k", wrapping.SymmetricDefault, "replicas: [{token: other}]")
 	p := s.daemon("one", []string{"hsm", "other"})
 	soon(t, "the refusal", func() bool {
 		jobs := jobsOf(p)
@@ -173,7 +173,7 @@ func TestSitesOtherKey(t *testing.T) {
 		t.Errorf("no event says so: %s", asJSON(p.events("k")))
 	}
 	s.other.Tool(t, "--delete-object", "--type", "secrkey", "--label", "k")
-	hold(t, s.other, "k", wrapping.HMAC256, key)
+	hold(t, s.other, "k", wrapping.SymmetricDefault, key)
 	jobs := p.settled()
 	if len(jobs) != 1 || jobs[0].State != store.Done {
 		t.Fatalf("the jobs are %s", asJSON(jobs))
@@ -184,7 +184,7 @@ func TestSitesOtherKey(t *testing.T) {
 
 	// Somebody exchanges the copy, and the first HSM is gone.
 	s.other.Tool(t, "--delete-object", "--type", "secrkey", "--label", "k")
-	hold(t, s.other, "k", wrapping.HMAC256, material(t))
+	hold(t, s.other, "k", wrapping.SymmetricDefault, material(t, wrapping.SymmetricDefault))
 	s.hsm.Script(t, "token removed")
 	imports := s.emu.Count("ImportKeyMaterial")
 	p.ask(store.KindImport, "k", true)
@@ -206,10 +206,10 @@ func TestSitesOtherKey(t *testing.T) {
 func TestSitesRotation(t *testing.T) {
 	t.Parallel()
 	s := newSites(t)
-	arn, _ := s.replicated("k", wrapping.SymmetricDefault)
+	arn := s.replicated("k", wrapping.SymmetricDefault)
 	one, two := s.daemon("one", []string{"hsm"}), s.daemon("two", []string{"other"})
 	one.settled()
-	next := material(t)
+	next := material(t, wrapping.SymmetricDefault)
 	hold(t, s.hsm, "k.2", wrapping.SymmetricDefault, next)
 	two.ask(store.KindRotate, "k", false)
 	soon(t, "the wait for a copy", func() bool {
@@ -242,7 +242,7 @@ func TestSitesRotation(t *testing.T) {
 func TestSitesApproval(t *testing.T) {
 	t.Parallel()
 	s := newSites(t)
-	s.replicated("k", wrapping.HMAC256)
+	s.replicated("k", wrapping.SymmetricDefault)
 	o := s.officers()
 	daemons := map[string]*process{"hsm": s.daemon("one", []string{"hsm"})}
 	soon(t, "the look into the first HSM", func() bool { return looked(daemons["hsm"], "k", "hsm") })
@@ -306,15 +306,13 @@ func TestSitesApproval(t *testing.T) {
 func TestSitesNobodyReaches(t *testing.T) {
 	t.Parallel()
 	s := newSites(t)
-	arn := s.key("k", wrapping.HMAC256)
+	arn := s.key("k", wrapping.SymmetricDefault)
 	two := s.daemon("two", []string{"other"})
 	soon(t, "the word that nobody reaches it", func() bool {
 		st, err := two.client.Status(t.Context())
 		return err == nil && slices.ContainsFunc(st.People, func(n control.NeedsPerson) bool { return n.Token == "hsm" && strings.Contains(n.Message, "no daemon") })
 	})
-	if jobs := jobsOf(two); len(jobs) != 1 || !jobs[0].State.Open() {
-		t.Errorf("the jobs are %s", asJSON(jobs))
-	}
+	soon(t, "the wait", func() bool { jobs := jobsOf(two); return len(jobs) == 1 && jobs[0].ErrorCode == "TokenNotReached" })
 	one := s.daemon("one", []string{"hsm"})
 	if jobs := one.settled(); len(jobs) != 1 || jobs[0].State != store.Done || jobs[0].Daemon != "one" {
 		t.Errorf("the jobs are %s", asJSON(jobs))

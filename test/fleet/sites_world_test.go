@@ -2,7 +2,11 @@ package fleet
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -58,9 +62,20 @@ func (s *sites) daemon(name string, reaches []string, env ...string) *process {
 	return s.launch(name, path, append([]string{envLease + "=2s"}, env...)...)
 }
 
-// material is 32 random bytes for a key that two HSMs are to hold.
-func material(tb testing.TB) []byte {
+// material is a key that two HSMs are to hold: 32 random bytes, or a private key in DER.
+func material(tb testing.TB, spec wrapping.KeySpec) []byte {
 	tb.Helper()
+	if spec.Kind() == wrapping.KindEC {
+		key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		der, err := x509.MarshalECPrivateKey(key)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		return der
+	}
 	b := make([]byte, 32)
 	if _, err := rand.Read(b); err != nil {
 		tb.Fatal(err)
@@ -72,26 +87,39 @@ func material(tb testing.TB) []byte {
 func hold(tb testing.TB, m shim.Module, label string, spec wrapping.KeySpec, key []byte) {
 	tb.Helper()
 	file := filepath.Join(tb.TempDir(), "key")
-	if err := os.WriteFile(file, key, 0o600); err != nil {
+	write := func(data []byte, args ...string) {
+		if err := os.WriteFile(file, data, 0o600); err != nil {
+			tb.Fatal(err)
+		}
+		m.Tool(tb, append([]string{"--write-object", file, "--label", label}, args...)...)
+		if err := os.Remove(file); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	if spec.Kind() != wrapping.KindEC {
+		write(key, "--type", "secrkey", "--key-type", "AES:32", "--sensitive", "--extractable", "--usage-decrypt")
+		return
+	}
+	private, err := x509.ParseECPrivateKey(key)
+	if err != nil {
 		tb.Fatal(err)
 	}
-	keyType, usage := "AES:32", "--usage-decrypt"
-	if spec.Kind() == wrapping.KindHMAC {
-		keyType, usage = "GENERIC:32", "--usage-sign"
-	}
-	m.Tool(tb, "--write-object", file, "--type", "secrkey", "--key-type", keyType, "--label", label, "--sensitive", "--extractable", usage)
-	if err := os.Remove(file); err != nil {
+	public, err := x509.MarshalPKIXPublicKey(&private.PublicKey)
+	if err != nil {
 		tb.Fatal(err)
 	}
+	id := hex.EncodeToString([]byte(label))
+	write(key, "--type", "privkey", "--id", id, "--sensitive", "--extractable", "--usage-sign")
+	write(public, "--type", "pubkey", "--id", id, "--usage-sign")
 }
 
 // replicated makes a key that both HSMs hold, and that the configuration says so of.
-func (s *sites) replicated(name string, spec wrapping.KeySpec) (arn string, key []byte) {
+func (s *sites) replicated(name string, spec wrapping.KeySpec) (arn string) {
 	s.t.Helper()
-	key = material(s.t)
+	key := material(s.t, spec)
 	hold(s.t, s.hsm, name, spec, key)
 	hold(s.t, s.other, name, spec, key)
-	return s.key(name, spec, "replicas: [{token: other}]"), key
+	return s.key(name, spec, "replicas: [{token: other}]")
 }
 
 // proxy is the wire to the database.

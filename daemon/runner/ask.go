@@ -56,7 +56,7 @@ func (t *task) askForAll(ctx context.Context, c *configs.Config, k configs.Key, 
 	}
 	var waits error
 	for _, g := range list {
-		if err := t.expect(ctx, k, g); err != nil {
+		if err := t.expect(ctx, k, token, g); err != nil {
 			return err
 		}
 		p, err := im.Plan(ctx, request(g))

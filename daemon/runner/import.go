@@ -111,7 +111,7 @@ func (t *task) first(ctx context.Context, k configs.Key, token importer.Token, g
 			return "", err
 		}
 	}
-	return identity, t.expect(ctx, k, g)
+	return identity, t.expect(ctx, k, token, g)
 }
 
 // renews says that the job imports also what KMS holds with the life asked for.

@@ -45,6 +45,7 @@ func rules() []rule {
 		{codes: CodeParked, do: again, first: 6 * h, most: 6 * h},                                                          // unparking lets its jobs begin at once
 		{codes: CodeResting, do: again, first: m, most: m},                                                                 //
 		{codes: CodeNotReached, do: again, first: m, most: 10 * m, person: true},                                           // a daemon that reaches it may come
+		{codes: codeOtherReplica, do: again, first: 30 * s, most: 10 * m, person: true},                                    // not tried there again; another token may come back
 		{codes: codeNotHere, do: again, first: 30 * s, most: 10 * m},                                                       // the key's own token may come back
 		{codes: codePINSource, do: rest, first: 5 * m, most: 5 * m, person: true},                                          // no login was tried
 		{codes: codeModuleDies, do: park, person: true},                                                                    // its process died again and again
@@ -106,6 +107,8 @@ const (
 	CodeNotReached = "TokenNotReached"
 	CodeNoReplica  = "NoReplica"
 	codeNotHere    = "NotHere"
+
+	codeOtherReplica = "OtherReplica"
 
 	CodeClock    = "ClockSkew"
 	codeRotating = "RotationPending"

@@ -44,7 +44,7 @@ func (t *task) rotate(ctx context.Context, c *configs.Config, k configs.Key) (o 
 	if g.Identity, err = t.everywhere(ctx, k, token, g); err != nil {
 		return o, err
 	}
-	if err := t.expect(ctx, k, g); err != nil {
+	if err := t.expect(ctx, k, token, g); err != nil {
 		return o, err
 	}
 	for _, group := range groups(k.Destinations) {

@@ -228,7 +228,16 @@ func (t *task) same(ctx context.Context, token importer.Token, key wrapping.Key)
 	if err := t.Store.SeeReplica(ctx, row, e); err != nil {
 		return unwritten(err)
 	}
-	return &Error{ErrCode: codeOtherKey, ErrClass: "caller", Message: "nothing was wrapped: " + message}
+	return t.wrong(message)
+}
+
+// wrong is the error about a token that holds another key: of the key's own token for a person, of a replica for whoever can use another token.
+func (t *task) wrong(message string) error {
+	e := &Error{ErrCode: codeOtherKey, ErrClass: "caller", Message: "nothing was wrapped: " + message}
+	if t.on != t.key.Token {
+		e.ErrCode, e.ErrClass = codeOtherReplica, "token"
+	}
+	return e
 }
 
 func otherKey(k configs.Key, r store.Replica, want string) string {
@@ -238,14 +247,26 @@ func otherKey(k configs.Key, r store.Replica, want string) string {
 // StepReplica tells of what tokens hold of a key that is in several.
 const StepReplica importer.Step = "replica"
 
-// expect notes which material the next wraps have to be of.
-func (t *task) expect(ctx context.Context, k configs.Key, g generation) error {
+// expect notes which material the next wraps have to be of, and holds that the token has it.
+func (t *task) expect(ctx context.Context, k configs.Key, token importer.Token, g generation) error {
 	if len(k.Replicas) == 0 {
 		return nil
 	}
 	rows, err := t.Store.Replicas(ctx, k.Name)
+	if err != nil {
+		return unwritten(err)
+	}
 	t.generation, t.want = g.Generation, Reference(k, g.Material, rows)
-	return unwritten(err)
+	row, err := t.Look(ctx, k, t.on, token, g.Material)
+	switch {
+	case err != nil:
+		return fmt.Errorf("look at %s in token %s: %w", g.uri, t.on, err)
+	case t.want != "" && row.Identity != "" && row.Identity != t.want:
+		return t.wrong(otherKey(k, row, t.want))
+	case row.Identity == "" && t.on != k.Token:
+		return &Error{ErrCode: codeNotHere, ErrClass: "token", Message: fmt.Sprintf("nothing was wrapped in token %s, as to %s (generation %d): %s", t.on, k.Name, g.Generation, row.Problem)}
+	}
+	return nil
 }
 
 // everywhere holds that new material is in every token that has to hold it, before it is imported for the first time, and gives what tells it.
@@ -364,6 +385,10 @@ func (r *Runner) Look(ctx context.Context, k configs.Key, name string, token imp
 	if was.Identity != row.Identity || was.Problem != row.Problem {
 		e = &store.Event{Kind: string(StepReplica), Key: k.Name, Message: seenMessage(k, row, Reference(k, m, rows)), Fields: map[string]string{"token": name, "identity": row.Identity}}
 	}
+	const fresh = time.Minute
+	if e == nil && r.Now().Sub(was.Seen).Abs() < fresh {
+		return row, nil // it stands there already
+	}
 	return row, unwritten(r.Store.SeeReplica(ctx, row, e))
 }
 
@@ -380,7 +405,7 @@ func seenMessage(k configs.Key, row store.Replica, want string) string {
 // handOver queues a job again at once that failed with a token and can be done with another one, here or by another daemon.
 func (r *Runner) handOver(ctx context.Context, t *task, v *verdict, err error) {
 	code := codeOf(err)
-	ofToken := v.do == rest || v.do == park || v.do == replace || Died(err) || slices.Contains([]string{CodeResting, CodeParked, CodeNotReached, codeNotHere}, code)
+	ofToken := v.do == rest || v.do == park || v.do == replace || Died(err) || slices.Contains([]string{CodeResting, CodeParked, CodeNotReached, codeNotHere, codeOtherReplica}, code)
 	if t.job.Token == "" || !(ofToken && v.outcome.State == store.Waiting || code == codeOtherKey) {
 		return
 	}
@@ -392,7 +417,7 @@ func (r *Runner) handOver(ctx context.Context, t *task, v *verdict, err error) {
 	if cerr != nil || !r.another(ctx, w, t.on) || code == codeOtherKey && slices.Contains(w.elsewhere, t.on) {
 		return
 	}
-	if t.on != "" && code != codeOtherKey && code != codeNotHere {
+	if t.on != "" && !slices.Contains([]string{codeOtherKey, codeOtherReplica, codeNotHere}, code) {
 		// Whether it works again is found out before another job is tried with it. Of a token that rests or is parked already nothing changes.
 		r.Tokens.Rest(ctx, t.on, r.Now().Add(restTime), err)
 	}

@@ -124,8 +124,8 @@ func (cs *clients) client(ctx context.Context, d configs.Destination) (importer.
 	client, err := kmsclient.New(ctx, kmsclient.Config{
 		Region: p.region, Endpoint: p.endpoint, Profile: p.profile, FIPS: p.fips, RoleARN: p.role, ExternalID: p.external, Now: cs.now,
 		Limit: cs.limit, HTTPClient: cs.http,
-		Log: func(call kmsclient.Call) {
-			cs.answered(call) //nolint:contextcheck // an answer counts also when whoever asked is gone
+		Log: func(call kmsclient.Call) { //nolint:contextcheck // an answer counts also when whoever asked is gone
+			cs.answered(call)
 			cs.calls(call)
 			cs.log.Debug("KMS call", zap.String("operation", call.Operation), zap.String("key", call.Key), zap.Int("attempt", call.Attempt),
 				zap.String("request_id", call.RequestID), zap.String("code", call.Code), zap.Duration("duration", call.Duration))

@@ -413,34 +413,6 @@ func (ts *tokens) unpark(ctx context.Context, name, actor string) error {
 	return nil
 }
 
-// write writes down that a token is parked: for all daemons, or where only this one's module is to blame for this one.
-func (ts *tokens) write(ctx context.Context, p store.Parked) error {
-	if runner.ParksHere(p.Code) {
-		return ts.store.ParkHere(ctx, p)
-	}
-	return ts.store.Park(ctx, p)
-}
-
-// Usable says that the daemon reaches a token and knows of no reason why it would not work.
-func (ts *tokens) Usable(name string) bool {
-	return ts.config().Reach(name) && !ts.slot(name).trouble.Load()
-}
-
-// revive finds out whether tokens that failed work again, so that no job has to. Those that rest or were told to be left alone are.
-func (ts *tokens) revive(ctx context.Context) {
-	for _, name := range ts.config().Reached() {
-		s := ts.slot(name)
-		if !s.trouble.Load() || !s.TryLock() {
-			continue
-		}
-		leave := s.resting.After(ts.now())
-		s.Unlock()
-		if !leave {
-			_, _ = ts.Get(ctx, name) // it writes down and logs what becomes of it
-		}
-	}
-}
-
 // shut closes a slot's token. Closing may take until the module's process is killed, so nobody waits for it.
 func (ts *tokens) shut(s *slot, name string) {
 	t := s.token

@@ -99,7 +99,7 @@ func (r *Runner) AskStanding(ctx context.Context, actor, key string, validFor ti
 	// A request names one HSM: there is one for each that this daemon reaches.
 	var out []store.Request
 	for _, name := range able {
-		if len(able) > 1 && !(c.Reach(name) && r.Tokens.Usable(name)) {
+		if here := c.Reach(name) && r.Tokens.Usable(name); len(able) > 1 && !here {
 			continue
 		}
 		list, err := r.standingIn(ctx, c, k, name, actor, validFor, why)

@@ -134,7 +134,8 @@ func (tx *Tx) hold(ctx context.Context, l *Lease) error {
 
 // Renew renews the lease.
 func (l *Lease) Renew(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, l.s.lease) // an answer that comes later says nothing any more
+	const enough = 5 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, max(l.s.lease, enough)) // an answer that comes later says nothing any more
 	defer cancel()
 	return l.renewing(func() error {
 		return l.s.Tx(ctx, func(tx *Tx) error { return tx.hold(ctx, l) })

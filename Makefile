@@ -14,6 +14,8 @@ TESTFLAGS ?=
 FUZZTIME   ?= 10s
 # How long make soak goes on.
 DURATION   ?= 1h
+# How many failures make failover makes.
+FAILURES   ?= 1000
 BENCHCOUNT ?= 3
 
 # Packages that need no HSM: they must build and pass without cgo.
@@ -91,6 +93,10 @@ fuzz: deps ## run every fuzz target for FUZZTIME each, with a table: runs, runs 
 .PHONY: soak
 soak: deps ## random imports and faults on two tokens for DURATION (1h), with an accounting
 	@DURATION=$(DURATION) scripts/soak
+
+.PHONY: failover
+failover: deps ## kill, freeze and cut off three daemons at two sites FAILURES (1000) times, with an accounting
+	FLEET_FAILURES=$(FAILURES) go test -count=1 -timeout 0 -v -run '^TestFailover$$' ./test/fleet
 
 .PHONY: bench
 bench: deps ## run every benchmark (some ten minutes) and write docs/performance.md

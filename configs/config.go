@@ -24,6 +24,8 @@ type Config struct {
 	KMS KMS `yaml:"kms,omitempty"`
 	// The HSM tokens that hold the keys.
 	Tokens []Token `yaml:"tokens" jsonschema:"required,minItems=1"`
+	// Names of the tokens that this daemon reaches, where several daemons at several sites share a PostgreSQL database and a configuration. Empty: all of them.
+	Reaches []string `yaml:"reaches,omitempty" jsonschema:"uniqueItems=true"`
 	// The managed keys: an object in a token and the KMS keys that it feeds. Nothing else is ever wrapped.
 	Keys []Key `yaml:"keys,omitempty"`
 	// Who has to approve what is done with keys, for every key. A key can have an approval of its own; what that leaves out is taken from here. Empty: nobody.
@@ -106,12 +108,14 @@ func (c *Command) UnmarshalText(text []byte) error {
 type Key struct {
 	// Name by which commands, logs and the audit refer to the key.
 	Name string `yaml:"name" jsonschema:"required"`
-	// Name of the token that holds the key.
+	// Name of the token that holds the key, and in which new key material is made.
 	Token string `yaml:"token" jsonschema:"required"`
 	// PKCS #11 URI (RFC 7512) that matches exactly one key in the token: by object (its label) or id, and type.
 	URI pkcs11uri.URI `yaml:"uri" jsonschema:"required"`
 	// Key spec in AWS's spelling. It is checked against the object and against the KMS keys.
 	KeySpec wrapping.KeySpec `yaml:"key_spec" jsonschema:"required"`
+	// Other tokens that hold the same key: any of them serves, by whichever daemon reaches it. hsmbridge makes no copies, the HSM's own tools do.
+	Replicas []Replica `yaml:"replicas,omitempty"`
 	// Whether to generate the key in the token when it is not there.
 	Generate Generate `yaml:"generate,omitempty"`
 	// When KMS deletes the imported key material, counted from the import: at most 365d, or never.

@@ -46,6 +46,9 @@ func (c *Config) names(token string, k wrapping.Key) bool {
 		if !uri.HasObjectAttributes() {
 			uri = managed.URI
 		}
+		if r, ok := managed.Replica(token); ok && is(CopyOf(managed.URI, r.URI, managed.URI)) {
+			return true
+		}
 		return managed.Token == token && is(managed.URI) || managed.Backup.Token == token && is(uri)
 	})
 }

@@ -176,8 +176,9 @@ func refinements() map[string]func(*reflector.Schema) {
 				given("stdout", &reflector.Schema{Const: true}),
 			}
 		},
-		"Key.name":  name,
-		"Key.prove": func(s *reflector.Schema) { s.Default = true },
+		"Replica.required": func(s *reflector.Schema) { s.Default = true },
+		"Key.name":         name,
+		"Key.prove":        func(s *reflector.Schema) { s.Default = true },
 	}
 }
 

@@ -32,6 +32,7 @@ func (v validator) daemon() {
 		v.matches("name", v.c.Name, namePattern, nameForm)
 	}
 	v.database()
+	v.reaches()
 	v.quotas()
 	v.control()
 	v.listen("metrics.listen", v.c.Metrics.Listen, "write 127.0.0.1:9464, or 0.0.0.0:9464 if every host may read them", false)

@@ -27,6 +27,7 @@ func (v validator) key(path string, k *Key) {
 	v.schedule(path+".schedule", k.Schedule)
 	v.window(path+".window", k.Window)
 	v.backup(path, k)
+	v.replicas(path, k)
 	if at := path + ".destinations"; v.ok(at) && len(k.Destinations) == 0 {
 		v.problem(at, "destinations is empty%s", whyRequired("destinations"))
 	}

@@ -103,7 +103,7 @@ func (a *auditor) last(ctx context.Context) {
 	const quick = 5 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, quick)
 	defer cancel()
-	if a.config().Audit.Token != "" {
+	if a.signs() {
 		if _, err := a.sign(ctx); err != nil {
 			a.log.Warn("the last checkpoint of the audit log could not be signed; the next start does it", zap.Error(err))
 		}
@@ -114,9 +114,15 @@ func (a *auditor) last(ctx context.Context) {
 // retrySigning is how long a token is left alone that did not sign.
 const retrySigning = 30 * time.Second
 
+// signs says that this daemon signs: it reaches the token with the key. Where it does not, another one has to.
+func (a *auditor) signs() bool {
+	c := a.config()
+	return c.Audit.Token != "" && c.Reach(c.Audit.Token)
+}
+
 func (a *auditor) signIfDue(ctx context.Context) error {
 	c := a.config().Audit
-	if c.Token == "" {
+	if !a.signs() {
 		return nil
 	}
 	size, err := a.store.LastEvent(ctx)

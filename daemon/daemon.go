@@ -65,6 +65,7 @@ type Daemon struct {
 	auditor *auditor
 
 	refusals refusals
+	sites    sites
 
 	config atomic.Pointer[configs.Config]
 	keys   atomic.Pointer[[]schedule.Key]
@@ -132,11 +133,7 @@ func (d *Daemon) wire(ctx context.Context) error {
 	d.clients.keeper = &keeper{store: d.store, key: d.auditor.key, config: d.config.Load, log: d.log, now: d.now, mine: map[string]kept{}}
 	d.runner = &runner.Runner{
 		Store: d.store, Config: d.config.Load, Tokens: d.tokens, KMS: d.clients.client, Observer: observer{d}, Log: d.log, Now: d.now, Wait: d.o.Wait,
-		AfterStep: d.o.AfterStep,
-	}
-	var names []string
-	for _, t := range d.config.Load().Tokens {
-		names = append(names, t.Name)
+		AfterStep: d.o.AfterStep, Others: d.others,
 	}
 	left, err := d.store.OpenPlaces(ctx)
 	if err != nil {
@@ -144,7 +141,7 @@ func (d *Daemon) wire(ctx context.Context) error {
 	}
 	err = d.store.Exclusively(ctx, func() (err error) {
 		d.queue, err = jobs.New(ctx, jobs.Config{
-			DB: d.store.DB(), Postgres: d.store.Postgres(), Daemon: d.store.Daemon(), Tokens: names, Places: d.places(d.config.Load(), left), Poll: d.o.Poll, Work: d.runner.Work, Log: d.log,
+			DB: d.store.DB(), Postgres: d.store.Postgres(), Daemon: d.store.Daemon(), Tokens: sets(d.config.Load()), Places: d.places(d.config.Load(), left), Poll: d.o.Poll, Work: d.runner.Work, Log: d.log,
 		})
 		return err
 	})
@@ -198,6 +195,7 @@ func (d *Daemon) Start(ctx context.Context) (stop func() error, err error) {
 		wg.Go(func() { d.loop(loops) })
 		wg.Go(func() { d.auditor.run(loops) })
 		wg.Go(func() { d.retain(loops) })
+		wg.Go(func() { d.watchSites(loops) })
 	}
 	wg.Go(func() { d.watchdog(loops) })
 	d.ready.Store(true)
@@ -220,6 +218,9 @@ func (d *Daemon) Start(ctx context.Context) (stop func() error, err error) {
 				_ = s.Close() // somebody follows the events
 			}
 			done()
+		}
+		if err := d.store.Leave(end); err != nil {
+			d.log.Warn("the others will see that this daemon is gone, and not that it ended in good order", zap.Error(err))
 		}
 		if err := d.store.AddEvent(end, store.Event{Kind: "stop", Message: "ended"}); err != nil {
 			d.log.Warn("the end could not be written down", zap.Error(err))
@@ -318,7 +319,7 @@ func (d *Daemon) loop(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			d.log.Error("what is due could not be worked out; it is tried again", zap.Error(err))
 		}
-		timer.Reset(wakeEvery)
+		timer.Reset(d.beatEvery())
 	}
 }
 
@@ -396,8 +397,8 @@ func (d *Daemon) reload(ctx context.Context, actor string) error {
 	if err != nil {
 		return err
 	}
-	for _, t := range c.Tokens {
-		if err := d.queue.Serve(jobs.Place{Token: t.Name}); err != nil {
+	for _, set := range sets(c) {
+		if err := d.queue.Serve(jobs.Place{Token: set}); err != nil {
 			return err
 		}
 	}

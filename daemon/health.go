@@ -144,6 +144,9 @@ func (d *Daemon) snapshot(ctx context.Context) (metrics.Snapshot, error) {
 		return s, err
 	}
 	for _, t := range d.tokenStates() {
+		if t.State == stateElsewhere {
+			continue // its own daemon tells of it
+		}
 		s.Tokens = append(s.Tokens, metrics.Token{Name: t.Name, Up: t.State != "resting" && t.State != "parked", Parked: t.State == "parked", TriesLow: t.PINTriesLow, Sessions: t.Busy})
 	}
 	return s, nil

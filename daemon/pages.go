@@ -131,6 +131,9 @@ func (d *Daemon) managed(ctx context.Context, at []int) ([]control.ManagedKey, e
 	for _, i := range at {
 		k := c.Keys[i]
 		x := control.ManagedKey{Name: k.Name, Token: k.Token, KeySpec: string(k.KeySpec), Expires: k.Expires.String(), State: known.keys[k.Name]}
+		if len(k.Replicas) > 0 {
+			x.Tokens = k.Tokens()
+		}
 		for _, dest := range k.Destinations {
 			s := known.destination(k.Name, dest.ARN)
 			x.Destinations = append(x.Destinations, s)

@@ -85,7 +85,7 @@ func (k *keeper) take(ctx context.Context, arn, algorithm, spec, endpoint string
 
 // load reads parameters that an earlier process, or another daemon, fetched and did not use. What does not verify is taken away.
 func (k *keeper) load(ctx context.Context, arn, algorithm, spec, endpoint string) (kept, bool) {
-	if k.config().Audit.Token == "" {
+	if c := k.config(); c.Audit.Token == "" || !c.Reach(c.Audit.Token) {
 		return kept{}, false
 	}
 	row, found, err := k.store.KeptParameters(ctx, arn, algorithm, spec, endpoint)
@@ -137,7 +137,7 @@ func (k *keeper) sign(ctx context.Context, row *store.Parameters) bool {
 	k.mu.Lock()
 	resting := k.now().Sub(k.failed).Abs() < retrySigning
 	k.mu.Unlock()
-	if k.config().Audit.Token == "" || resting {
+	if c := k.config(); c.Audit.Token == "" || !c.Reach(c.Audit.Token) || resting {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, signTime)

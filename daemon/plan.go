@@ -24,7 +24,7 @@ func compile(c *configs.Config) ([]schedule.Key, error) {
 	keys := make([]schedule.Key, len(c.Keys))
 	for i, k := range c.Keys {
 		s := schedule.Key{
-			Name: k.Name, Token: k.Token, Expires: k.Expires.Duration(), RenewBefore: k.Renewal(),
+			Name: k.Name, Token: k.TokenSet(), Expires: k.Expires.Duration(), RenewBefore: k.Renewal(),
 			RotateEvery: k.RotateEvery.Duration(), DrillEvery: k.DrillEvery.Duration(),
 		}
 		for _, d := range k.Destinations {
@@ -135,8 +135,11 @@ func (d *Daemon) Tick(ctx context.Context) error {
 	return d.plan(ctx)
 }
 
-// wake queues waiting jobs whose time has come, and jobs of daemons that are gone.
+// wake gives a sign of life, and queues waiting jobs whose time has come, and jobs of daemons that are gone.
 func (d *Daemon) wake(ctx context.Context) error {
+	if err := d.beat(ctx); err != nil {
+		return err
+	}
 	if _, err := d.store.ExpireRequests(ctx, d.queue.Enqueue); err != nil {
 		return err
 	}

@@ -105,7 +105,7 @@ func (d *Daemon) Queue(ctx context.Context, actor string, r control.StartRequest
 		case s.Paused() && r.Kind != store.KindReconcile:
 			return nil, fmt.Errorf("%s was paused by %s at %s; run hsmbridge resume %s first; nothing was queued: %w", name, s.PausedBy, s.PausedAt.Format(time.RFC3339), name, control.ErrRefused)
 		}
-		j := store.Job{Key: name, Kind: r.Kind, Token: k.Token, RequestedBy: actor, Reason: "asked for", Options: store.Options{Renew: r.Renew || r.Drill, Why: r.Why}}
+		j := store.Job{Key: name, Kind: r.Kind, Token: k.TokenSet(), RequestedBy: actor, Reason: "asked for", Options: store.Options{Renew: r.Renew || r.Drill, Why: r.Why}}
 		if r.Drill {
 			j.Reason = string(schedule.Drill)
 		}

@@ -69,12 +69,14 @@ func (d *Daemon) places(c *configs.Config, open []store.Job) []jobs.Place {
 		out = append(out, p)
 	}
 	for _, k := range c.Keys {
-		for _, dest := range k.Destinations {
-			add(k.Token, dest.ARN)
+		if set := k.TokenSet(); reaches(c, set) {
+			for _, dest := range k.Destinations {
+				add(set, dest.ARN)
+			}
 		}
 	}
 	for _, j := range open {
-		if _, ok := c.Token(j.Token); ok {
+		if reaches(c, j.Token) {
 			add(j.Token, j.Destination)
 		}
 	}

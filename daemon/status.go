@@ -18,6 +18,11 @@ func (d *Daemon) tokenStates() []control.Token {
 	var out []control.Token
 	for _, c := range d.config.Load().Tokens {
 		t := control.Token{Name: c.Name, State: "closed"}
+		if !d.config.Load().Reach(c.Name) {
+			t.State = stateElsewhere
+			out = append(out, t)
+			continue
+		}
 		s := d.tokens.slot(c.Name)
 		if !s.TryLock() {
 			t.State = "opening"
@@ -60,6 +65,10 @@ func (d *Daemon) Status(ctx context.Context) (control.Status, error) {
 		return s, err
 	}
 	s.Jobs = jobs
+	s.Daemons = d.daemons(s.Tokens)
+	if err := d.unserved(ctx, &s, c); err != nil {
+		return s, err
+	}
 	if s.Audit, err = d.auditor.state(ctx); err != nil {
 		return s, err
 	}
@@ -166,7 +175,14 @@ func (d *Daemon) Keys(ctx context.Context, name string) ([]control.ManagedKey, e
 	}
 	out, err := d.managed(ctx, at)
 	if err == nil && name != "" {
-		out[0].Materials, err = d.store.Materials(ctx, name)
+		if out[0].Materials, err = d.store.Materials(ctx, name); err != nil || len(out[0].Tokens) == 0 {
+			return out, err
+		}
+		rows, rerr := d.store.Replicas(ctx, name)
+		if k, ok := d.config.Load().Key(name); ok {
+			out[0].Replicas = replicaStates(k, out[0].Materials, rows)
+		}
+		err = rerr
 	}
 	return out, err
 }

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -72,6 +73,8 @@ type slot struct {
 	low     bool
 	begun   bool // it stands in the database that a login is under way
 
+	trouble atomic.Bool // it was parked, rests, or was not opened since: see Usable
+
 	unwritten bool        // it does not stand in the database that the token is parked
 	warned    []string    // of the open token: what a person should know of it and of its keys
 	deaths    []time.Time // of the processes of its module
@@ -97,6 +100,7 @@ func (ts *tokens) load(ctx context.Context) error {
 		switch {
 		case p.Code != store.LoginBegun:
 			s.parked = &p
+			s.trouble.Store(true)
 		case p.Daemon == ts.store.Daemon():
 			ts.park(ctx, name, s, unknownLogin(p))
 		}
@@ -108,7 +112,7 @@ func (ts *tokens) load(ctx context.Context) error {
 // begun is a login that somebody has begun and of which nobody has written down how it ended.
 func (ts *tokens) look(ctx context.Context, name string, s *slot) (begun *store.Parked, err error) {
 	if s.unwritten && s.parked != nil {
-		if err := ts.store.Park(ctx, *s.parked); err != nil {
+		if err := ts.write(ctx, *s.parked); err != nil {
 			return nil, err
 		}
 		s.unwritten = false
@@ -124,6 +128,7 @@ func (ts *tokens) look(ctx context.Context, name string, s *slot) (begun *store.
 	switch {
 	case ok:
 		s.parked = &p
+		s.trouble.Store(true)
 	case s.parked != nil:
 		s.parked, s.again = nil, true
 	}
@@ -157,6 +162,8 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 		ts.ended(ctx, name, s)
 	}
 	switch {
+	case ok && !ts.config().Reach(name):
+		return nil, &runner.Error{ErrCode: runner.CodeNotReached, ErrClass: "token", Message: fmt.Sprintf("daemon %s does not reach token %s (reaches:)", ts.store.Daemon(), name)}
 	case !ok:
 		return nil, &runner.Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: "the configuration has no token " + name}
 	case s.parked != nil:
@@ -186,6 +193,7 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 	}
 	ts.ended(ctx, name, s)
 	s.again, s.low, s.config, s.cause = false, token.PINTriesLow(), c, ""
+	s.trouble.Store(false)
 	s.token = &tracked{Token: token}
 	go ts.attend(context.WithoutCancel(ctx), name, s, s.token)
 	id := token.Identity()
@@ -311,6 +319,7 @@ func (ts *tokens) failed(ctx context.Context, name string, s *slot, err error) e
 	}
 	rest := runner.Rests(err)
 	s.resting, s.cause = ts.now().Add(rest), err.Error()
+	s.trouble.Store(true)
 	ts.log.Warn("token cannot be opened", zap.String("token", name), zap.Duration("next_try_in", rest), zap.Error(err))
 	return err
 }
@@ -375,6 +384,7 @@ func (ts *tokens) Rest(_ context.Context, name string, until time.Time, cause er
 		return
 	}
 	s.resting, s.cause = until, cause.Error()
+	s.trouble.Store(true)
 	ts.log.Warn("token is left alone for a while", zap.String("token", name), zap.Time("until", until), zap.Error(cause))
 	ts.shut(s, name)
 }
@@ -392,8 +402,9 @@ func (ts *tokens) Park(ctx context.Context, name string, cause error) {
 func (ts *tokens) park(ctx context.Context, name string, s *slot, cause error) {
 	p := store.Parked{Token: name, At: ts.now(), Code: runner.Code(cause), Reason: cause.Error()}
 	s.parked = &p
+	s.trouble.Store(true)
 	ts.log.Error("token is parked until a person acts", zap.String("token", name), zap.Error(cause))
-	if err := ts.store.Park(context.WithoutCancel(ctx), p); err != nil {
+	if err := ts.write(context.WithoutCancel(ctx), p); err != nil {
 		s.unwritten = true
 		ts.log.Error("that a token is parked could not be written down yet", zap.String("token", name), zap.Error(err))
 	}
@@ -416,6 +427,7 @@ func (ts *tokens) unpark(ctx context.Context, name, actor string) error {
 		return fmt.Errorf("token %s is not parked: %w", name, control.ErrRefused)
 	}
 	s.parked, s.resting, s.cause, s.again, s.deaths = nil, time.Time{}, "", found, nil
+	s.trouble.Store(false)
 	return nil
 }
 

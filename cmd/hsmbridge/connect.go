@@ -65,7 +65,7 @@ func (a *app) connectTokens(names []string) (*connections, []string, error) {
 		return nil, nil, err
 	}
 	if len(names) == 0 {
-		names = tokenNames(c)
+		names = c.Reached()
 	}
 	if err := knownTokens(c, names); err != nil {
 		return nil, nil, err
@@ -119,6 +119,10 @@ func (c *connections) token(ctx context.Context, name string) (*remote.Token, er
 		return nil, err // no login after Ctrl-C
 	}
 	t, _ := c.config.Token(name)
+	if !c.config.Reach(name) {
+		c.failed[name] = &exitError{exitToken, fmt.Errorf("token %s is not reached from here (reaches: in the configuration)", name)}
+		return nil, c.failed[name]
+	}
 	if err := c.app.parkedByDaemon(ctx, c.config, name); err != nil {
 		c.failed[name] = err
 		return nil, err

@@ -94,6 +94,9 @@ func (a *app) listKeys(ctx context.Context, names []string) error {
 			return err
 		}
 	}
+	if err := a.replicas(ctx, conn); err != nil {
+		failed = append(failed, err)
+	}
 	return several(failed)
 }
 

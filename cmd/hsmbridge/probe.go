@@ -101,6 +101,9 @@ func (a *app) probe(ctx context.Context, names []string) error {
 		}
 		r.print(a)
 	}
+	if err := a.replicas(ctx, conn); err != nil {
+		failed = append(failed, err)
+	}
 	return several(failed)
 }
 

@@ -84,6 +84,8 @@ func (a *app) printStatus(s control.Status) {
 		switch {
 		case t.State == "resting":
 			note = "left alone until " + t.Until.UTC().Format(time.RFC3339)
+		case t.State == "elsewhere":
+			note = "not reached from here"
 		case t.State == "closed":
 			note = "opened when there is something to do with it"
 		case t.PINTriesLow:
@@ -100,6 +102,7 @@ func (a *app) printStatus(s control.Status) {
 			wrapped(a.out, "  "+t.Name+": ", "    ", printable(w))
 		}
 	}
+	a.printDaemons(s)
 	if len(s.Running) > 0 {
 		fmt.Fprintln(a.out)
 		rows = rows[:0]
@@ -169,7 +172,11 @@ func (a *app) keyStatus(ctx context.Context, c *control.Client, name string) err
 	if a.json {
 		return writeJSON(a.out, k)
 	}
-	fmt.Fprintf(a.out, "%s, %s in token %s, expires %s\n", k.Name, k.KeySpec, k.Token, k.Expires)
+	where := "token " + k.Token
+	if len(k.Tokens) > 1 {
+		where = "tokens " + strings.Join(k.Tokens, ", ")
+	}
+	fmt.Fprintf(a.out, "%s, %s in %s, expires %s\n", k.Name, k.KeySpec, where, k.Expires)
 	for _, line := range [][2]string{
 		{"paused", since(k.State.PausedAt, k.State.PausedBy, "")},
 		{"revoked", since(k.State.RevokedAt, k.State.RevokedBy, "")},
@@ -207,6 +214,7 @@ func (a *app) keyStatus(ctx context.Context, c *control.Client, name string) err
 		}
 		table(a.out, []string{"GENERATION", "OBJECT", "CHECK VALUE", "IN USE SINCE"}, rows)
 	}
+	a.printReplicas(k.Replicas)
 	return nil
 }
 

@@ -62,6 +62,12 @@ type (
 	Generation struct {
 		Generation string `json:"generation,omitempty"` // number of the generation, from 1
 	}
+	// Replica tells: what a token holds of a key that several tokens hold.
+	Replica struct {
+		Token    string `json:"token,omitempty"`    // its name in the configuration
+		Identity string `json:"identity,omitempty"` // what tells the material: check value, public key, MAC; none: it is not there, or the token does not tell
+		Expected string `json:"expected,omitempty"` // what it has to be, where it is another key
+	}
 	// Outcome tells: how an import ended.
 	Outcome struct {
 		Result string `json:"result,omitempty"` // imported, reimported, restored, unchanged, waits, failed
@@ -159,6 +165,7 @@ func kinds() map[Kind]func() any {
 		"generate":   of[Generate],   // a key was made in the token
 		"generation": of[Generation], // a key object of a later generation is used
 		"backup":     of[None],       // the backup token holds a copy of the key
+		"replica":    of[Replica],    // what a token holds of a key that several tokens hold is otherwise than before, or was compared
 		"intent":     of[Intent],     // what will be done now
 		"parameters": of[Parameters], // KMS gave a wrapping public key and an import token, or refused to
 		"allowed":    of[Allowed],    // immediately before a wrap the approval was checked again

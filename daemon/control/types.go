@@ -60,6 +60,7 @@ type Status struct {
 	NotReady string         `json:"not_ready,omitempty"` // why
 	Jobs     map[string]int `json:"jobs"`                // open jobs by state
 	Tokens   []Token        `json:"tokens"`
+	Daemons  []Site         `json:"daemons,omitempty"` // those on a shared database
 	Counts   Counts         `json:"counts"`
 	Next     []Expiry       `json:"next"`    // what expires next, at most 20
 	Running  []store.Job    `json:"running"` // at most 20
@@ -82,7 +83,7 @@ type Counts struct {
 // Token is a token of the configuration.
 type Token struct {
 	Name        string    `json:"name"`
-	State       string    `json:"state"` // open, closed, resting, parked
+	State       string    `json:"state"` // open, opening, closed, resting, parked, elsewhere (this daemon does not reach it)
 	Reason      string    `json:"reason,omitempty"`
 	Until       time.Time `json:"until,omitzero"` // of resting
 	Serial      string    `json:"serial,omitempty"`
@@ -91,6 +92,21 @@ type Token struct {
 	PINTriesLow bool      `json:"pin_tries_low,omitempty"`
 	Warnings    []string  `json:"warnings,omitempty"` // of an open token: what a person should know of it and of its keys
 	Busy        int       `json:"busy"`               // calls that run now
+}
+
+// Replica is what a token holds of a key that several tokens hold.
+type Replica struct {
+	store.Replica
+	Required bool `json:"required"` // new material waits for it
+	Agrees   bool `json:"agrees"`   // it is the material that it has to be; else see problem
+}
+
+// Site is a daemon among those that share a database.
+type Site struct {
+	Name   string            `json:"name"`
+	Alive  bool              `json:"alive"`
+	Seen   time.Time         `json:"seen"`   // its last sign of life
+	Tokens map[string]string `json:"tokens"` // that it reaches, with their states there
 }
 
 // Expiry is a destination and when it ends.
@@ -122,6 +138,8 @@ type ManagedKey struct {
 	Destinations []store.Destination `json:"destinations"`
 	Renewals     []time.Time         `json:"renewals"` // by destination; zero: none
 	Materials    []store.Material    `json:"materials,omitempty"`
+	Tokens       []string            `json:"tokens,omitempty"`   // all that hold the key, if there are several
+	Replicas     []Replica           `json:"replicas,omitempty"` // what they hold of it
 }
 
 // StartRequest asks for jobs.

@@ -30,7 +30,7 @@ type Config struct {
 	DB       *sql.DB
 	Postgres bool
 	Daemon   string        // its name among those on the database
-	Tokens   []string      // whose jobs this daemon does; jobs that need no token are for every daemon
+	Tokens   []string      // whose jobs this daemon does, as [store.Job.Token] has them; jobs that need no token are for every daemon
 	Places   []Place       // of destinations: each has a queue of its own, so that none waits behind another's
 	Workers  int           // jobs of one queue at a time; 0: 4
 	Poll     time.Duration // how often the queue is looked at; 0: half a second

@@ -81,8 +81,8 @@ func (t *task) current(a importer.Act) (*configs.Config, configs.Key, error) {
 	// Who approves is decided anew each time and may differ.
 	was, is := t.key, k
 	was.Approval, is.Approval = configs.Approval{}, configs.Approval{}
-	before, _ := t.config.Token(k.Token)
-	now, _ := c.Token(k.Token)
+	before, _ := t.config.Token(t.on)
+	now, _ := c.Token(t.on)
 	if !reflect.DeepEqual(was, is) || !reflect.DeepEqual(before, now) || !reflect.DeepEqual(t.config.KMS, c.KMS) || !reflect.DeepEqual(t.config.Wrapping, c.Wrapping) {
 		return c, k, &Error{ErrCode: codeChanged, ErrClass: "caller", Message: "the configuration of " + k.Name + " has changed since the job began, so nothing was wrapped; it begins anew by what the configuration says now"}
 	}
@@ -94,6 +94,9 @@ func (t *task) current(a importer.Act) (*configs.Config, configs.Key, error) {
 func (t *task) authorize(ctx context.Context, g *gated, a importer.Act) error {
 	c, k, err := t.current(a)
 	if err != nil {
+		return err
+	}
+	if err := t.same(ctx, g, a.Key); err != nil {
 		return err
 	}
 	rules, needed := c.ApprovalFor(k)
@@ -252,7 +255,7 @@ func (t *task) why() string {
 
 // wanted is what officers would have to approve for the act, without who asked, when and why.
 func (t *task) wanted(ctx context.Context, token importer.Token, k configs.Key, a importer.Act) (approval.Request, error) {
-	material, err := identify(ctx, token, a.Key, k.KeySpec)
+	material, err := Identify(ctx, token, a.Key, k.KeySpec)
 	if err != nil {
 		return approval.Request{}, fmt.Errorf("tell officers which key %s is: %w", k.Name, err)
 	}
@@ -302,8 +305,8 @@ func (t *task) endpoint(ctx context.Context, k configs.Key, arn string) (string,
 	return "", &Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: arn + " is no destination of " + k.Name}
 }
 
-// identify says which key an object is, so that people can compare it; empty: the token does not tell.
-func identify(ctx context.Context, token importer.Token, key wrapping.Key, spec wrapping.KeySpec) (string, error) {
+// Identify says which key an object is, so that people can compare it; empty: the token does not tell.
+func Identify(ctx context.Context, token importer.Token, key wrapping.Key, spec wrapping.KeySpec) (string, error) {
 	switch spec.Kind() {
 	case wrapping.KindHMAC:
 		mac, err := token.MAC(ctx, key, []byte("hsmbridge: which key is this?"))
@@ -324,8 +327,10 @@ func identify(ctx context.Context, token importer.Token, key wrapping.Key, spec 
 	if err != nil || kcv == "" {
 		return "", err
 	}
-	return "check value " + kcv, nil
+	return checkValue(kcv), nil
 }
+
+func checkValue(kcv string) string { return "check value " + kcv }
 
 // sameMaterial are the actions that a standing approval is for.
 const sameMaterial = string(importer.ActionReimport) + ", " + string(importer.ActionRestore)

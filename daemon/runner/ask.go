@@ -3,7 +3,6 @@ package runner
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -57,6 +56,9 @@ func (t *task) askForAll(ctx context.Context, c *configs.Config, k configs.Key, 
 	}
 	var waits error
 	for _, g := range list {
+		if err := t.expect(ctx, k, token, g); err != nil {
+			return err
+		}
 		p, err := im.Plan(ctx, request(g))
 		if err != nil {
 			return err
@@ -87,7 +89,40 @@ func (r *Runner) AskStanding(ctx context.Context, actor, key string, validFor ti
 	if !ok {
 		return nil, &Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: "the configuration has no key " + key}
 	}
-	token, err := r.Tokens.Get(ctx, k.Token)
+	able := []string{k.Token}
+	if len(k.Replicas) > 0 {
+		var err error
+		if able, err = r.able(ctx, k, store.Job{Key: key}); err != nil {
+			return nil, err
+		}
+	}
+	// A request names one HSM: there is one for each that this daemon reaches.
+	var out []store.Request
+	for _, name := range able {
+		if here := c.Reach(name) && r.Tokens.Usable(name); len(able) > 1 && !here {
+			continue
+		}
+		list, err := r.standingIn(ctx, c, k, name, actor, validFor, why)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, list...)
+	}
+	if len(out) == 0 {
+		return nil, &Error{ErrCode: CodeNotReached, ErrClass: "token", Message: fmt.Sprintf("this daemon cannot use %s now: ask one that can", strings.Join(able, " or "))}
+	}
+	for _, q := range out {
+		if err := r.Store.AddRequest(ctx, nil, q, fmt.Sprintf("officers are asked to approve renewals of %s for %s until %s", key, q.Destination, q.ValidUntil.Format(time.DateOnly))); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// standingIn are the requests for one token.
+func (r *Runner) standingIn(ctx context.Context, c *configs.Config, k configs.Key, name, actor string, validFor time.Duration, why string) (out []store.Request, err error) {
+	key := k.Name
+	token, err := r.Tokens.Get(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -95,9 +130,9 @@ func (r *Runner) AskStanding(ctx context.Context, actor, key string, validFor ti
 	if err != nil {
 		return nil, err
 	}
-	t := &task{Runner: r, job: store.Job{Key: key}}
+	t := &task{Runner: r, job: store.Job{Key: key}, on: name}
+	token = located(k, name, token)
 	im := t.importer(token, k)
-	var out []store.Request
 	for _, d := range k.Destinations {
 		base := t.request(c, k, d)
 		seen, err := im.Observe(ctx, base)
@@ -134,14 +169,6 @@ func (r *Runner) AskStanding(ctx context.Context, actor, key string, validFor ti
 				return nil, err
 			}
 			out = append(out, q)
-		}
-	}
-	if len(out) == 0 {
-		return nil, errors.New("the key has no destination")
-	}
-	for _, q := range out {
-		if err := r.Store.AddRequest(ctx, nil, q, fmt.Sprintf("officers are asked to approve renewals of %s for %s until %s", key, q.Destination, q.ValidUntil.Format(time.DateOnly))); err != nil {
-			return nil, err
 		}
 	}
 	return out, nil

@@ -186,16 +186,10 @@ func (t *task) copied(ctx context.Context, k configs.Key, token importer.Token, 
 	if err != nil {
 		return err
 	}
-	there := u
-	if b := k.Backup.URI; b.Object != "" || len(b.ID) > 0 {
-		there = b
-		if suffix, ok := strings.CutPrefix(u.Object, k.URI.Object); ok && b.Object != "" {
-			there.Object += suffix // of a later generation
-		}
-	}
+	there := configs.CopyOf(k.URI, k.Backup.URI, u)
 	here, err := token.Find(ctx, u)
 	if errors.Is(err, wrapping.ErrKeyNotFound) {
-		return fmt.Errorf("the key is not even in token %s: %w", k.Token, err)
+		return fmt.Errorf("the key is not even in token %s: %w", t.on, err)
 	}
 	if err != nil {
 		return err

@@ -16,7 +16,7 @@ import (
 
 // importTo brings every material that a destination needs into it.
 func (t *task) importTo(ctx context.Context, c *configs.Config, k configs.Key, d configs.Destination) (o store.Outcome, err error) {
-	token, err := t.Tokens.Get(ctx, k.Token)
+	token, err := t.open(ctx, c, k)
 	if err != nil {
 		return o, err
 	}
@@ -56,13 +56,16 @@ func (t *task) importTo(ctx context.Context, c *configs.Config, k configs.Key, d
 	end := time.Time{}
 	for _, g := range wanted {
 		r := prepare(g)
-		if len(known) == 0 && !base.Generate {
-			if err := t.backedUp(ctx, k, token, g.uri); err != nil {
-				return o, err
-			}
+		identity, err := t.first(ctx, k, token, g, len(known) == 0 && !base.Generate)
+		if err != nil {
+			return o, err
 		}
 		got, err := im.Run(ctx, r)
 		o.Imports = append(o.Imports, row(got, g.Generation))
+		if t.on != k.Token && errors.Is(err, wrapping.ErrKeyNotFound) {
+			_, lerr := t.Look(ctx, k, t.on, token, g.Material) // nobody tries it again before it is there
+			return o, &Error{ErrCode: codeNotHere, ErrClass: "token", Message: "token " + t.on + " does not hold " + k.Name + " any more", Err: errors.Join(err, lerr)}
+		}
 		if there && errors.Is(err, wrapping.ErrKeyNotFound) {
 			// Another process made it and took it back, or ended while the token wrote it.
 			return o, &Error{ErrCode: "KeyVanished", ErrClass: "session", Message: k.Name + " was in the token a moment ago and is there no more", Err: err}
@@ -71,6 +74,9 @@ func (t *task) importTo(ctx context.Context, c *configs.Config, k configs.Key, d
 			return o, err
 		}
 		m := g.Material
+		if m.Identity = identity; t.want != "" {
+			m.Identity = t.want
+		}
 		m.CheckValue, m.IDs = got.CheckValue, map[string]string{d.ARN: got.KeyMaterialID}
 		o.Materials = append(o.Materials, m)
 		result.Sent = result.Sent || got.Result != importer.Unchanged
@@ -95,6 +101,19 @@ func (t *task) importTo(ctx context.Context, c *configs.Config, k configs.Key, d
 	return o, unknown
 }
 
+// first holds, before an import, what has to hold before a first one, and says which material it is to be.
+func (t *task) first(ctx context.Context, k configs.Key, token importer.Token, g generation, isFirst bool) (identity string, err error) {
+	if isFirst {
+		if err := t.backedUp(ctx, k, token, g.uri); err != nil {
+			return "", err
+		}
+		if identity, err = t.everywhere(ctx, k, token, g); err != nil {
+			return "", err
+		}
+	}
+	return identity, t.expect(ctx, k, token, g)
+}
+
 // renews says that the job imports also what KMS holds with the life asked for.
 func (t *task) renews() bool {
 	again := []schedule.Reason{schedule.Renew, schedule.Schedule, schedule.Drill, schedule.Changed}
@@ -104,7 +123,7 @@ func (t *task) renews() bool {
 // mayGenerate says that a key which is not in the token may be made there: the configuration allows it, no import of it was ever
 // written down, and no destination shows material. A key that is needed a second time cannot be made anew. there says that it need not be.
 func (t *task) mayGenerate(ctx context.Context, im *importer.Importer, token importer.Token, k configs.Key, known []store.Material) (may, there bool, err error) {
-	if k.Generate != configs.GenerateIfMissing || len(known) > 0 {
+	if k.Generate != configs.GenerateIfMissing || len(known) > 0 || t.on != k.Token {
 		return false, false, nil
 	}
 	if _, err := token.Find(ctx, k.URI); err == nil || !errors.Is(err, wrapping.ErrKeyNotFound) {
@@ -140,11 +159,11 @@ func (t *task) neverImported(ctx context.Context, im *importer.Importer, token i
 			return false, nil
 		}
 	}
-	if k.Backup.Token == "" {
+	if k.Backup.Token == "" && len(k.Replicas) == 0 {
 		return true, nil
 	}
-	// The copy has to be made before the import: the key is generated now, and the gate asks for the copy.
-	return false, t.generate(ctx, token, k, "generated the key in the token; it is imported when the backup token has a copy")
+	// The copies have to be made before the import: the key is generated now, and the gates ask for the copies.
+	return false, t.generate(ctx, token, k, "generated the key in the token; it is imported when the other tokens have a copy")
 }
 
 // row is an importer's result as it is kept.

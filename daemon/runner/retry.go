@@ -44,6 +44,9 @@ func rules() []rule {
 		{codes: codePIN + " " + CodeLogin, do: park, person: true},                                                         // hsmbridge's own refusal to log in
 		{codes: CodeParked, do: again, first: 6 * h, most: 6 * h},                                                          // unparking lets its jobs begin at once
 		{codes: CodeResting, do: again, first: m, most: m},                                                                 //
+		{codes: CodeNotReached, do: again, first: m, most: 10 * m, person: true},                                           // a daemon that reaches it may come
+		{codes: codeOtherReplica, do: again, first: 30 * s, most: 10 * m, person: true},                                    // not tried there again; another token may come back
+		{codes: codeNotHere, do: again, first: 30 * s, most: 10 * m},                                                       // the key's own token may come back
 		{codes: codePINSource, do: rest, first: 5 * m, most: 5 * m, person: true},                                          // no login was tried
 		{codes: codeModuleDies, do: park, person: true},                                                                    // its process died again and again
 		{codes: codesDied, do: again, first: 5 * s, most: 5 * m},                                                           // a hang or a crash: the process is replaced already
@@ -65,6 +68,7 @@ func rules() []rule {
 		{codes: "InvalidImportTokenException", do: again, first: 30 * s, most: 10 * m, tries: 5},                   // a replica of KMS that lags behind
 		{codes: "IncorrectKeyMaterialException InvalidCiphertextException " + codeMismatch, do: stop},              // never sent twice: the key or its wrapping is wrong
 		{codes: codeNoBackup, do: again, first: 10 * m, most: 6 * h, person: true},                                 // the copy may come
+		{codes: CodeNoReplica, do: again, first: m, most: 6 * h, person: true},                                     // a copy that is seen lets it begin at once
 		{codes: CodeClock, do: again, first: m, most: 10 * m, person: true},                                        // the clock may be set right
 		{codes: codePrimaryFirst, do: again, first: 5 * s, most: 10 * m},                                           // the job for the primary is under way
 		{codes: codeRotating, do: again, first: 30 * s, most: 10 * m},                                              // asked for, and not yet shown
@@ -98,8 +102,16 @@ const (
 	CodeResting   = "TokenResting"
 	codeMismatch  = "NotTheSameKey"
 	codeNoBackup  = "NoBackup"
-	CodeClock     = "ClockSkew"
-	codeRotating  = "RotationPending"
+	codeOtherKey  = "OtherKey"
+
+	CodeNotReached = "TokenNotReached"
+	CodeNoReplica  = "NoReplica"
+	codeNotHere    = "NotHere"
+
+	codeOtherReplica = "OtherReplica"
+
+	CodeClock    = "ClockSkew"
+	codeRotating = "RotationPending"
 
 	codePrimaryFirst = "PrimaryFirst"
 	codeModuleDies   = "ModuleDies"
@@ -155,6 +167,12 @@ func ParkCodes() []string {
 	}
 	return codes
 }
+
+// WaitsForReplicas are the codes of jobs that wait for what a token holds.
+func WaitsForReplicas() []string { return []string{CodeNoReplica, codeNotHere} }
+
+// ParksHere says that a token with this code is left alone by the daemon that found out, and not by the others: the module of each has a process of its own.
+func ParksHere(code string) bool { return code == codeModuleDies }
 
 // LoginKnown says that the error of a login tells what became of it: the token answered, or was not asked.
 func LoginKnown(err error) bool {

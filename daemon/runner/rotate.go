@@ -25,7 +25,7 @@ func (t *task) rotate(ctx context.Context, c *configs.Config, k configs.Key) (o 
 	if len(known) == 0 {
 		return o, &Error{ErrCode: "NotImported", ErrClass: "caller", Message: fmt.Sprintf("%s cannot be rotated before it was imported once; run hsmbridge import %s", k.Name, k.Name)}
 	}
-	token, err := t.Tokens.Get(ctx, k.Token)
+	token, err := t.open(ctx, c, k)
 	if err != nil {
 		return o, err
 	}
@@ -39,6 +39,12 @@ func (t *task) rotate(ctx context.Context, c *configs.Config, k configs.Key) (o 
 		return o, err
 	}
 	if err := t.backedUp(ctx, k, token, g.uri); err != nil {
+		return o, err
+	}
+	if g.Identity, err = t.everywhere(ctx, k, token, g); err != nil {
+		return o, err
+	}
+	if err := t.expect(ctx, k, token, g); err != nil {
 		return o, err
 	}
 	for _, group := range groups(k.Destinations) {
@@ -234,7 +240,7 @@ func (t *task) revoke(ctx context.Context, k configs.Key) (o store.Outcome, err 
 
 // reconcile writes down what KMS and the token hold, and changes neither.
 func (t *task) reconcile(ctx context.Context, k configs.Key) (o store.Outcome, err error) {
-	token, err := t.Tokens.Get(ctx, k.Token)
+	token, err := t.open(ctx, t.config, k)
 	if err != nil {
 		return o, err
 	}

@@ -25,6 +25,8 @@ type Tokens interface {
 	Rest(ctx context.Context, name string, until time.Time, cause error)
 	// Park closes a token and leaves it alone until a person says so.
 	Park(ctx context.Context, name string, cause error)
+	// Usable says that the daemon reaches a token and knows of no reason why it would not work. It returns at once.
+	Usable(name string) bool
 	// Replace ends the process of a token's module, whose state in it is broken. The next Get starts another one.
 	Replace(ctx context.Context, name string, cause error)
 }
@@ -45,6 +47,8 @@ type Runner struct {
 	Observer Observer
 	Log      *zap.Logger
 	Now      func() time.Time
+	// Others says that another daemon, which is alive, can use one of these tokens; nil: there is none.
+	Others func(ctx context.Context, tokens []string) bool
 	// Wait is for tests with a clock of their own; nil: real time.
 	Wait func(ctx context.Context, d time.Duration) error
 	// AfterStep is called when a step is written down; for tests that end the process there. May be nil.
@@ -96,6 +100,9 @@ func (r *Runner) Work(ctx context.Context, id int64) (again time.Duration, err e
 	if len(list) == 0 || list[0].State != store.Queued {
 		return 0, nil
 	}
+	if others, err := r.leaves(ctx, list[0]); err != nil || others {
+		return leaveTime, err
+	}
 	l, err := r.lock(ctx, list[0].Key)
 	switch {
 	case errors.Is(err, store.ErrLocked):
@@ -143,7 +150,9 @@ func (r *Runner) attempt(ctx context.Context, l *store.Lease, j store.Job) error
 		v := r.judge(work, j, err)
 		o = v.outcome
 		o.Imports, o.Materials, o.Seen = imports, materials, seen
-		r.consequences(ctx, j, v, err)
+		r.consequences(ctx, t.on, v, err)
+		r.handOver(context.WithoutCancel(ctx), t, &v, err)
+		o.State, o.NotBefore, o.NeedsPerson, o.Message = v.outcome.State, v.outcome.NotBefore, v.outcome.NeedsPerson, v.outcome.Message
 	}
 	if errors.Is(err, store.ErrLeaseLost) {
 		r.Log.Warn("a job was taken over by another daemon", zap.Int64("job", j.ID), zap.String("key", j.Key))
@@ -153,16 +162,17 @@ func (r *Runner) attempt(ctx context.Context, l *store.Lease, j store.Job) error
 	return r.finish(context.WithoutCancel(ctx), l, j, o)
 }
 
-// consequences are those for the token.
-func (r *Runner) consequences(ctx context.Context, j store.Job, v verdict, err error) {
+// consequences are those for the token that was used. One that could not be opened has seen to it itself.
+func (r *Runner) consequences(ctx context.Context, token string, v verdict, err error) {
 	ctx = context.WithoutCancel(ctx)
 	switch {
+	case token == "":
 	case v.do == park:
-		r.Tokens.Park(ctx, j.Token, err)
+		r.Tokens.Park(ctx, token, err)
 	case v.do == rest && codeOf(err) != CodeResting:
-		r.Tokens.Rest(ctx, j.Token, r.Now().Add(v.delay), err)
+		r.Tokens.Rest(ctx, token, r.Now().Add(v.delay), err)
 	case v.do == replace:
-		r.Tokens.Replace(ctx, j.Token, err)
+		r.Tokens.Replace(ctx, token, err)
 	}
 }
 
@@ -220,6 +230,10 @@ type task struct {
 	key    configs.Key     // of config
 	last   time.Time
 	mu     sync.Mutex
+
+	on         string // the token that is used; empty: none yet
+	generation int64  // that is wrapped next
+	want       string // what tells its material; empty: not known. Of keys that several tokens hold
 }
 
 func (t *task) do(ctx context.Context) (store.Outcome, error) {
@@ -293,9 +307,14 @@ func (t *task) importer(token importer.Token, k configs.Key) *importer.Importer 
 		Authorize: func(ctx context.Context, a importer.Act) error { return t.authorize(ctx, g, a) },
 		KMS: func(ctx context.Context, arn string) (importer.KMS, error) {
 			for _, d := range k.Destinations {
-				if d.ARN == arn {
-					return t.KMS(ctx, d)
+				if d.ARN != arn {
+					continue
 				}
+				kms, err := t.KMS(ctx, d)
+				if err != nil || t.lease == nil {
+					return kms, err
+				}
+				return fenced{KMS: kms, sure: func(ctx context.Context) error { return unwritten(t.lease.Sure(ctx)) }}, nil
 			}
 			return nil, &Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: arn + " is no destination of " + k.Name}
 		},

@@ -50,7 +50,7 @@ type Job struct {
 	Destination string    `json:"destination,omitempty"` // empty: the key as a whole
 	Kind        Kind      `json:"kind"`
 	Reason      string    `json:"reason"`
-	Token       string    `json:"token,omitempty"` // which daemons can do it; empty: all
+	Token       string    `json:"token,omitempty"` // which daemons can do it: those that reach it, or one of those that stand here with commas in between; empty: all
 	Options     Options   `json:"options,omitzero"`
 	RequestedBy string    `json:"requested_by"`
 	State       State     `json:"state"`
@@ -259,11 +259,13 @@ var (
 
 // Step writes down a step of a running job, before the next one begins. Its errors stop the job: [ErrLeaseLost], [ErrRevoked], [ErrCancelled].
 func (s *Store) Step(ctx context.Context, l *Lease, j Job, e Event) error {
-	return s.Tx(ctx, func(tx *Tx) error {
-		if err := tx.hold(ctx, l); err != nil {
-			return err
-		}
-		return tx.step(ctx, j, e)
+	return l.renewing(func() error {
+		return s.Tx(ctx, func(tx *Tx) error {
+			if err := tx.hold(ctx, l); err != nil {
+				return err
+			}
+			return tx.step(ctx, j, e)
+		})
 	})
 }
 
@@ -314,7 +316,7 @@ func (s *Store) Wake(ctx context.Context, parks []string, enqueue Enqueue) (n in
 	for _, code := range parks {
 		args = append(args, code)
 	}
-	unparked := "(error_code IN ('-'" + strings.Repeat(", ?", len(parks)) + ") AND NOT EXISTS (SELECT 1 FROM parked))"
+	unparked := "(error_code IN ('-'" + strings.Repeat(", ?", len(parks)) + ") AND NOT EXISTS (SELECT 1 FROM parked) AND NOT EXISTS (SELECT 1 FROM parked_here))"
 	err = s.Tx(ctx, func(tx *Tx) error {
 		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'waiting' AND (not_before <= ? OR not_before > ? OR "+unparked+") AND (kind = 'revoke' OR "+notPaused+") ORDER BY not_before LIMIT 500", args...)
 		if err != nil || len(list) == 0 {
@@ -344,10 +346,10 @@ func (s *Store) Hurry(ctx context.Context, id int64, actor string, enqueue Enque
 	return found, err
 }
 
-// HurryToken lets the jobs begin now that wait for a token.
+// HurryToken lets the jobs begin now that wait for a token, also those that other tokens can do as well.
 func (s *Store) HurryToken(ctx context.Context, token string, enqueue Enqueue) (n int, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
-		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'waiting' AND token = ? AND error_class IN ('token', 'session', 'library')", token)
+		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'waiting' AND ',' || token || ',' LIKE ? AND error_class IN ('token', 'session', 'library')", "%,"+token+",%")
 		if err != nil || len(list) == 0 {
 			return err
 		}

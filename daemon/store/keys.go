@@ -216,7 +216,11 @@ func (s *Store) EndLogin(ctx context.Context, token string) error {
 func (s *Store) Unpark(ctx context.Context, token, actor, why string) (found bool, err error) {
 	err = s.Tx(ctx, func(tx *Tx) error {
 		n, err := tx.exec(ctx, "DELETE FROM parked WHERE token = ? AND code <> ?", token, LoginBegun)
-		if found = n > 0; err != nil || !found {
+		if err != nil {
+			return err
+		}
+		here, err := tx.exec(ctx, "DELETE FROM parked_here WHERE token = ?", token) // at every daemon
+		if found = n+here > 0; err != nil || !found {
 			return err
 		}
 		return tx.event(ctx, Event{Kind: "unparked", Actor: actor, Message: why, Fields: map[string]string{"token": token}})
@@ -226,16 +230,21 @@ func (s *Store) Unpark(ctx context.Context, token, actor, why string) (found boo
 
 // ParkedTokens lists the parked tokens by name, and with the code [LoginBegun] those to which somebody logs in.
 func (s *Store) ParkedTokens(ctx context.Context) (map[string]Parked, error) {
-	list, err := query(ctx, s, s.read, func(scan func(...any) error) (Parked, error) {
-		var p Parked
-		var at int64
-		err := scan(&p.Token, &p.Daemon, &at, &p.Code, &p.Reason)
-		p.At = stamp(at)
-		return p, err
-	}, "SELECT token, daemon, parked_at, code, reason FROM parked")
+	list, err := query(ctx, s, s.read, scanParked, "SELECT token, daemon, parked_at, code, reason FROM parked")
 	out := make(map[string]Parked, len(list))
 	for _, p := range list {
 		out[p.Token] = p
 	}
-	return out, err
+	if err != nil {
+		return out, err
+	}
+	return out, s.parkedHere(ctx, out)
+}
+
+func scanParked(scan func(...any) error) (Parked, error) {
+	var p Parked
+	var at int64
+	err := scan(&p.Token, &p.Daemon, &at, &p.Code, &p.Reason)
+	p.At = stamp(at)
+	return p, err
 }

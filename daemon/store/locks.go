@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -70,15 +71,24 @@ type Lease struct {
 	s     *Store
 	name  string
 	fence int64
+	held  atomic.Pointer[time.Time] // when it was surely held last, by this machine's clocks
 }
 
 // Lock takes the lock, or gives [ErrLocked].
 func (s *Store) Lock(ctx context.Context, name string) (*Lease, error) {
 	l := &Lease{s: s, name: name}
-	err := s.Tx(ctx, func(tx *Tx) error {
+	err := l.renewing(func() error { return s.take(ctx, l) })
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+func (s *Store) take(ctx context.Context, l *Lease) error {
+	return s.Tx(ctx, func(tx *Tx) error {
 		err := tx.QueryRowContext(ctx, s.rebind(`INSERT INTO locks (name, owner, fence, until) VALUES (?, ?, 1, {{clock}} + ?)
 			ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, fence = locks.fence + 1, until = excluded.until
-			WHERE locks.until < {{clock}} OR locks.owner = '' RETURNING fence`), name, s.daemon, s.lease.Microseconds()).Scan(&l.fence)
+			WHERE locks.until < {{clock}} OR locks.owner = '' RETURNING fence`), l.name, s.daemon, s.lease.Microseconds()).Scan(&l.fence)
 		if errors.Is(err, sql.ErrNoRows) {
 			return ErrLocked
 		}
@@ -87,10 +97,30 @@ func (s *Store) Lock(ctx context.Context, name string) (*Lease, error) {
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, err
+}
+
+// renewing notes that the lease was held when f, which renews it, began.
+func (l *Lease) renewing(f func() error) error {
+	began := time.Now()
+	err := f()
+	if err == nil {
+		l.held.Store(&began)
 	}
-	return l, nil
+	return err
+}
+
+// Sure is asked immediately before what cannot be taken back. A process that was frozen meanwhile, or that the database did not answer, does
+// not know whether it still has the lock: it asks, and gives [ErrLeaseLost] or why it could not.
+func (l *Lease) Sure(ctx context.Context) error {
+	held := l.held.Load()
+	if held == nil {
+		return l.Renew(ctx)
+	}
+	// The clock that only counts stands still while a machine sleeps, the other one may be set.
+	if max(time.Since(*held), time.Since(held.Round(0)).Abs()) < l.s.lease/3 {
+		return nil
+	}
+	return l.Renew(ctx)
 }
 
 // hold renews the lease inside a transaction: nothing of it is committed by whoever has lost the lock.
@@ -104,7 +134,12 @@ func (tx *Tx) hold(ctx context.Context, l *Lease) error {
 
 // Renew renews the lease.
 func (l *Lease) Renew(ctx context.Context) error {
-	return l.s.Tx(ctx, func(tx *Tx) error { return tx.hold(ctx, l) })
+	const enough = 5 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, max(l.s.lease, enough)) // an answer that comes later says nothing any more
+	defer cancel()
+	return l.renewing(func() error {
+		return l.s.Tx(ctx, func(tx *Tx) error { return tx.hold(ctx, l) })
+	})
 }
 
 // release ends the lock inside a transaction.

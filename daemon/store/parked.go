@@ -32,5 +32,22 @@ func ReadParked(ctx context.Context, path string) (map[string]Parked, error) {
 	if tables == 0 {
 		return nil, nil
 	}
-	return (&Store{read: db}).ParkedTokens(ctx)
+	list, err := query(ctx, &Store{}, db, scanParked, "SELECT token, daemon, parked_at, code, reason FROM parked")
+	if err != nil {
+		return nil, err
+	}
+	var here []Parked
+	if err := db.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'parked_here'").Scan(&tables); err != nil {
+		return nil, fmt.Errorf("database %s: %w", path, err)
+	}
+	if tables > 0 { // the database was used by a version that has it
+		if here, err = query(ctx, &Store{}, db, scanParked, "SELECT token, daemon, parked_at, code, reason FROM parked_here"); err != nil {
+			return nil, err
+		}
+	}
+	out := make(map[string]Parked, len(list)+len(here))
+	for _, p := range append(here, list...) {
+		out[p.Token] = p
+	}
+	return out, nil
 }

@@ -161,6 +161,7 @@ type Material struct {
 	Generation int64             `json:"generation"` // from 1
 	Object     string            `json:"object"`     // PKCS#11 URI
 	CheckValue string            `json:"check_value,omitempty"`
+	Identity   string            `json:"identity,omitempty"` // what tells the material, of any kind; empty: not known
 	Created    time.Time         `json:"created"`
 	Current    time.Time         `json:"current,omitzero"`           // since when every destination encrypts with it, or did; zero: not yet
 	IDs        map[string]string `json:"key_material_ids,omitempty"` // by destination
@@ -170,10 +171,11 @@ func (tx *Tx) material(ctx context.Context, key string, m Material) error {
 	if m.Created.IsZero() {
 		m.Created = tx.s.now()
 	}
-	if _, err := tx.exec(ctx, `INSERT INTO materials (key_name, generation, object, check_value, created_at, current_at) VALUES (?, ?, ?, ?, ?, ?)
+	if _, err := tx.exec(ctx, `INSERT INTO materials (key_name, generation, object, check_value, identity, created_at, current_at) VALUES (?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (key_name, generation) DO UPDATE SET object = excluded.object,
 		check_value = CASE WHEN excluded.check_value = '' THEN materials.check_value ELSE excluded.check_value END,
-		current_at = CASE WHEN materials.current_at = 0 THEN excluded.current_at ELSE materials.current_at END`, key, m.Generation, m.Object, m.CheckValue, micros(m.Created), micros(m.Current)); err != nil {
+		identity = CASE WHEN excluded.identity = '' THEN materials.identity ELSE excluded.identity END,
+		current_at = CASE WHEN materials.current_at = 0 THEN excluded.current_at ELSE materials.current_at END`, key, m.Generation, m.Object, m.CheckValue, m.Identity, micros(m.Created), micros(m.Current)); err != nil {
 		return err
 	}
 	for destination, id := range m.IDs {
@@ -203,10 +205,10 @@ func (s *Store) Materials(ctx context.Context, key string) ([]Material, error) {
 	list, err := query(ctx, s, s.read, func(scan func(...any) error) (Material, error) {
 		m := Material{IDs: map[string]string{}}
 		var created, current int64
-		err := scan(&m.Generation, &m.Object, &m.CheckValue, &created, &current)
+		err := scan(&m.Generation, &m.Object, &m.CheckValue, &m.Identity, &created, &current)
 		m.Created, m.Current = stamp(created), stamp(current)
 		return m, err
-	}, "SELECT generation, object, check_value, created_at, current_at FROM materials WHERE key_name = ? ORDER BY generation", key)
+	}, "SELECT generation, object, check_value, identity, created_at, current_at FROM materials WHERE key_name = ? ORDER BY generation", key)
 	if err != nil {
 		return nil, err
 	}
@@ -227,4 +229,24 @@ func (s *Store) Materials(ctx context.Context, key string) ([]Material, error) {
 		}
 	}
 	return list, err
+}
+
+// Generations lists the generations of all keys, by key and oldest first, without their IDs.
+func (s *Store) Generations(ctx context.Context) (map[string][]Material, error) {
+	type row struct {
+		key string
+		Material
+	}
+	list, err := query(ctx, s, s.read, func(scan func(...any) error) (row, error) {
+		var r row
+		var current int64
+		err := scan(&r.key, &r.Generation, &r.CheckValue, &r.Identity, &current)
+		r.Current = stamp(current)
+		return r, err
+	}, "SELECT key_name, generation, check_value, identity, current_at FROM materials ORDER BY key_name, generation")
+	out := map[string][]Material{}
+	for _, r := range list {
+		out[r.key] = append(out[r.key], r.Material)
+	}
+	return out, err
 }

@@ -10,16 +10,19 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
+	"golang.org/x/sys/unix"
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"hsmbridge/daemon/audit"
@@ -31,7 +34,7 @@ type Config struct {
 	Path     string // of the SQLite file; made, with its folder, if it is not there
 	Daemon   string // name of this daemon: no second one of this name runs on the database
 	Now      func() time.Time
-	Lease    time.Duration // how long a lock outlives its holder's last sign of life; 0: 30 seconds
+	Lease    time.Duration // how long a lock outlives its holder's last sign of life; 0: 30 seconds, on PostgreSQL 10
 	NoSync   bool          // SQLite without fsync, for tests that simulate years
 	// Clock stands for the database's own clock, for tests in simulated time; nil: it has one.
 	Clock func() time.Time
@@ -46,6 +49,7 @@ type Store struct {
 	lease       time.Duration
 	simulated   func() time.Time // in place of the database's clock
 	release     func()           // of the lock against a second daemon
+	ready       bool             // the schema is up to date
 
 	mu       sync.Mutex
 	watchers map[chan struct{}]bool
@@ -58,7 +62,11 @@ func Open(ctx context.Context, o Config) (*Store, error) {
 	if s.now == nil {
 		s.now = time.Now
 	}
-	if s.lease == 0 {
+	switch {
+	case s.lease != 0:
+	case s.postgres:
+		s.lease = 10 * time.Second // others wait for it
+	default:
 		s.lease = 30 * time.Second
 	}
 	open := s.openSQLite
@@ -71,6 +79,7 @@ func Open(ctx context.Context, o Config) (*Store, error) {
 	if err := s.Exclusively(ctx, func() error { return s.migrate(ctx) }); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	s.ready = true
 	return s, nil
 }
 
@@ -119,19 +128,54 @@ func (s *Store) openPostgres(ctx context.Context, o Config) error {
 	if err != nil {
 		return errors.New("database: the postgres URL cannot be read") // the error would show a password
 	}
-	// A daemon that is frozen in the middle of a transaction must not hold up the others: the server ends it.
-	for name, value := range map[string]string{"idle_in_transaction_session_timeout": "10s", "lock_timeout": "30s", "application_name": "hsmbridge " + o.Daemon} {
+	// A daemon that is frozen in the middle of a transaction, or cut off, must not hold up the others: the server ends it.
+	for name, value := range map[string]string{
+		"idle_in_transaction_session_timeout": "5s", "lock_timeout": "30s", "application_name": "hsmbridge " + o.Daemon,
+		"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3",
+	} {
 		if _, given := config.RuntimeParams[name]; !given {
 			config.RuntimeParams[name] = value
 		}
 	}
+	config.DialFunc = dialer().DialContext
 	db := stdlib.OpenDB(*config)
-	db.SetMaxOpenConns(16)
+	const most = 16
+	db.SetMaxOpenConns(most)
+	db.SetMaxIdleConns(most) // PostgreSQL starts a process for each: they are kept while the daemon is busy
+	db.SetConnMaxIdleTime(time.Minute)
 	s.write, s.read = db, db
 	if s.release, err = s.lockName(ctx); err != nil {
 		return errors.Join(err, db.Close())
 	}
 	return nil
+}
+
+// dialer makes connections that end when the other side is gone without a word: else a call would wait for a quarter of an hour.
+func dialer() *net.Dialer {
+	const connect, silence = 10 * time.Second, 15 * time.Second
+	return &net.Dialer{
+		Timeout: connect, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: silence / 3, Interval: silence / 3, Count: 3},
+		Control: func(network, _ string, c syscall.RawConn) (err error) {
+			if !strings.HasPrefix(network, "tcp") {
+				return nil
+			}
+			cerr := c.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silence.Milliseconds()))
+			})
+			return errors.Join(cerr, err)
+		},
+	}
+}
+
+// patience is how long PostgreSQL may take for one transaction or query. What hangs longer is given up: the way there may be cut.
+const patience = time.Minute
+
+// bounded ends a call to a database that is reached over a network.
+func (s *Store) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if !s.postgres || !s.ready {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, patience)
 }
 
 // AlreadyRunningError says that another daemon uses the database.
@@ -189,7 +233,9 @@ type Tx struct {
 
 // Tx runs f in a transaction, and tells whoever waits for events when it is committed.
 func (s *Store) Tx(ctx context.Context, f func(tx *Tx) error) error {
-	tx, err := s.write.BeginTx(ctx, nil)
+	bound, cancel := s.bounded(ctx)
+	defer cancel()
+	tx, err := s.write.BeginTx(bound, nil)
 	if err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
@@ -252,6 +298,8 @@ type querier interface {
 
 // query collects the rows of a query.
 func query[T any](ctx context.Context, s *Store, q querier, scan func(scan func(...any) error) (T, error), text string, args ...any) (list []T, err error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	rows, err := q.QueryContext(ctx, s.rebind(text), args...)
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", err)

@@ -241,6 +241,7 @@ func (s *Server) start(ctx context.Context) error {
 	args := []string{"-D", s.data()}
 	for _, setting := range []string{
 		"port=" + strconv.Itoa(s.port), "listen_addresses=127.0.0.1", "unix_socket_directories=" + s.dir,
+		"max_connections=400", // of the daemons of many tests at a time
 		"fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=16MB",
 		"dynamic_shared_memory_type=mmap", // files in its own directory, not in /dev/shm
 	} {

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon/control"
+	"hsmbridge/daemon/runner"
+	"hsmbridge/hsm/wrapping"
+)
+
+// replicaRow is what a token that was just asked holds of a key that several tokens hold.
+type replicaRow struct {
+	Key      string `json:"key"`
+	Token    string `json:"token"`
+	Identity string `json:"identity,omitempty"` // what tells the material
+	Same     bool   `json:"same"`               // as in the first of the tokens that were asked
+	Problem  string `json:"problem,omitempty"`
+}
+
+// replicas shows of each key that several tokens hold what those of them that were opened hold, and whether they agree.
+func (a *app) replicas(ctx context.Context, conn *connections) error {
+	var rows []replicaRow
+	differ := 0
+	for _, k := range conn.config.Keys {
+		if len(k.Replicas) == 0 {
+			continue
+		}
+		list, err := conn.held(ctx, k)
+		if err != nil {
+			return err
+		}
+		for _, r := range list {
+			if !r.Same {
+				differ++
+			}
+		}
+		rows = append(rows, list...)
+	}
+	if a.json {
+		for _, r := range rows {
+			if err := writeJSON(a.out, map[string]replicaRow{"replica": r}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	lines := make([][]string, 0, len(rows))
+	for _, r := range rows {
+		lines = append(lines, []string{r.Key, r.Token, dash(r.Identity), yesNo(r.Same), r.Problem})
+	}
+	fmt.Fprintln(a.out, "\nKeys that several tokens hold, first generation:")
+	table(a.out, []string{"KEY", "TOKEN", "HOLDS", "THE SAME", ""}, lines)
+	if differ > 0 {
+		wrapped(a.out, "", "", "A token that does not hold the same key is not used for it, and new material is not imported before all that are required do.")
+	}
+	return nil
+}
+
+// held asks the open tokens of a key.
+func (c *connections) held(ctx context.Context, k configs.Key) (list []replicaRow, err error) {
+	first := ""
+	for _, name := range k.Tokens() {
+		t := c.tokens[name]
+		if t == nil {
+			continue
+		}
+		r := replicaRow{Key: k.Name, Token: name}
+		key, err := t.Find(ctx, k.ObjectIn(name, k.URI))
+		switch {
+		case errors.Is(err, wrapping.ErrKeyNotFound):
+			r.Problem = "it is not there"
+		case err != nil:
+			return nil, fmt.Errorf("token %s: %w", name, err)
+		default:
+			if r.Identity, err = runner.Identify(ctx, t, key, k.KeySpec); err != nil {
+				r.Problem = err.Error()
+			}
+		}
+		switch {
+		case r.Identity == "" && r.Problem == "":
+			r.Problem = "it gives no check value, so nobody can tell"
+		case first == "":
+			first = r.Identity
+		}
+		if r.Same = r.Identity != "" && r.Identity == first; !r.Same && r.Problem == "" {
+			r.Problem = "another key"
+		}
+		list = append(list, r)
+	}
+	return list, nil
+}
+
+// printReplicas tells what tokens hold of a key, as the daemons saw it.
+func (a *app) printReplicas(list []control.Replica) {
+	if len(list) == 0 {
+		return
+	}
+	fmt.Fprintln(a.out)
+	rows := make([][]string, 0, len(list))
+	for _, r := range list {
+		token := r.Token
+		if !r.Required {
+			token += " (not required)"
+		}
+		seen := ""
+		if !r.Seen.IsZero() {
+			seen = r.Seen.UTC().Format(time.RFC3339) + " by " + r.Daemon
+		}
+		rows = append(rows, []string{strconv.FormatInt(r.Generation, 10), token, dash(r.Serial), dash(r.Identity), yesNo(r.Agrees), seen})
+	}
+	table(a.out, []string{"GENERATION", "TOKEN", "SERIAL", "HOLDS", "THE SAME", "SEEN"}, rows)
+	for _, r := range list {
+		if !r.Agrees {
+			wrapped(a.out, fmt.Sprintf("  %s, generation %d: ", r.Token, r.Generation), "    ", r.Problem)
+		}
+	}
+}
+
+// printDaemons tells of the daemons on a shared database.
+func (a *app) printDaemons(s control.Status) {
+	if len(s.Daemons) < 2 {
+		return
+	}
+	fmt.Fprintln(a.out)
+	rows := make([][]string, 0, len(s.Daemons))
+	for _, d := range s.Daemons {
+		var tokens []string
+		for _, name := range slices.Sorted(maps.Keys(d.Tokens)) {
+			tokens = append(tokens, name+" "+d.Tokens[name])
+		}
+		state := "alive"
+		if !d.Alive {
+			state = "gone, last seen " + d.Seen.UTC().Format(time.RFC3339)
+		}
+		rows = append(rows, []string{d.Name, state, strings.Join(tokens, ", ")})
+	}
+	table(a.out, []string{"DAEMON", "STATE", "TOKENS THAT IT REACHES"}, rows)
+}

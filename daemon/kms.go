@@ -123,7 +123,7 @@ func (cs *clients) client(ctx context.Context, d configs.Destination) (importer.
 	}
 	client, err := kmsclient.New(ctx, kmsclient.Config{
 		Region: p.region, Endpoint: p.endpoint, Profile: p.profile, FIPS: p.fips, RoleARN: p.role, ExternalID: p.external, Now: cs.now,
-		Limit: cs.limit, HTTPClient: cs.http,
+		Limit: cs.before, HTTPClient: cs.http,
 		Log: func(call kmsclient.Call) { //nolint:contextcheck // an answer counts also when whoever asked is gone
 			cs.answered(call)
 			cs.calls(call)
@@ -180,6 +180,14 @@ func (cs *clients) answered(call kmsclient.Call) {
 	if err := cs.paces.answered(context.Background(), queueOf(arn, paced), call.Key); err != nil {
 		cs.log.Warn("the next request for import parameters is held back a second step", zap.Error(err))
 	}
+}
+
+// before is called before each attempt of a request.
+func (cs *clients) before(ctx context.Context, operation, key string) error {
+	if err := cs.limit(ctx, operation, key); err != nil {
+		return err
+	}
+	return runner.Fence(ctx)
 }
 
 // limit waits for a request's place in the queue that all daemons share. A tenth of AWS's default quota stays for others, but where

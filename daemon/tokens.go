@@ -462,13 +462,13 @@ func (ts *tokens) close() error {
 	return errors.Join(errs...)
 }
 
-// drop closes tokens that the configuration has no more.
+// drop closes tokens that the configuration has no more, or that this daemon does not reach any more.
 func (ts *tokens) drop() {
 	ts.mu.Lock()
 	all := maps.Clone(ts.byName)
 	ts.mu.Unlock()
 	for name, s := range all {
-		if _, ok := ts.config().Token(name); ok {
+		if ts.config().Reach(name) {
 			continue
 		}
 		s.Lock()

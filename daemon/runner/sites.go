@@ -221,9 +221,26 @@ type fenced struct {
 	sure func(ctx context.Context) error
 }
 
+type fence struct{}
+
+// Fence asks whether the process still has the lock for which a request is sent, if it is one that cannot be taken back. Whoever sends it asks
+// before each attempt: a process that is frozen while it waits for an answer repeats the request when it wakes up.
+func Fence(ctx context.Context) error {
+	sure, ok := ctx.Value(fence{}).(func(context.Context) error)
+	if !ok {
+		return nil
+	}
+	return sure(ctx)
+}
+
+func (f fenced) before(ctx context.Context) (context.Context, error) {
+	return context.WithValue(ctx, fence{}, f.sure), f.sure(ctx)
+}
+
 // ImportKeyMaterial imports, if the lock is held.
 func (f fenced) ImportKeyMaterial(ctx context.Context, r kmsclient.ImportRequest) (kmsclient.ImportResult, error) {
-	if err := f.sure(ctx); err != nil {
+	ctx, err := f.before(ctx)
+	if err != nil {
 		return kmsclient.ImportResult{}, err
 	}
 	return f.KMS.ImportKeyMaterial(ctx, r)
@@ -231,7 +248,8 @@ func (f fenced) ImportKeyMaterial(ctx context.Context, r kmsclient.ImportRequest
 
 // RotateKeyOnDemand rotates, if the lock is held.
 func (f fenced) RotateKeyOnDemand(ctx context.Context, arn string) error {
-	if err := f.sure(ctx); err != nil {
+	ctx, err := f.before(ctx)
+	if err != nil {
 		return err
 	}
 	return f.KMS.RotateKeyOnDemand(ctx, arn)
@@ -239,7 +257,8 @@ func (f fenced) RotateKeyOnDemand(ctx context.Context, arn string) error {
 
 // DeleteImportedKeyMaterial deletes, if the lock is held.
 func (f fenced) DeleteImportedKeyMaterial(ctx context.Context, arn, keyMaterialID string) error {
-	if err := f.sure(ctx); err != nil {
+	ctx, err := f.before(ctx)
+	if err != nil {
 		return err
 	}
 	return f.KMS.DeleteImportedKeyMaterial(ctx, arn, keyMaterialID)

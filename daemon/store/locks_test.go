@@ -28,6 +28,7 @@ func TestFence(t *testing.T) {
 		events := len(must[[]Event](t)(s.Events(t.Context(), EventFilter{})))
 		for name, err := range map[string]error{
 			"Renew":        old.Renew(t.Context()),
+			"Sure":         old.Sure(t.Context()),
 			"Release":      old.Release(t.Context()),
 			"Step":         s.Step(t.Context(), old, j, Event{Kind: "import"}),
 			"ChooseExpiry": s.ChooseExpiry(t.Context(), old, j.ID, time.Now()),

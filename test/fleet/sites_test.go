@@ -83,7 +83,7 @@ func TestSites(t *testing.T) {
 				return false
 			})
 			took := time.Since(failed)
-			t.Logf("taken over and done after %s (with leases of 2 s)", took.Round(10*time.Millisecond))
+			t.Logf("taken over and done after %s", took.Round(10*time.Millisecond))
 			if done.Daemon != "two" {
 				t.Errorf("the job is %s", asJSON(done))
 			}

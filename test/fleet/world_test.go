@@ -113,6 +113,7 @@ func signalAt() func(store.Job, string) {
 			select {} // it is over before the next instruction of the job
 		case os.Getenv(envStop):
 			_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+			time.Sleep(50 * time.Millisecond) // the kernel stops this thread when it has told the others: the next step is not begun before that
 		}
 	}
 }

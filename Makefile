@@ -51,9 +51,10 @@ package: deps build ## make the .deb and the .rpm in bin/
 demo: deps build ## import keys from software HSMs into a local KMS, and prove each
 	@scripts/demo
 
+# Tests that wait for processes, tokens and databases wait side by side.
 .PHONY: test
 test: deps ## run all tests, with real tokens
-	go test -timeout 20m $(TESTFLAGS) ./...
+	go test -timeout 20m -parallel 4 $(TESTFLAGS) ./...
 
 .PHONY: race
 race: deps ## run the tests under the race detector

@@ -92,6 +92,10 @@ func (k *keeper) load(ctx context.Context, arn, algorithm, spec, endpoint string
 	if err != nil || !found {
 		return kept{}, false
 	}
+	if row.Destination != arn || row.Algorithm != algorithm || row.WrappingKeySpec != spec || row.Endpoint != endpoint {
+		k.log.Error("the database gave import parameters of another destination: they are not used, others are fetched; see who can write the database", zap.String("destination", arn), zap.String("got", row.Destination))
+		return kept{}, false
+	}
 	vctx, cancel := context.WithTimeout(ctx, signTime)
 	defer cancel()
 	_, _, public, err := k.key(vctx)

@@ -108,7 +108,7 @@ func routes() []route {
 			if err != nil {
 				return nil, err
 			}
-			list, err := s.Jobs(ctx, store.JobFilter{Key: r.query.Get("key"), Open: r.query.Get("open") == "true", Before: before, Limit: int(limit)})
+			list, err := s.Jobs(ctx, store.JobFilter{Key: r.query.Get("key"), Open: r.query.Get("open") == "true", Before: before, Limit: int(min(limit, mostRows))})
 			return JobList{all(list)}, err
 		}},
 		{method: http.MethodGet, path: "/v1/jobs/{id}", permission: mayLook, summary: "One job", out: JobList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
@@ -134,7 +134,7 @@ func routes() []route {
 			if limit == 0 {
 				limit = 100
 			}
-			list, err := s.Imports(ctx, r.query.Get("key"), job, int(limit))
+			list, err := s.Imports(ctx, r.query.Get("key"), job, int(min(limit, mostRows)))
 			return ImportList{all(list)}, err
 		}},
 		{method: http.MethodGet, path: "/v1/events", permission: mayLook, summary: "The journal: every step of every job and every act of a person, oldest first. With follow the answer is one JSON object a line and does not end.", query: map[string]string{"after": "only those with a greater ID", "key": key, "job": "only of this job", "before": "only those with a smaller ID", "last": "only so many, the latest", "follow": "true: go on with those that come"}, out: EventList{}, do: events},
@@ -219,6 +219,9 @@ func all[T any](list []T) []T {
 	return list
 }
 
+// mostRows is how many rows an answer has at most, whatever is asked for: each takes memory of the daemon.
+const mostRows = 10000
+
 func eventFilter(r *request) (f store.EventFilter, err error) {
 	f.Key = r.query.Get("key")
 	if f.After, err = r.number("after"); err != nil {
@@ -231,7 +234,7 @@ func eventFilter(r *request) (f store.EventFilter, err error) {
 		return f, err
 	}
 	last, err := r.number("last")
-	f.Last = int(last)
+	f.Last = int(min(last, mostRows))
 	return f, err
 }
 

@@ -41,7 +41,7 @@ func (t *task) same(ctx context.Context, token importer.Token, key wrapping.Key)
 	switch {
 	case err != nil:
 		return fmt.Errorf("see which key %s is in token %s: %w", t.key.Name, t.on, err)
-	case t.want == "" && t.on == t.key.Token, is == "" && t.on == t.key.Token:
+	case t.want == "" && t.on == t.key.Token:
 		return nil // its own token is where everybody else learns it
 	case t.want == "" || is == "":
 		return &Error{ErrCode: codeNotHere, ErrClass: "token", Message: fmt.Sprintf("nothing was wrapped in token %s, because it is not known whether it holds the same %s as token %s", t.on, t.key.Name, t.key.Token)}
@@ -89,7 +89,7 @@ func (t *task) expect(ctx context.Context, k configs.Key, token importer.Token, 
 		return fmt.Errorf("look at %s in token %s: %w", g.uri, t.on, err)
 	case t.want != "" && row.Identity != "" && row.Identity != t.want:
 		return t.wrong(otherKey(k, row, t.want))
-	case row.Identity == "" && t.on != k.Token:
+	case row.Identity == "" && (t.on != k.Token || t.want != "" && row.Problem != "" && !strings.HasPrefix(row.Problem, noSuchObject)):
 		return &Error{ErrCode: codeNotHere, ErrClass: "token", Message: fmt.Sprintf("nothing was wrapped in token %s, as to %s (generation %d): %s", t.on, k.Name, g.Generation, row.Problem)}
 	}
 	return nil
@@ -119,6 +119,8 @@ func (t *task) everywhere(ctx context.Context, k configs.Key, token importer.Tok
 		switch {
 		case err != nil:
 			return "", err
+		case there.Identity == row.Identity && !t.recent(there):
+			lacks = append(lacks, fmt.Sprintf("token %s held it on %s, and nobody has looked since", name, there.Seen.UTC().Format(time.DateTime)))
 		case there.Identity == row.Identity:
 			shows = append(shows, name)
 		case there.Identity != "":
@@ -135,6 +137,12 @@ func (t *task) everywhere(ctx context.Context, k configs.Key, token importer.Tok
 		message = fmt.Sprintf("token %s holds the key: %s; no other has to", t.on, row.Identity)
 	}
 	return row.Identity, t.record(ctx, importer.Event{Time: t.Now(), Step: StepReplica, Key: k.Name, Message: message})
+}
+
+// recent says that somebody looked into a token lately enough: what was there a week ago counts for nothing.
+func (t *task) recent(r store.Replica) bool {
+	const looks = 3
+	return r.Seen.IsZero() || t.Now().Sub(r.Seen) < looks*t.Config().KMS.Watch()
 }
 
 func (*task) missing(k configs.Key, g generation, lacks []string) error {

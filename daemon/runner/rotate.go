@@ -238,6 +238,23 @@ func (t *task) revoke(ctx context.Context, k configs.Key) (o store.Outcome, err 
 	return o, nil
 }
 
+// checkValueOf is what the token shows of a key object, to be written down; empty: nothing is, because it differs from what was recorded, or
+// because a replica is not where a material is learned.
+func (t *task) checkValueOf(ctx context.Context, k configs.Key, token importer.Token, key wrapping.Key, m store.Material) (string, error) {
+	shown, err := token.CheckValue(ctx, key)
+	if err != nil || shown == "" || shown == m.CheckValue {
+		return shown, err
+	}
+	if m.CheckValue == "" && t.on == k.Token {
+		return shown, nil
+	}
+	message := fmt.Sprintf("token %s shows the check value %s for %s, and %s is recorded: the record stays; see who changed the object", t.on, shown, m.Object, m.CheckValue)
+	if m.CheckValue == "" {
+		message = fmt.Sprintf("token %s shows the check value %s for %s, which is not recorded: it is a replica, and the material is learned from token %s", t.on, shown, m.Object, k.Token)
+	}
+	return "", t.record(ctx, importer.Event{Time: t.Now(), Step: StepObserved, Key: k.Name, Message: message})
+}
+
 // reconcile writes down what KMS and the token hold, and changes neither.
 func (t *task) reconcile(ctx context.Context, k configs.Key) (o store.Outcome, err error) {
 	token, err := t.open(ctx, t.config, k)
@@ -286,7 +303,7 @@ func (t *task) reconcile(ctx context.Context, k configs.Key) (o store.Outcome, e
 		case err != nil:
 			return o, err
 		default:
-			if m.CheckValue, err = token.CheckValue(ctx, key); err != nil {
+			if m.CheckValue, err = t.checkValueOf(ctx, k, token, key, *m); err != nil {
 				return o, err
 			}
 		}

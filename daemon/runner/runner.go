@@ -314,7 +314,9 @@ func (t *task) importer(token importer.Token, k configs.Key) *importer.Importer 
 				if err != nil || t.lease == nil {
 					return kms, err
 				}
-				return fenced{KMS: kms, sure: func(ctx context.Context) error { return unwritten(t.lease.Sure(ctx)) }}, nil
+				return fenced{
+					KMS: kms, sure: func(ctx context.Context) error { return unwritten(t.lease.Sure(ctx)) }, renew: func(ctx context.Context) error { return unwritten(t.lease.Renew(ctx)) },
+				}, nil
 			}
 			return nil, &Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: arn + " is no destination of " + k.Name}
 		},

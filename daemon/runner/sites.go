@@ -218,7 +218,8 @@ func (r *Runner) another(ctx context.Context, w choice, on string) bool {
 // fenced is a KMS client that does nothing irreversible for a process which may have lost the key's lock.
 type fenced struct {
 	importer.KMS
-	sure func(ctx context.Context) error
+	sure  func(ctx context.Context) error // before a request is made
+	renew func(ctx context.Context) error // before each of its attempts
 }
 
 type fence struct{}
@@ -234,7 +235,7 @@ func Fence(ctx context.Context) error {
 }
 
 func (f fenced) before(ctx context.Context) (context.Context, error) {
-	return context.WithValue(ctx, fence{}, f.sure), f.sure(ctx)
+	return context.WithValue(ctx, fence{}, f.renew), f.sure(ctx)
 }
 
 // ImportKeyMaterial imports, if the lock is held.

@@ -59,7 +59,7 @@ func (s *sites) daemon(name string, reaches []string, env ...string) *process {
 	s.extra += "reaches: [" + strings.Join(reaches, ", ") + "]\n"
 	path := s.config(name, p.url)
 	s.extra = extra
-	return s.launch(name, path, append([]string{envLease + "=2s"}, env...)...)
+	return s.launch(name, path, append([]string{envLease + "=5s"}, env...)...)
 }
 
 // material is a key that two HSMs are to hold: 32 random bytes, or a private key in DER.

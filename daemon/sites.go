@@ -22,6 +22,7 @@ type sites struct {
 	asked  atomic.Int64    // when: time since the start
 	usable map[string]bool // own tokens, at the last sign of life
 	beaten time.Time       // when that was
+	fresh  []string        // those that had become usable then
 }
 
 // beatEvery is how often a daemon gives the others a sign of life, and looks for what they left.
@@ -57,7 +58,10 @@ func (d *Daemon) beat(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, name := range fresh { // the others know by now
+	// The others know by now. One that asked a moment before may only now have written that its job waits: so the next sign of life does it again.
+	hurry := append(slices.Clone(fresh), d.sites.fresh...)
+	d.sites.fresh = fresh
+	for _, name := range hurry {
 		if _, err := d.store.HurryToken(ctx, name, d.queue.Enqueue); err != nil {
 			return err
 		}

@@ -100,6 +100,10 @@ func (s *Server) NewDatabase(tb testing.TB) string {
 	ctx, cancel := context.WithTimeout(tb.Context(), patience)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, s.URL)
+	for err != nil && ctx.Err() == nil { // its queue of connections is short, and others start side by side
+		time.Sleep(100 * time.Millisecond)
+		conn, err = pgx.Connect(ctx, s.URL)
+	}
 	if err != nil {
 		tb.Fatalf("connect to PostgreSQL: %v", err)
 	}

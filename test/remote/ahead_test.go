@@ -3,6 +3,7 @@ package remote
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"sync"
 	"testing"
@@ -26,13 +27,13 @@ func oneSession(tb testing.TB, m shim.Module, timeout time.Duration) *remote.Tok
 // TestAhead shows calls that wait in the module's process for a session. One that nobody waits for any more is not begun; the time of the others counts
 // from when they are, so that none is past its deadline because it waited.
 func TestAhead(t *testing.T) {
-	const delay, timeout = 600 * time.Millisecond, time.Second
+	const delay, timeout = 3 * time.Second, 5 * time.Second
 	m := faulty(t)
 	tok := oneSession(t, m, timeout)
 	key, plan, rsa := generated(t, tok)
 	wrap := func(ctx context.Context) error { _, err := tok.Wrap(ctx, key, rsa.Public(), plan); return err }
 	before := m.Counters(t).Calls["C_WrapKey"]
-	m.Script(t, "C_WrapKey: delay 600ms")
+	m.Script(t, fmt.Sprintf("C_WrapKey: delay %dms", delay.Milliseconds()))
 	defer m.Script(t)
 	var wg sync.WaitGroup
 	for range 2 { // together they take longer than one may

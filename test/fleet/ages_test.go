@@ -77,7 +77,7 @@ func TestTwoYears(t *testing.T) {
 	const (
 		keys = 200
 		days = 730
-		step = 12 * time.Hour
+		step = 24 * time.Hour
 	)
 	outages := []outage{
 		{"kms", 40, 42},

@@ -34,6 +34,7 @@ type process struct {
 	noPIN   error
 	token   *hsm.Token
 	slots   chan struct{} // one for each session
+	turn    chan struct{} // closed when the last call that came has its session, or wants none any more
 	running map[uint64]context.CancelFunc
 }
 
@@ -132,7 +133,8 @@ func (p *process) open(payload []byte) error {
 			return
 		}
 		p.mu.Lock()
-		p.token, p.slots = t, make(chan struct{}, t.Sessions())
+		p.token, p.slots, p.turn = t, make(chan struct{}, t.Sessions()), make(chan struct{})
+		close(p.turn)
 		p.mu.Unlock()
 		p.send(wire.KindAnswer, 0, &wire.Opened{Token: t.Identity(), Warnings: t.Warnings(), PINTriesLow: t.PINTriesLow(), Sessions: t.Sessions()})
 	}()
@@ -188,17 +190,20 @@ func (p *process) call(h wire.Header, payload []byte) error {
 		ctx = waiting
 	}
 	p.running[h.Call] = cancel
-	slots := p.slots
-	if h.Op == wire.OpClose {
-		slots = make(chan struct{}, 1) // it waits for the others by itself, a while
-	}
 	do, err := prepare(h.Op, payload, p.token)
 	if err != nil {
 		cancel()
 		return err
 	}
+	q := queue{cancelled: waiting.Done(), slots: p.slots, turn: p.turn, next: make(chan struct{})}
+	if h.Op == wire.OpClose { // it waits for the others by itself, a while
+		q.slots, q.turn = make(chan struct{}, 1), make(chan struct{})
+		close(q.turn)
+	} else {
+		p.turn = q.next
+	}
 	go func() {
-		m, err := carryOut(ctx, waiting.Done(), slots, do)
+		m, err := q.carryOut(ctx, do)
 		cancel()
 		p.mu.Lock()
 		delete(p.running, h.Call)
@@ -215,15 +220,29 @@ func (p *process) call(h wire.Header, payload []byte) error {
 	return nil
 }
 
+// queue is a call's place among those that wait for a session: they get one in the order in which they came, which is how hsmbridge reckons
+// when the time of each begins.
+type queue struct {
+	cancelled  <-chan struct{}
+	slots      chan struct{}
+	turn, next chan struct{} // closed when the call before this one, and this one, waits no more
+}
+
 // carryOut does what a request asks for when a session is free for it, unless nobody waits for it any more.
-func carryOut(ctx context.Context, cancelled <-chan struct{}, slots chan struct{}, do func(context.Context) (wire.Message, error)) (wire.Message, error) {
+func (q queue) carryOut(ctx context.Context, do func(context.Context) (wire.Message, error)) (wire.Message, error) {
 	select {
-	case slots <- struct{}{}:
-		defer func() { <-slots }()
-	case <-cancelled:
+	case <-q.turn:
+		select {
+		case q.slots <- struct{}{}:
+			defer func() { <-q.slots }()
+		case <-q.cancelled:
+		}
+		close(q.next)
+	case <-q.cancelled:
+		go func() { <-q.turn; close(q.next) }()
 	}
 	select {
-	case <-cancelled:
+	case <-q.cancelled:
 		return nil, &hsm.Error{Op: "wait for a session", ErrClass: hsm.ClassSession, Cause: "nobody waits for the call any more, so it was not begun", Fix: "run this again", Err: context.Canceled}
 	default:
 		return do(ctx)

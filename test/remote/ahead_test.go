@@ -27,7 +27,7 @@ func oneSession(tb testing.TB, m shim.Module, timeout time.Duration) *remote.Tok
 // TestAhead shows calls that wait in the module's process for a session. One that nobody waits for any more is not begun; the time of the others counts
 // from when they are, so that none is past its deadline because it waited.
 func TestAhead(t *testing.T) {
-	const delay, timeout = 3 * time.Second, 5 * time.Second
+	const delay, timeout = 1200 * time.Millisecond, 2 * time.Second
 	m := faulty(t)
 	tok := oneSession(t, m, timeout)
 	key, plan, rsa := generated(t, tok)

@@ -94,19 +94,16 @@ func (t *Token) notFound(s pkcs11.SessionHandle, u pkcs11uri.URI) error {
 // mostListed is how many keys an error names.
 const mostListed = 12
 
-func listKeys(keys []wrapping.Key) string {
-	keys = slices.Clone(keys)
-	slices.SortFunc(keys, func(a, b wrapping.Key) int { return strings.Compare(a.Label, b.Label) })
-	return listSome(keys[:min(len(keys), mostListed)], len(keys))
-}
+func listKeys(keys []wrapping.Key) string { return listSome(keys, len(keys)) }
 
-// listSome names keys, which are some of all.
+// listSome names keys, which are all, or some of all.
 func listSome(keys []wrapping.Key, all int) string {
 	if all == 0 {
 		return "no keys"
 	}
 	keys = slices.Clone(keys)
 	slices.SortFunc(keys, func(a, b wrapping.Key) int { return strings.Compare(a.Label, b.Label) })
+	keys = keys[:min(len(keys), mostListed)]
 	var out []string
 	for _, k := range keys {
 		out = append(out, fmt.Sprintf("object=%q id=%s %s", k.Label, hex.EncodeToString(k.ID), k.KeyType))

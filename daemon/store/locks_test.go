@@ -11,13 +11,13 @@ import (
 // Whoever lost the lock changes nothing any more.
 func TestFence(t *testing.T) {
 	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
-		s, q := open("one", 50*time.Millisecond), &queue{}
+		s, q := open("one", 400*time.Millisecond), &queue{}
 		j := add(t, s, q, Job{Key: "k", Destination: "arn", Kind: KindImport})
 		old, j := begin(t, s, j)
 		if _, err := s.Lock(t.Context(), "k"); !errors.Is(err, ErrLocked) {
 			t.Errorf("a second holder: %v", err)
 		}
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(500 * time.Millisecond)
 		if lost := must[[]Job](t)(s.Reclaim(t.Context(), false, q.enqueue)); len(lost) != 1 || lost[0].ID != j.ID {
 			t.Errorf("reclaimed %+v", lost)
 		}

@@ -21,12 +21,6 @@ import (
 	"hsmbridge/test/softhsm"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	e2e.Cleanup()
-	os.Exit(code)
-}
-
 // world is a room: a token, a configuration, a folder.
 type world struct {
 	t      *testing.T

@@ -26,9 +26,7 @@ import (
 
 func TestMain(m *testing.M) {
 	syscall.Umask(0o022) // a configuration that the group can change is refused
-	code := m.Run()
-	e2e.Cleanup()
-	os.Exit(code)
+	os.Exit(m.Run())
 }
 
 // world is what one script has.

@@ -20,19 +20,33 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"hsmbridge/hsm/wrapping"
 	"hsmbridge/kmsclient"
 	"hsmbridge/test/token"
 )
 
-// binaries are built once for a test binary; the go command's cache makes the next time quick.
+// binaries are built once for all test binaries, which run side by side: the go command leaves what is up to date as it is.
 var binaries = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobals // one build for all tests
-	dir, err := os.MkdirTemp("", "hsmbridge-e2e-")
+	mod, err := exec.Command("go", "env", "GOMOD").Output() //nolint:noctx // a moment
+	if err != nil {
+		return "", fmt.Errorf("find the module: %w", err)
+	}
+	dir := filepath.Join(filepath.Dir(strings.TrimSpace(string(mod))), "bin", "test")
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // programs for everybody: tests run some as other users
+		return "", err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return "", err
 	}
+	defer lock.Close() //nolint:errcheck // nothing was written
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", fmt.Errorf("wait for another build: %w", err)
+	}
 	for _, args := range [][]string{{"hsmbridge/cmd/hsmbridge", "hsmbridge/cmd/kms-emulator"}, {"-tags", "netgo,osusergo", "hsmbridge/cmd/hsmceremony"}} {
-		out, err := exec.Command("go", append([]string{"build", "-o", dir + "/"}, args...)...).CombinedOutput()
+		out, err := exec.Command("go", append([]string{"build", "-o", dir + "/"}, args...)...).CombinedOutput() //nolint:noctx,gosec // as long as it takes; this package's own arguments
 		if err != nil {
 			return "", fmt.Errorf("build the binaries: %w: %s", err, out)
 		}
@@ -48,13 +62,6 @@ func Binaries(tb testing.TB) string {
 		tb.Fatal(err)
 	}
 	return dir
-}
-
-// Cleanup removes what [Binaries] built; a TestMain calls it at the end.
-func Cleanup() {
-	if dir, err := binaries(); err == nil {
-		_ = os.RemoveAll(dir)
-	}
 }
 
 // Region and Account are those of the emulator.

@@ -3,7 +3,6 @@ package pipeline
 import (
 	"flag"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -18,13 +17,6 @@ import (
 )
 
 var keys = flag.Int("keys", 100, "how many keys BenchmarkImportMany imports")
-
-func TestMain(m *testing.M) {
-	flag.Parse()
-	code := m.Run()
-	e2e.Cleanup()
-	os.Exit(code)
-}
 
 // lifted are request quotas that hold nothing up: AWS's own would hold up both sides alike, to one import a second for each account and Region.
 const lifted = "quotas:\n  - {operation: GetParametersForImport, rate: 1000/s}\n  - {operation: ImportKeyMaterial, rate: 1000/s}\n"

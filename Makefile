@@ -99,7 +99,7 @@ failover: deps ## kill, freeze and cut off three daemons at two sites FAILURES (
 	FLEET_FAILURES=$(FAILURES) go test -count=1 -timeout 0 -v -run '^TestFailover$$' ./test/fleet
 
 .PHONY: bench
-bench: deps ## run every benchmark (some ten minutes) and write docs/performance.md
+bench: deps ## run every benchmark (some twenty minutes) and write docs/performance.md
 	@BENCHCOUNT=$(BENCHCOUNT) scripts/bench
 
 .PHONY: bulk

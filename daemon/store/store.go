@@ -23,7 +23,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
 	"golang.org/x/sys/unix"
-	_ "modernc.org/sqlite" // the driver "sqlite"
+	"modernc.org/sqlite"
 
 	"hsmbridge/daemon/audit"
 )
@@ -108,13 +108,9 @@ func (s *Store) openSQLite(ctx context.Context, o Config) error {
 	}
 	v := url.Values{"_pragma": pragmas, "_txlock": {"immediate"}, "_time_format": {"sqlite"}}
 	dsn := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: v.Encode()}).String()
-	if s.write, err = sql.Open("sqlite", dsn); err != nil {
-		return fmt.Errorf("database: %w", err)
-	}
+	connections := keeper{dsn: dsn, of: &sqlite.Driver{}}
+	s.write, s.read = sql.OpenDB(connections), sql.OpenDB(connections)
 	s.write.SetMaxOpenConns(1) // one writer: more would only wait for each other
-	if s.read, err = sql.Open("sqlite", dsn); err != nil {
-		return fmt.Errorf("database: %w", err)
-	}
 	s.read.SetMaxOpenConns(4)
 	var version string
 	if err := s.write.QueryRowContext(ctx, "SELECT sqlite_version()").Scan(&version); err != nil {

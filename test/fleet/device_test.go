@@ -1,0 +1,95 @@
+package fleet
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"hsmbridge/daemon/control"
+	"hsmbridge/daemon/store"
+	"hsmbridge/hsm/bench"
+	"hsmbridge/hsm/hsmtest"
+	"hsmbridge/hsm/wrapping"
+	"hsmbridge/hsm/wrapping/trial"
+	"hsmbridge/kmsclient/kmsemu"
+	"hsmbridge/test/shim"
+)
+
+// BenchmarkDevice has a daemon renew many keys of an HSM that wraps one key at a time and needs 20 ms or 100 ms for it, with everything that an import is:
+// the journal on disk, KMS, the proof. A loop in C that does nothing but wrap shows what the HSM can do. "ratio" is the daemon's share of that: 1 means
+// that the HSM never waits for the daemon. AWS's quotas are lifted, and KMS takes processors of the same machine.
+func BenchmarkDevice(b *testing.B) {
+	for _, d := range []struct {
+		busy string
+		keys int
+	}{{"20ms", 150}, {"100ms", 50}} {
+		b.Run(d.busy, func(b *testing.B) { benchDevice(b, "C_WrapKey: busy "+d.busy, d.keys) })
+	}
+}
+
+func benchDevice(b *testing.B, rule string, keys int) {
+	b.Helper()
+	w := newWorld(b, kmsemu.Options{})
+	w.emu.Refuse("RSA_4096", "ValidationException") // KMS's own work is not what is measured
+	w.emu.Refuse("RSA_3072", "ValidationException")
+	m := shim.New(b, w.token.Token)
+	w.token.Token = m.Token
+	var names []string
+	for i := range keys {
+		names = append(names, fmt.Sprintf("key-%03d", i))
+		w.key(names[i], wrapping.SymmetricDefault)
+	}
+	p := w.start("one", "")
+	for range keys { // all have their first material
+		if done := p.settled(); len(done) >= keys {
+			break
+		}
+	}
+	m.Script(b, rule)
+	wraps := func() int { return m.Counters(b).Calls["C_WrapKey"] }
+	var through, inC, spent float64
+	for b.Loop() {
+		before, used, began := wraps(), cpu(b, p), time.Now()
+		if _, err := p.client.Start(b.Context(), control.StartRequest{Keys: names, Kind: store.KindImport, Renew: true}); err != nil {
+			b.Fatal(err)
+		}
+		jobs := p.settled()
+		took, made := time.Since(began).Seconds(), wraps()-before
+		if bad := slices.IndexFunc(jobs, func(j store.Job) bool { return j.State != store.Done }); bad >= 0 || made < keys {
+			b.Fatalf("%d wraps for %d keys; %+v", made, keys, jobs[max(bad, 0)])
+		}
+		through += float64(made) / took
+		spent += (cpu(b, p) - used).Seconds() * 1000 / float64(made)
+		inC += wrapsInC(b, m, names[0], 100)
+	}
+	n := float64(b.N)
+	b.ReportMetric(through/n, "daemon-wraps/s")
+	b.ReportMetric(inC/n, "C-wraps/s")
+	b.ReportMetric(through/inC, "ratio")
+	b.ReportMetric(spent/n, "daemon-cpu-ms/wrap")
+	b.ReportMetric(0, "ns/op")
+}
+
+// wrapsInC is how many wraps a second the loop in C gets out of the token.
+func wrapsInC(b *testing.B, m shim.Module, label string, wraps int) float64 {
+	b.Helper()
+	const sessions = 4
+	hsmtest.Open(b, m.Token)
+	key, err := trial.NewRSAKey(wrapping.RSA2048)
+	if err != nil {
+		b.Fatal(err)
+	}
+	loop, err := bench.NewLoop(m.Module, m.Label, sessions, key.Public(), label, bench.SHA1())
+	if err != nil {
+		b.Fatal(err)
+	}
+	took, err := loop.Run(wraps / sessions)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := loop.Close(); err != nil {
+		b.Fatal(err)
+	}
+	return float64(wraps) / took.Seconds()
+}

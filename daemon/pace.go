@@ -152,16 +152,17 @@ const (
 	answerTime = 5 * time.Second  // for writing down that a request was answered
 )
 
-// usual is how long a request takes that nothing holds up, or less: a later one may be faster than all before, by as much as those differ.
-// Of a few nothing is concluded.
+// usual is how long a request takes that nothing holds up, or less: a later one may be faster than all before, by as much as those differ,
+// and after a few by several times that. Of very few nothing is concluded.
 func usual(trips []time.Duration) time.Duration {
-	const enough, quarter = 16, 4
-	if len(trips) < enough {
+	const enough, quarter, few = 16, 4, 48
+	n := len(trips)
+	if n < enough {
 		return 0
 	}
 	sorted := slices.Sorted(slices.Values(trips))
-	least, differ := sorted[0], sorted[len(sorted)/quarter]-sorted[0]
-	return max(0, least-differ-clockStep)
+	least, differ := sorted[0], sorted[n/quarter]-sorted[0]
+	return max(0, least-differ-differ*few/time.Duration(n)-clockStep)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -15,20 +15,42 @@ import (
 // bulkFrom is the number of destinations from which on an import is shown as a whole, and not destination by destination.
 const bulkFrom = 21
 
-// underWay are the imports of a bulk that the daemon still has to do; none if there are few. Asking for all again would only prove once more
-// what is done.
+// underWay are the imports of a bulk of which the daemon still has some to do, those that are done among them; none if there is no such bulk. Asking
+// for all again would only prove once more what is done.
 func underWay(ctx context.Context, c *control.Client, now time.Time) ([]store.Job, error) {
 	open, err := c.Jobs(ctx, store.JobFilter{Open: true, Limit: maxJobs})
 	if err != nil {
 		return nil, err
 	}
-	mine := slices.DeleteFunc(open, func(j store.Job) bool {
-		return j.Kind != store.KindImport || !slices.Contains([]string{"first", "restore", "asked for"}, j.Reason) || !moves(j, now)
-	})
-	if len(mine) < bulkFrom {
+	if !slices.ContainsFunc(open, func(j store.Job) bool { return ofBulk(j) && moves(j, now) }) {
 		return nil, nil
 	}
-	return mine, nil
+	all, err := c.Jobs(ctx, store.JobFilter{Limit: maxJobs})
+	if err != nil {
+		return nil, err
+	}
+	return bulkOf(all, now), nil
+}
+
+// ofBulk says that a job may be one of many that somebody, or the daemon's start, asked for at once.
+func ofBulk(j store.Job) bool {
+	return j.Kind == store.KindImport && slices.Contains([]string{"first", "restore", "asked for"}, j.Reason)
+}
+
+// bulkOf are the jobs that were made together with one that is still to be done, of the oldest such one on; none if they are few.
+func bulkOf(all []store.Job, now time.Time) []store.Job {
+	const together = 10 * time.Second // the jobs of one request are made in one transaction, those of a daemon's start in several
+	var from time.Time
+	for _, j := range all {
+		if ofBulk(j) && moves(j, now) && (from.IsZero() || j.Created.Before(from)) {
+			from = j.Created
+		}
+	}
+	mine := slices.DeleteFunc(slices.Clone(all), func(j store.Job) bool { return !ofBulk(j) || j.Created.Before(from.Add(-together)) })
+	if from.IsZero() || len(mine) < bulkFrom {
+		return nil
+	}
+	return mine
 }
 
 // maxJobs is more than any fleet has at a time.
@@ -59,8 +81,14 @@ func (a *app) bulk(ctx context.Context, c *control.Client, list []store.Job) err
 		open, err := c.Jobs(ctx, store.JobFilter{Open: true, Limit: maxJobs})
 		if err != nil {
 			p.end()
-			return a.leftBulk(ctx, p.all-p.done, err)
+			return a.leftBulk(ctx, p.all-p.done-p.failed, err)
 		}
+		failed, err := c.Jobs(ctx, store.JobFilter{State: store.Failed, Limit: len(mine)})
+		if err != nil {
+			p.end()
+			return a.leftBulk(ctx, p.all-p.done-p.failed, err)
+		}
+		failed = slices.DeleteFunc(failed, func(j store.Job) bool { return !mine[j.ID] })
 		moving, stuck := 0, 0
 		now := time.Now()
 		for _, j := range open {
@@ -72,14 +100,15 @@ func (a *app) bulk(ctx context.Context, c *control.Client, list []store.Job) err
 				stuck++
 			}
 		}
-		p.show(now, p.all-moving-stuck, stuck)
+		p.failed = len(failed)
+		p.show(now, p.all-moving-stuck-len(failed), stuck)
 		if moving == 0 {
 			break
 		}
 		select {
 		case <-ctx.Done():
 			p.end()
-			return a.leftBulk(ctx, p.all-p.done, ctx.Err())
+			return a.leftBulk(ctx, p.all-p.done-p.failed, ctx.Err())
 		case <-time.After(every):
 		}
 	}
@@ -113,6 +142,7 @@ type progress struct {
 	shown bool
 
 	done    int
+	failed  int
 	samples []sample
 	width   int // of what stands there
 }
@@ -145,9 +175,12 @@ func (p *progress) line(done, stuck int) string {
 	if took := last.at.Sub(first.at).Seconds(); took > 0 && last.done > first.done {
 		rate := float64(last.done-first.done) / took
 		line += fmt.Sprintf(", %.1f a second", rate)
-		if left := p.all - done - stuck; left > 0 {
+		if left := p.all - done - stuck - p.failed; left > 0 {
 			line += ", " + (time.Duration(float64(left)/rate) * time.Second).Round(time.Second).String() + " left"
 		}
+	}
+	if p.failed > 0 {
+		line += fmt.Sprintf("; %d failed", p.failed)
 	}
 	if stuck > 0 {
 		line += fmt.Sprintf("; %d wait for a person or for long", stuck)
@@ -180,6 +213,9 @@ func (a *app) summary(ctx context.Context, c *control.Client, list []store.Job, 
 		return !mine[[2]string{n.Key, n.Destination}] && !mine[[2]string{n.Key, ""}] && (n.Token == "" || byState[store.Done] == len(list))
 	})
 	fmt.Fprintf(a.out, "%d of %d destinations hold their key, in %s", byState[store.Done], len(list), took.Round(time.Second))
+	if n := byState[store.Failed]; n > 0 {
+		fmt.Fprintf(a.out, "; %d failed", n)
+	}
 	if n := byState[store.Waiting] + byState[store.Queued] + byState[store.Running]; n > 0 {
 		fmt.Fprintf(a.out, "; the daemon goes on with %d", n)
 	}
@@ -190,15 +226,41 @@ func (a *app) summary(ctx context.Context, c *control.Client, list []store.Job, 
 	if n := s.Counts.Paused + s.Counts.Revoked; n > 0 {
 		fmt.Fprintf(a.out, "%d keys are paused and %d revoked: they were left out\n", s.Counts.Paused, s.Counts.Revoked)
 	}
-	if len(people) > 0 {
-		fmt.Fprintf(a.out, "\nwhat needs a person:\n")
-		var rows [][]string
-		for _, n := range people {
-			rows = append(rows, []string{dash(n.Key + n.Token), dash(n.Destination), cut(printable(firstLine(n.Message)), width), n.Retry})
-		}
-		table(a.out, []string{"KEY", "DESTINATION", "WHY", "THEN"}, rows)
-	}
+	a.people(people)
 	return codeOfJobs(list)
+}
+
+// people prints what needs a person, each cause once.
+func (a *app) people(list []control.NeedsPerson) {
+	if len(list) == 0 {
+		return
+	}
+	fmt.Fprintf(a.out, "\nwhat needs a person:\n")
+	cause := func(n control.NeedsPerson) string { return strings.ReplaceAll(n.Message, dash(n.Key), "KEY") }
+	seen := map[string]bool{}
+	for _, n := range list {
+		if seen[cause(n)] {
+			continue
+		}
+		seen[cause(n)] = true
+		var names, then []string
+		for _, other := range list {
+			if cause(other) == cause(n) {
+				names = append(names, strings.TrimSpace(dash(other.Key+other.Token)+" "+other.Destination))
+				then = append(then, other.Retry)
+			}
+		}
+		slices.Sort(then)
+		for _, line := range slices.Compact(names) {
+			fmt.Fprintf(a.out, "%s\n", printable(line))
+		}
+		for line := range strings.Lines(n.Message) {
+			wrapped(a.out, "  ", "    ", line)
+		}
+		for _, line := range slices.Compact(then) {
+			fmt.Fprintf(a.out, "  then: %s\n", printable(line))
+		}
+	}
 }
 
 // codeOfJobs is the exit code of jobs that were waited for.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -54,5 +56,57 @@ func TestMoves(t *testing.T) {
 		if got := moves(c.job, now); got != c.want {
 			t.Errorf("%+v moves: %v", c.job, got)
 		}
+	}
+}
+
+// Whoever comes back to a bulk sees all of it, also when few of its imports are left; what is done by schedule is none.
+func TestBulkOf(t *testing.T) {
+	now := time.Date(2027, 3, 1, 12, 0, 0, 0, time.UTC)
+	made := func(n int, reason string, at time.Time, state store.State) (list []store.Job) {
+		for range n {
+			list = append(list, store.Job{Kind: store.KindImport, Reason: reason, Created: at, State: state})
+		}
+		return list
+	}
+	began := now.Add(-5 * time.Minute)
+	for _, tt := range []struct {
+		name string
+		jobs []store.Job
+		want int
+	}{
+		{"three are left", slices.Concat(made(3, "asked for", began, store.Queued), made(297, "asked for", began, store.Done)), 300},
+		{"and one failed", slices.Concat(made(3, "asked for", began, store.Running), made(1, "asked for", began, store.Failed), made(26, "asked for", began, store.Done)), 30},
+		{"a bulk of yesterday", slices.Concat(made(2, "asked for", began, store.Queued), made(300, "asked for", began.Add(-24*time.Hour), store.Done)), 0},
+		{"all is done", made(300, "asked for", began, store.Done), 0},
+		{"by schedule", made(300, "renewal", began, store.Queued), 0},
+	} {
+		if got := bulkOf(tt.jobs, now); len(got) != tt.want {
+			t.Errorf("%s: %d, want %d", tt.name, len(got), tt.want)
+		}
+	}
+}
+
+func TestPeopleByCause(t *testing.T) {
+	var out bytes.Buffer
+	a := &app{out: &out}
+	var list []control.NeedsPerson
+	for _, key := range []string{"sig-1", "sig-2"} {
+		list = append(list, control.NeedsPerson{Key: key, Destination: "arn:" + key, Message: key + " was not imported:\n  no algorithm is left", Retry: "hsmbridge retry " + key})
+	}
+	a.people(append(list, control.NeedsPerson{Token: "hsm", Message: "the PIN was refused", Retry: "hsmbridge retry --token hsm"}))
+	want := `
+what needs a person:
+sig-1 arn:sig-1
+sig-2 arn:sig-2
+  sig-1 was not imported:
+  no algorithm is left
+  then: hsmbridge retry sig-1
+  then: hsmbridge retry sig-2
+hsm
+  the PIN was refused
+  then: hsmbridge retry --token hsm
+`
+	if got := out.String(); got != want {
+		t.Errorf("%s\nwant %s", got, want)
 	}
 }

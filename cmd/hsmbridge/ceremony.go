@@ -98,7 +98,7 @@ func (a *app) fetch(ctx context.Context, name string, o fetchOptions) error {
 		o.algorithm = string(k.KeySpec.Order()[0])
 	}
 	if !slices.Contains(k.KeySpec.Order(), wrapping.Algorithm(o.algorithm)) {
-		return usageError(fmt.Errorf("%s is no wrapping algorithm for a %s key: take one of %v", o.algorithm, k.KeySpec, k.KeySpec.Order()))
+		return usageError(fmt.Errorf("%s is no wrapping algorithm for keys of spec %s: take one of %v", o.algorithm, k.KeySpec, k.KeySpec.Order()))
 	}
 	conn := a.connect(c, nil)
 	im := &importer.Importer{KMS: conn.destination}

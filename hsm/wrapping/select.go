@@ -266,7 +266,7 @@ type NoPlanError struct {
 // Error lists every rule and why it was passed over, one a line.
 func (e *NoPlanError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "no wrapping algorithm is left for a %s key on this token:", e.KeySpec)
+	fmt.Fprintf(&b, "no wrapping algorithm is left for keys of spec %s on this token:", e.KeySpec)
 	for _, r := range e.Refused {
 		b.WriteString("\n  ")
 		b.WriteString(r.String())

@@ -21,7 +21,7 @@ BENCHCOUNT ?= 3
 # Packages that need no HSM: they must build and pass without cgo.
 NOCGO = ./hsm/wrapping/... ./hsm/pkcs11uri/... ./hsm/quirks/... ./hsm/report/... ./hsm/failure/... ./hsm/remote/... ./hsm/isolation/... ./kmsclient/... ./configs/... ./daemon/... ./cmd/kms-emulator/...
 # Those of them whose code does something else without cgo; the others are compiled with their tests, which make test runs.
-NOCGO_TEST = ./hsm/wrapping/... ./hsm/isolation/... ./hsm/remote/...
+NOCGO_TEST = ./hsm/wrapping/... ./hsm/isolation/... ./hsm/remote/... ./kmsclient
 
 # Packages whose own code runs in the test's process. The end-to-end tests under test/ and cmd/ start binaries that are built without
 # the race detector: it would see nothing there.
@@ -59,7 +59,7 @@ test: deps ## run all tests, with real tokens
 .PHONY: race
 race: deps ## run the tests under the race detector
 	go test -race -timeout 20m -skip '$(NORACE)' $(TESTFLAGS) $(RACE)
-	go test -race -timeout 20m -run '^TestContract$$' $(TESTFLAGS) ./test/softhsm
+	go test -race -timeout 20m -run '^TestContract$$' $(TESTFLAGS) ./test/softhsm ./test/nss
 
 .PHONY: matrix
 matrix: deps ## write docs/matrix.md: what each token wraps, found on the tokens

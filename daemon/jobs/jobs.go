@@ -180,9 +180,13 @@ func (q *Queue) Recover(ctx context.Context) error {
 	return nil
 }
 
-// Pending is how many jobs are in the queue and not taken out.
+// Pending is how many jobs are in the queue and not taken out, or only just now: such a one is about to begin.
 func (q *Queue) Pending(ctx context.Context) (n int, err error) {
-	if err := q.config.DB.QueryRowContext(ctx, "SELECT count(*) FROM river_job WHERE state IN ('available', 'pending', 'retryable', 'scheduled')").Scan(&n); err != nil {
+	now := "datetime('now', '-10 seconds')"
+	if q.config.Postgres {
+		now = "now() - interval '10 seconds'"
+	}
+	if err := q.config.DB.QueryRowContext(ctx, "SELECT count(*) FROM river_job WHERE state IN ('available', 'pending', 'retryable', 'scheduled') OR (state = 'running' AND attempted_at > "+now+")").Scan(&n); err != nil {
 		return 0, fmt.Errorf("queue: %w", err)
 	}
 	return n, nil

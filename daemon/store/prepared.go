@@ -8,8 +8,12 @@ import (
 	"strings"
 )
 
-// mostKept is how many statements a connection keeps. The store and its queue have about 150; lists in a query (IN) make more.
-const mostKept = 256
+// mostKept is how many statements a connection keeps. The store and its queue have about 150; lists in a query (IN) make more, of which the long ones, which
+// have some tens of kilobytes each, are not kept.
+const (
+	mostKept    = 256
+	longestKept = 4096 // bytes of text
+)
 
 // keeper opens connections to SQLite that keep the statements that they prepared. The driver, and with it database/sql and the queue, prepares each anew each
 // time, which takes longer than to carry it out (BenchmarkPrepared).
@@ -124,6 +128,9 @@ func (c *keepingConn) statement(ctx context.Context, query string) (*keptStmt, e
 
 // worthKeeping: what is read and written again and again, not the schema's changes and the pragmas. A query may begin with a comment.
 func worthKeeping(query string) bool {
+	if len(query) > longestKept {
+		return false
+	}
 	for {
 		query = strings.TrimLeft(query, " \t\r\n")
 		if !strings.HasPrefix(query, "--") {

@@ -112,6 +112,7 @@ func (s *Store) openSQLite(ctx context.Context, o Config) error {
 	s.write, s.read = sql.OpenDB(connections), sql.OpenDB(connections)
 	s.write.SetMaxOpenConns(1) // one writer: more would only wait for each other
 	s.read.SetMaxOpenConns(4)
+	s.read.SetMaxIdleConns(4) // with what they keep
 	var version string
 	if err := s.write.QueryRowContext(ctx, "SELECT sqlite_version()").Scan(&version); err != nil {
 		return errors.Join(fmt.Errorf("database %s: %w", path, err), s.Close())

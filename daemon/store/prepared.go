@@ -22,6 +22,7 @@ type keeper struct {
 	of  driver.Driver
 }
 
+// Driver is that of SQLite.
 func (k keeper) Driver() driver.Driver { return k.of }
 
 // Connect opens a connection.

@@ -29,7 +29,7 @@ import (
 
 // binaries are built once for all test binaries, which run side by side: the go command leaves what is up to date as it is.
 var binaries = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobals // one build for all tests
-	mod, err := exec.Command("go", "env", "GOMOD").Output() //nolint:noctx // a moment
+	mod, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {
 		return "", fmt.Errorf("find the module: %w", err)
 	}
@@ -46,7 +46,7 @@ var binaries = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobal
 		return "", fmt.Errorf("wait for another build: %w", err)
 	}
 	for _, args := range [][]string{{"hsmbridge/cmd/hsmbridge", "hsmbridge/cmd/kms-emulator"}, {"-tags", "netgo,osusergo", "hsmbridge/cmd/hsmceremony"}} {
-		out, err := exec.Command("go", append([]string{"build", "-o", dir + "/"}, args...)...).CombinedOutput() //nolint:noctx,gosec // as long as it takes; this package's own arguments
+		out, err := exec.Command("go", append([]string{"build", "-o", dir + "/"}, args...)...).CombinedOutput() //nolint:gosec // this package's own arguments
 		if err != nil {
 			return "", fmt.Errorf("build the binaries: %w: %s", err, out)
 		}

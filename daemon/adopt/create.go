@@ -96,11 +96,11 @@ func (c *Creator) Ensure(ctx context.Context, r Row) (_ Row, created int, err er
 			continue
 		}
 		arn, made, err := c.ensure(ctx, r, name, primary)
+		if made {
+			created++ // also when only its alias is missing
+		}
 		if err != nil {
 			return r, created, fmt.Errorf("%s in %s: %w", r.Name, name, err)
-		}
-		if made {
-			created++
 		}
 		if i == 0 {
 			primary = arn
@@ -133,7 +133,11 @@ func (c *Creator) ensure(ctx context.Context, r Row, name, primary string) (arn 
 		}
 		arn = byTag // an earlier run was interrupted before it gave the alias
 	case c.DryRun:
-		c.did("would create a KMS key for %s in %s", r.Name, name)
+		alias := ", without an alias"
+		if r.Alias != "" {
+			alias = ", " + r.Alias
+		}
+		c.did("would create a KMS key for %s in %s%s", r.Name, name, alias)
 		return "", true, nil
 	default:
 		if arn, err = c.create(ctx, r, name, primary, there); err != nil {

@@ -124,7 +124,8 @@ type Rules struct {
 // Proposal is a managed key for KMS keys that exist.
 type Proposal struct {
 	Row
-	Notes []string // what a person should know of it
+	Notes  []string // what a person should know of it
+	Absent bool     // the token was looked at, and has no such key
 }
 
 // Propose proposes a managed key for every KMS key that the configuration does not name yet; keys of one multi-Region key go together.

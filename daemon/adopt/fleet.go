@@ -32,6 +32,9 @@ type Row struct {
 	Description  string            `yaml:"description,omitempty"`
 	Tags         map[string]string `yaml:"tags,omitempty"`
 	MultiRegion  bool              `yaml:"multi_region,omitempty"`
+
+	Line     int  `yaml:"-"` // in a CSV file, from 1; 0: not known
+	plainURI bool // the URI was made from the name, as nothing said one
 }
 
 // Destination is one KMS key.
@@ -39,6 +42,17 @@ type Destination struct {
 	ARN        string `yaml:"arn"`
 	RoleARN    string `yaml:"role_arn,omitempty"`
 	ExternalID string `yaml:"external_id,omitempty"`
+}
+
+// UnmarshalYAML takes an ARN alone too, as the configuration does.
+func (d *Destination) UnmarshalYAML(unmarshal func(any) error) error {
+	var arn string
+	if err := unmarshal(&arn); err == nil {
+		*d = Destination{ARN: arn}
+		return nil
+	}
+	type whole Destination // without methods
+	return unmarshal((*whole)(d))
 }
 
 // Fleet is a file of managed keys.
@@ -131,6 +145,7 @@ func ParseCSV(text []byte) (Fleet, error) {
 			return f, fmt.Errorf("read the fleet: %w", err)
 		}
 		var row Row
+		row.Line, _ = r.FieldPos(0)
 		for i, v := range record {
 			if v = strings.TrimSpace(v); v == "" {
 				continue
@@ -185,6 +200,7 @@ func (f Fleet) Complete(others Row) (Fleet, error) {
 		if err := life.UnmarshalText([]byte(r.Expires)); err != nil {
 			return f, fmt.Errorf("%s: expires: %w", r.Name, err)
 		}
+		r.plainURI = r.URI == ""
 		r.URI = cmp.Or(r.URI, objectURI(r.Name, spec))
 		r.Alias = strings.ReplaceAll(r.Alias, "{name}", r.Name)
 		r.Description = strings.ReplaceAll(r.Description, "{name}", r.Name)

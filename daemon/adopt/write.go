@@ -22,7 +22,7 @@ func YAML(list []Proposal) []byte {
 		}
 		fmt.Fprintf(&b, "  - name: %s\n    token: %s\n    uri: %s\n    key_spec: %s\n    expires: %s\n", quoted(p.Name), quoted(p.Token), quoted(p.URI), p.KeySpec, p.Expires)
 		if p.Generate != "" && p.Generate != configs.GenerateNever {
-			fmt.Fprintf(&b, "    generate: %s\n", p.Generate)
+			fmt.Fprintf(&b, "    generate: %s\n", quoted(string(p.Generate)))
 		}
 		fmt.Fprintf(&b, "    destinations:\n")
 		for _, d := range p.Destinations {
@@ -36,6 +36,21 @@ func YAML(list []Proposal) []byte {
 			}
 		}
 	}
+	return b.Bytes()
+}
+
+// FleetYAML is the same as a file that [ParseYAML] reads. head is a comment at its beginning.
+func FleetYAML(list []Proposal, head string) []byte {
+	var b bytes.Buffer
+	for l := range strings.Lines(head) {
+		fmt.Fprintf(&b, "# %s\n", oneLine(strings.TrimSuffix(l, "\n")))
+	}
+	if len(list) == 0 {
+		b.WriteString("keys: []\n")
+		return b.Bytes()
+	}
+	b.WriteString("keys:\n")
+	b.Write(YAML(list))
 	return b.Bytes()
 }
 

@@ -1,0 +1,192 @@
+package adopt
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"hsmbridge/configs"
+	"hsmbridge/hsm/pkcs11uri"
+	"hsmbridge/kmsclient"
+)
+
+// Problem is a reason why no configuration with the keys can be loaded.
+type Problem struct {
+	Name string // of the key; empty: it is not about one of them
+	Line int    // of the key in the fleet's file; 0: not known
+	What string
+}
+
+// String names file, line and key, as far as they are known.
+func (p Problem) String(file string) string {
+	var parts []string
+	if file != "" {
+		parts = append(parts, file)
+	}
+	if p.Line > 0 {
+		parts = append(parts, fmt.Sprintf("line %d", p.Line))
+	}
+	if p.Name != "" {
+		parts = append(parts, p.Name)
+	}
+	return strings.Join(append(parts, p.What), ": ")
+}
+
+var keyPath = regexp.MustCompile(`^keys\[(\d+)\](?:\.(.*))?$`)
+
+// Check says what is wrong with the configuration that would result from putting keys at its end. file is its name, text what is in it and
+// had how many keys there are in it. An error means that the keys cannot be put there.
+func Check(file string, text []byte, had int, list []Proposal) ([]Problem, error) {
+	result, err := Append(text, YAML(list))
+	if err != nil {
+		return nil, err
+	}
+	var bad *configs.Error
+	if _, err = configs.Parse(file, result); !errors.As(err, &bad) {
+		return nil, err
+	}
+	var out []Problem
+	for _, p := range bad.Problems {
+		found := keyPath.FindStringSubmatch(p.Path)
+		i := -1
+		if found != nil {
+			n, _ := strconv.Atoi(found[1]) //nolint:errcheck // digits; what is too large is no key's number
+			i = n - had
+		}
+		if i < 0 || i >= len(list) {
+			out = append(out, Problem{What: fmt.Sprintf("with these keys %s has a mistake in line %d: %s", file, p.Line, p.Message)})
+			continue
+		}
+		what := p.Message
+		if found[2] != "" {
+			what = found[2] + ": " + what
+		}
+		out = append(out, Problem{Name: list[i].Name, Line: list[i].Line, What: what})
+	}
+	return out, nil
+}
+
+var aliasForm = regexp.MustCompile(`^alias/[A-Za-z0-9/_-]{1,250}$`)
+
+// CheckCreation says what KMS would refuse about the KMS keys of rows, as far as it can be told without asking it.
+func CheckCreation(rows []Row) []Problem {
+	var out []Problem
+	aliases := map[string]string{} // the name of the row, by Region and alias
+	for _, r := range rows {
+		bad := func(format string, args ...any) {
+			out = append(out, Problem{r.Name, r.Line, fmt.Sprintf(format, args...)})
+		}
+		if r.Alias != "" && (!aliasForm.MatchString(r.Alias) || strings.HasPrefix(r.Alias, "alias/aws/")) {
+			bad("alias: %q is no alias that KMS takes: letters, digits and /_- behind alias/, and not alias/aws/", r.Alias)
+		}
+		for _, region := range r.Regions {
+			if new(configs.Destination).UnmarshalText([]byte(placeholder(r, region, "", 0))) != nil {
+				bad("regions: %q is no AWS Region", region)
+			}
+			if r.Alias == "" {
+				continue
+			}
+			at := region + " " + r.Alias
+			if other := aliases[at]; other != "" && other != r.Name {
+				bad("alias: %s is that of %s too, in %s: put {name} into it", r.Alias, other, region)
+			}
+			aliases[at] = r.Name
+		}
+	}
+	return out
+}
+
+// Missing are the Regions in which a row has no destination yet.
+func Missing(r Row) []string {
+	var out []string
+	for _, region := range r.Regions {
+		if !slices.ContainsFunc(r.Destinations, func(d Destination) bool { return regionOf(d.ARN) == region }) {
+			out = append(out, region)
+		}
+	}
+	return out
+}
+
+// Whole is the row with placeholders for the KMS keys that it is missing, those of row number n. They have the form of ARNs, and name no key.
+func Whole(r Row, n int, roleARN string) Row {
+	r.Destinations = slices.Clone(r.Destinations)
+	for _, region := range Missing(r) {
+		r.Destinations = append(r.Destinations, Destination{ARN: placeholder(r, region, roleARN, n)})
+	}
+	return r
+}
+
+func placeholder(r Row, region, roleARN string, n int) string {
+	partition, account := "aws", "000000000000"
+	switch {
+	case strings.HasPrefix(region, "cn-"):
+		partition = "aws-cn"
+	case strings.HasPrefix(region, "us-gov-"):
+		partition = "aws-us-gov"
+	}
+	if parts := strings.Split(roleARN, ":"); len(parts) > 5 { // a KMS key is in the account of the role that creates it
+		partition, account = parts[1], parts[4]
+	}
+	id := fmt.Sprintf("00000000-0000-0000-0000-%012d", n)
+	if r.MultiRegion {
+		id = fmt.Sprintf("mrk-%032d", n)
+	}
+	return fmt.Sprintf("arn:%s:kms:%s:%s:key/%s", partition, region, account, id)
+}
+
+func regionOf(arn string) string {
+	a, err := kmsclient.ParseARN(arn)
+	if err != nil {
+		return ""
+	}
+	return a.Region
+}
+
+// Differ says in what a row of a file differs from the key of its name in the configuration. What the row leaves out differs in nothing.
+func Differ(r Row, k configs.Key, file string) []string {
+	var out []string
+	differ := func(field, there, here string) {
+		if here != "" && here != there {
+			out = append(out, fmt.Sprintf("%s %s there, %s in %s", field, cmp.Or(there, "not set"), here, file))
+		}
+	}
+	differ("token", k.Token, r.Token)
+	differ("key_spec", string(k.KeySpec), r.KeySpec)
+	if !r.plainURI {
+		here := r.URI
+		if u, err := pkcs11uri.Parse(r.URI); err == nil {
+			here = u.String()
+		}
+		differ("uri", k.URI.String(), here)
+	}
+	var life configs.Duration
+	if err := life.UnmarshalText([]byte(r.Expires)); err == nil && life != k.Expires {
+		differ("expires", k.Expires.String(), life.String())
+	}
+	differ("generate", string(k.Generate), string(r.Generate))
+	for _, d := range r.Destinations {
+		at := slices.IndexFunc(k.Destinations, func(have configs.Destination) bool { return have.ARN == d.ARN })
+		if at < 0 {
+			out = append(out, fmt.Sprintf("the destination %s is in %s only", d.ARN, file))
+			continue
+		}
+		differ("role_arn of "+d.ARN, k.Destinations[at].RoleARN, d.RoleARN)
+		differ("external_id of "+d.ARN, k.Destinations[at].ExternalID, d.ExternalID)
+	}
+	for _, region := range Missing(r) {
+		if !slices.ContainsFunc(k.Destinations, func(d configs.Destination) bool { return d.Region() == region }) {
+			out = append(out, fmt.Sprintf("no destination in %s there, and %s has the Region", region, file))
+		}
+	}
+	for _, have := range k.Destinations {
+		listed := slices.ContainsFunc(r.Destinations, func(d Destination) bool { return d.ARN == have.ARN })
+		if !listed && !slices.Contains(Missing(r), have.Region()) {
+			out = append(out, fmt.Sprintf("the destination %s is not in %s", have.ARN, file))
+		}
+	}
+	return out
+}

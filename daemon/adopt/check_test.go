@@ -1,0 +1,141 @@
+package adopt
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+
+	"hsmbridge/configs"
+)
+
+const (
+	someARN  = "arn:aws:kms:eu-central-1:111122223333:key/1"
+	otherARN = "arn:aws:kms:us-east-1:111122223333:key/2"
+	oneToken = "tokens:\n  - {name: demo, module: /m.so, uri: \"pkcs11:token=demo\", pin_file: pin}\nkeys:\n" +
+		"  - {name: old, token: demo, uri: \"pkcs11:id=%01;object=o\", key_spec: HMAC_256, expires: 90d, destinations: [\"" + someARN + "\"]}\n"
+)
+
+// A row is compared in what it says; what it leaves out differs in nothing.
+func TestDiffer(t *testing.T) {
+	c, err := configs.Parse("hsmbridge.yaml", []byte(oneToken))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, _ := c.Key("old")
+	const same = "old,HMAC_256,2160h," + someARN + ",,,,"
+	for row, want := range map[string][]string{
+		same:                                nil,
+		"old,HMAC_256,90d,,eu-central-1,,,": nil,
+		"old,HMAC_256,90d," + someARN + ",,,pkcs11:object=o;id=%01,": nil,
+		"old,HMAC_256,30d," + someARN + ",,,,":                       {"expires 90d there, 30d in f.csv"},
+		"old,HMAC_512,never," + someARN + ",,,,":                     {"key_spec HMAC_256 there, HMAC_512 in f.csv", "expires 90d there, never in f.csv"},
+		"old,HMAC_256,90d," + someARN + ",,other,,if-missing":        {"token demo there, other in f.csv", "generate never there, if-missing in f.csv"},
+		"old,HMAC_256,90d," + someARN + ",,,pkcs11:object=x,":        {"uri pkcs11:object=o;id=%01 there, pkcs11:object=x in f.csv"},
+		"old,HMAC_256,90d," + someARN + " " + otherARN + ",,,,":      {"the destination " + otherARN + " is in f.csv only"},
+		"old,HMAC_256,90d," + otherARN + ",,,,":                      {"the destination " + otherARN + " is in f.csv only", "the destination " + someARN + " is not in f.csv"},
+		"old,HMAC_256,90d," + someARN + ",eu-central-1 us-east-1,,,": {"no destination in us-east-1 there, and f.csv has the Region"},
+	} {
+		f, err := ParseCSV([]byte("name,key_spec,expires,destinations,regions,token,uri,generate\n" + row + "\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f, err = f.Complete(Row{Token: "demo"}); err != nil {
+			t.Fatal(err)
+		}
+		if got := Differ(f.Keys[0], key, "f.csv"); !slices.Equal(got, want) && len(got)+len(want) > 0 {
+			t.Errorf("%s:\n%q, want\n%q", row, got, want)
+		}
+	}
+}
+
+// Whatever Regions, roles and multi-Region keys a row asks for, its placeholders are what a configuration takes.
+func TestCheckWithPlaceholders(t *testing.T) {
+	rows := []Row{
+		{Name: "a", Regions: []string{"eu-central-1", "us-east-1"}, MultiRegion: true},
+		{Name: "b", Regions: []string{"eu-central-1", "us-east-1"}, MultiRegion: true},
+		{Name: "c", Regions: []string{"cn-north-1", "us-gov-west-1"}},
+		{Name: "d", Regions: []string{"us-east-1"}, Destinations: []Destination{{ARN: "arn:aws:kms:us-east-1:111122223333:key/9"}}},
+		{Name: "e", Regions: []string{"us-east-1"}, Line: 6},
+	}
+	const role = "arn:aws:iam::444455556666:role/r"
+	var list []Proposal
+	for i, r := range rows {
+		r.Token, r.URI, r.KeySpec, r.Expires = "demo", "pkcs11:object="+r.Name, "HMAC_256", "90d"
+		of := ""
+		if r.Name == "e" {
+			of = role
+		}
+		r = Whole(r, i, of)
+		if of != "" {
+			r.Destinations[0].RoleARN = of
+		}
+		if len(r.Destinations) != len(r.Regions) {
+			t.Errorf("%s has %v", r.Name, r.Destinations)
+		}
+		list = append(list, Proposal{Row: r})
+	}
+	if problems, err := Check("hsmbridge.yaml", []byte(oneToken), 1, list); err != nil || len(problems) > 0 {
+		t.Fatal(problems, err)
+	}
+	list[4].Expires, list[4].Generate = "900d", "if: [maybe"
+	problems, err := Check("hsmbridge.yaml", []byte(oneToken), 1, list)
+	if err != nil || len(problems) != 2 {
+		t.Fatal(problems, err)
+	}
+	for i, want := range []string{"f.csv: line 6: e: expires: 900d is more than the 365d", `f.csv: line 6: e: generate: "if: [maybe" is neither`} {
+		if got := problems[i].String("f.csv"); !strings.HasPrefix(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	if _, err := Check("hsmbridge.yaml", []byte("keys: [{name: a}]\n"), 1, list); err == nil {
+		t.Error("keys in one line were taken")
+	}
+}
+
+func TestCheckCreation(t *testing.T) {
+	for want, r := range map[string]Row{
+		`a: alias: "alias/a b" is no alias`:          {Name: "a", Alias: "alias/a b", Regions: []string{"us-east-1"}},
+		`a: alias: "alias/aws/x" is no alias`:        {Name: "a", Alias: "alias/aws/x", Regions: []string{"us-east-1"}},
+		`a: regions: "Frankfurt" is no AWS Region`:   {Name: "a", Alias: "alias/a", Regions: []string{"Frankfurt"}},
+		`a: alias: alias/first is that of first too`: {Name: "a", Alias: "alias/first", Regions: []string{"us-east-1"}},
+	} {
+		got := CheckCreation([]Row{{Name: "first", Alias: "alias/first", Regions: []string{"us-east-1", "eu-central-1"}}, r})
+		if len(got) != 1 || !strings.HasPrefix(got[0].String(""), want) {
+			t.Errorf("%v, want %s", got, want)
+		}
+	}
+}
+
+// What is written for correction is read as it was, whatever somebody called an alias.
+func TestFleetYAML(t *testing.T) {
+	row := Row{Name: "a", Token: "demo", URI: "pkcs11:object=a", KeySpec: "HMAC_256", Expires: "90d", Generate: "if-missing", Destinations: []Destination{
+		{ARN: someARN}, {ARN: otherARN, RoleARN: "arn:aws:iam::444455556666:role/r", ExternalID: "x:\"y"},
+	}}
+	for _, list := range [][]Proposal{nil, {{Row: row, Notes: []string{"alias/x\n  - name: b"}}}} {
+		text := FleetYAML(list, "one\ntwo")
+		f, err := ParseYAML(text)
+		if err != nil || len(f.Keys) != len(list) {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		for i := range f.Keys {
+			if !slices.Equal(f.Keys[i].Destinations, row.Destinations) || f.Keys[i].URI != row.URI || f.Keys[i].Generate != row.Generate {
+				t.Errorf("%+v from\n%s", f.Keys[i], text)
+			}
+		}
+	}
+	if _, err := ParseYAML([]byte("keys:\n  - {name: a, destinations: [{arn: x, rolle: y}]}\n")); err == nil {
+		t.Error("an unknown field of a destination was taken")
+	}
+}
+
+// A KMS key whose alias could not be made was created, and is counted.
+func TestKeyWithoutAliasCounts(t *testing.T) {
+	left := 1
+	kms := interrupted{clientOf(t, start(t), "eu-central-1"), &left}
+	r := Row{Name: "a", KeySpec: "HMAC_256", Alias: "alias/a", Regions: []string{"eu-central-1"}}
+	_, n, err := (&Creator{Client: func(context.Context, string) (KMS, error) { return kms, nil }}).Ensure(t.Context(), r)
+	if err == nil || n != 1 {
+		t.Errorf("%d, %v", n, err)
+	}
+}

@@ -110,7 +110,7 @@ func TestTwoYears(t *testing.T) {
 	var stop func() error
 	begin := func() {
 		d, err = daemon.New(t.Context(), daemon.Options{
-			Config: config, Log: zap.NewNop(), Version: "test", Now: c.now, NoSync: true, Poll: 25 * time.Millisecond, Manual: true, // each look at the queue costs as much as a step of an import
+			Config: config, Log: zap.NewNop(), Version: "test", Now: c.now, NoSync: true, Poll: 10 * time.Millisecond, Manual: true,
 			Wait: func(context.Context, time.Duration) error { return nil },
 			OpenToken: func(ctx context.Context, tc configs.Token, l daemon.Login) (daemon.Token, error) {
 				if hsmGone.Load() {
@@ -217,7 +217,7 @@ func fleet(w *world, n int) (arns []string) {
 // drain waits until nothing is queued or running.
 func drain(t *testing.T, d *daemon.Daemon) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		counts, err := d.Store().CountJobs(t.Context())
 		if err != nil {
 			t.Fatal(err)

@@ -189,8 +189,8 @@ func (n *adoption) create(ctx context.Context, creator *adopt.Creator) ([]adopt.
 	list := make([]adopt.Proposal, 0, len(n.rows))
 	for i, r := range n.rows {
 		if n.o.create {
-			made, err := 0, error(nil)
-			r, made, err = creator.Ensure(ctx, r)
+			ensured, made, err := creator.Ensure(ctx, r)
+			r = ensured
 			n.created += made
 			if err != nil && ctx.Err() != nil {
 				return nil, err

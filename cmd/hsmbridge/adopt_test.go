@@ -26,7 +26,8 @@ func TestAdoptInterrupted(t *testing.T) {
 	aliases := 0
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasSuffix(r.Header.Get("X-Amz-Target"), ".CreateAlias") {
-			if aliases++; aliases == 2 { // the second KMS key is there, its alias is not
+			aliases++
+			if aliases == 2 { // the second KMS key is there, its alias is not
 				interrupt()
 				panic(http.ErrAbortHandler) // no answer
 			}

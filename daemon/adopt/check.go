@@ -54,7 +54,7 @@ func Check(file string, text []byte, had int, list []Proposal) ([]Problem, error
 		found := keyPath.FindStringSubmatch(p.Path)
 		i := -1
 		if found != nil {
-			n, _ := strconv.Atoi(found[1]) //nolint:errcheck // digits; what is too large is no key's number
+			n, _ := strconv.Atoi(found[1])
 			i = n - had
 		}
 		if i < 0 || i >= len(list) {

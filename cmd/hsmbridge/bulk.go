@@ -235,29 +235,36 @@ func (a *app) people(list []control.NeedsPerson) {
 	if len(list) == 0 {
 		return
 	}
-	fmt.Fprintf(a.out, "\nwhat needs a person:\n")
-	cause := func(n control.NeedsPerson) string { return strings.ReplaceAll(n.Message, dash(n.Key), "KEY") }
-	seen := map[string]bool{}
+	type group struct {
+		message     string // of the first
+		names, then []string
+	}
+	groups := map[string]*group{}
+	var causes []*group // in the list's order
 	for _, n := range list {
-		if seen[cause(n)] {
-			continue
+		cause := n.Message
+		if n.Key != "" {
+			cause = strings.ReplaceAll(cause, n.Key, "KEY")
 		}
-		seen[cause(n)] = true
-		var names, then []string
-		for _, other := range list {
-			if cause(other) == cause(n) {
-				names = append(names, strings.TrimSpace(dash(other.Key+other.Token)+" "+other.Destination))
-				then = append(then, other.Retry)
-			}
+		g := groups[cause]
+		if g == nil {
+			g = &group{message: n.Message}
+			groups[cause] = g
+			causes = append(causes, g)
 		}
-		slices.Sort(then)
-		for _, line := range slices.Compact(names) {
+		g.names = append(g.names, strings.TrimSpace(dash(n.Key+n.Token)+" "+n.Destination))
+		g.then = append(g.then, n.Retry)
+	}
+	fmt.Fprintf(a.out, "\nwhat needs a person:\n")
+	for _, g := range causes {
+		for _, line := range slices.Compact(g.names) {
 			fmt.Fprintf(a.out, "%s\n", printable(line))
 		}
-		for line := range strings.Lines(n.Message) {
+		for line := range strings.Lines(g.message) {
 			wrapped(a.out, "  ", "    ", line)
 		}
-		for _, line := range slices.Compact(then) {
+		slices.Sort(g.then)
+		for _, line := range slices.Compact(g.then) {
 			fmt.Fprintf(a.out, "  then: %s\n", printable(line))
 		}
 	}

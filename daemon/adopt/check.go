@@ -121,21 +121,20 @@ func Whole(r Row, n int, roleARN string) Row {
 }
 
 func placeholder(r Row, region, roleARN string, n int) string {
-	partition, account := "aws", "000000000000"
+	arn := kmsclient.ARN{Partition: "aws", Region: region, Account: "000000000000", KeyID: fmt.Sprintf("00000000-0000-0000-0000-%012d", n)}
 	switch {
 	case strings.HasPrefix(region, "cn-"):
-		partition = "aws-cn"
+		arn.Partition = "aws-cn"
 	case strings.HasPrefix(region, "us-gov-"):
-		partition = "aws-us-gov"
+		arn.Partition = "aws-us-gov"
 	}
 	if parts := strings.Split(roleARN, ":"); len(parts) > 5 { // a KMS key is in the account of the role that creates it
-		partition, account = parts[1], parts[4]
+		arn.Partition, arn.Account = parts[1], parts[4]
 	}
-	id := fmt.Sprintf("00000000-0000-0000-0000-%012d", n)
 	if r.MultiRegion {
-		id = fmt.Sprintf("mrk-%032d", n)
+		arn.KeyID = fmt.Sprintf("mrk-%032d", n)
 	}
-	return fmt.Sprintf("arn:%s:kms:%s:%s:key/%s", partition, region, account, id)
+	return arn.String()
 }
 
 func regionOf(arn string) string {

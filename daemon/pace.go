@@ -135,10 +135,10 @@ func (p *paces) answered(ctx context.Context, name, key string) error {
 	}
 	turn := l.turn
 	l.key = ""
-	took := max(0, time.Since(turn.Slot)) + clockStep
+	took := max(0, time.Since(turn.NotAfter)) + clockStep
 	late := max(0, took-usual(l.trips))
 	l.trips = append(l.trips[max(0, len(l.trips)-trips+1):], took)
-	l.next = turn.Slot.Add(l.step + late - store.Ahead(l.step))
+	l.next = turn.NotAfter.Add(l.step + late - store.Ahead(l.step))
 	p.mu.Unlock()
 	defer p.pass(l)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTime)

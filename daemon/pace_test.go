@@ -45,7 +45,8 @@ type way struct {
 	name     string
 	there    func() time.Duration
 	back     func() time.Duration
-	slowdown float64 // that it may cost
+	slowdown float64              // that it may cost
+	database func() time.Duration // how long its answers are under way; nil: no time
 }
 
 // Whatever the network does, no request comes too early; where it is steady, hardly any time is lost.
@@ -60,11 +61,13 @@ func TestPacesNeverTooEarly(t *testing.T) {
 		return 5 * time.Millisecond
 	}
 	for _, w := range []way{
-		{"near", ms(1, 1), ms(1, 1), 1.005},
-		{"far and steady", ms(40, 4), ms(40, 4), 1.03},
-		{"unsteady", ms(1, 200), ms(1, 200), 1.3},
-		{"held up now and then", seldom, ms(5, 0), 1.1},
-		{"longer than a step", ms(1200, 100), ms(1200, 100), 3},
+		{"near", ms(1, 1), ms(1, 1), 1.005, nil},
+		{"far and steady", ms(40, 4), ms(40, 4), 1.03, nil},
+		{"unsteady", ms(1, 200), ms(1, 200), 1.3, nil},
+		{"held up now and then", seldom, ms(5, 0), 1.1, nil},
+		{"longer than a step", ms(1200, 100), ms(1200, 100), 3, nil},
+		{"database held up now and then", ms(1, 1), ms(1, 1), 1.2, seldom},
+		{"database far and steady", ms(1, 1), ms(1, 1), 1.03, ms(20, 2)},
 	} {
 		for _, processes := range []int{1, 3} {
 			t.Run(fmt.Sprintf("%s/%d", w.name, processes), func(t *testing.T) {
@@ -78,7 +81,14 @@ func TestPacesNeverTooEarly(t *testing.T) {
 func (w way) run(t *testing.T, path string, processes int) {
 	t.Helper()
 	const requests = 300
-	s, err := store.Open(t.Context(), store.Config{Path: path, Daemon: "one", NoSync: true, Clock: time.Now})
+	clock := func() time.Time {
+		now := time.Now()
+		if w.database != nil {
+			time.Sleep(w.database())
+		}
+		return now
+	}
+	s, err := store.Open(t.Context(), store.Config{Path: path, Daemon: "one", NoSync: true, Clock: clock})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,8 +10,10 @@ import (
 
 // Turn is the right to send one request of a queue that passes one at a time.
 type Turn struct {
-	// Slot is when it may be sent, by this process's clock.
+	// Slot is when it may be sent, by this process's clock, or a little after: by what the database's answer may have been under way.
 	Slot time.Time
+	// NotAfter the slot is this time. How late a request was is reckoned from here: from Slot, it would be less than it was.
+	NotAfter time.Time
 
 	name string
 	slot int64 // by the database's clock
@@ -31,13 +33,15 @@ func (s *Store) Claim(ctx context.Context, name string, step time.Duration) (t T
 		var now int64
 		t, wait = Turn{name: name, step: st}, 0
 		far := farAhead.Microseconds() + 2*st
+		asked := time.Now()
 		err := tx.QueryRowContext(ctx, s.rebind(`INSERT INTO limits (name, tat, open) VALUES (?, {{clock}} + CAST(? AS BIGINT), {{clock}} + CAST(? AS BIGINT))
 			ON CONFLICT (name) DO UPDATE SET tat = `+slot+` + CAST(? AS BIGINT), open = `+slot+` + CAST(? AS BIGINT)
 			WHERE limits.tat <= {{clock}} + CAST(? AS BIGINT) OR limits.tat > {{clock}} + CAST(? AS BIGINT) RETURNING tat, {{clock}}`),
 			name, 2*st, st, far, 2*st, far, st, ahead, far).Scan(&t.mark, &now)
 		if err == nil {
 			t.slot = t.mark - 2*st
-			t.Slot = time.Now().Add(time.Duration(max(0, t.slot-now)) * time.Microsecond)
+			ahead := time.Duration(max(0, t.slot-now)) * time.Microsecond
+			t.Slot, t.NotAfter = time.Now().Add(ahead), asked.Add(ahead)
 			return nil
 		}
 		if !errors.Is(err, sql.ErrNoRows) {

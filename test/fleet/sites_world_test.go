@@ -161,6 +161,13 @@ func newProxy(tb testing.TB, database string) *proxy {
 
 // pass connects one connection.
 func (p *proxy) pass(c net.Conn) {
+	p.mu.Lock()
+	down := p.down
+	p.mu.Unlock()
+	if down {
+		_ = c.Close()
+		return
+	}
 	var there net.Conn
 	err := errors.New("not tried")
 	for i := 0; err != nil && i < 100; i++ { // the server may have no room for more in this moment
@@ -173,7 +180,7 @@ func (p *proxy) pass(c net.Conn) {
 		return
 	}
 	p.mu.Lock()
-	down := p.down
+	down = p.down // meanwhile
 	p.open[c], p.open[there] = true, true
 	p.mu.Unlock()
 	if down {

@@ -107,7 +107,7 @@ func hardware() []Family {
 		},
 		{
 			Name: "marvell", Title: "Marvell LiquidSecurity",
-			Match: []Match{{Manufacturer: "cavium"}, {Manufacturer: "marvell"}, {LibraryManufacturer: "cavium"}, {LibraryManufacturer: "marvell"}, {Module: "liquidsec_pkcs11"}},
+			Match: []Match{{Manufacturer: "cavium"}, {Manufacturer: "marvell"}, {LibraryManufacturer: "cavium"}, {LibraryManufacturer: "marvell"}, {Module: "liquidsec_pkcs11"}, {Module: "libazcloudhsm_pkcs11"}},
 			Sources: []Source{
 				{"Marvell gives its documentation to customers only. Microsoft, of Azure Cloud HSM, which is LiquidSecurity: \"Authentication in Azure Cloud HSM\"", "https://learn.microsoft.com/en-us/azure/cloud-hsm/authentication"},
 				{"Microsoft, MicrosoftAzureCloudHSM, FAQ.md", "https://github.com/microsoft/MicrosoftAzureCloudHSM"},

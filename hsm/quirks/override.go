@@ -1,6 +1,7 @@
 package quirks
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -160,7 +161,7 @@ type PINFormat string
 const (
 	PINAny          PINFormat = "any"           // no form
 	PINUserPassword PINFormat = "user:password" // AWS CloudHSM
-	PINHex4Password PINFormat = "hex4-password" // YubiHSM 2: the ID of the authentication key, then its password
+	PINHex4Password PINFormat = "hex4-password" // YubiHSM 2: the ID of the authentication key, then its password; an @ before it where that key is asymmetric
 )
 
 // PINFormats lists the forms.
@@ -181,6 +182,7 @@ func (f PINFormat) Check(pin []byte) error {
 		}
 	case PINHex4Password:
 		const digits = 4
+		pin = bytes.TrimPrefix(pin, []byte("@"))
 		isHex := func(b byte) bool { return strings.IndexByte("0123456789abcdefABCDEF", b) >= 0 }
 		switch {
 		case len(pin) < digits || slices.ContainsFunc(pin[:digits], func(b byte) bool { return !isHex(b) }):

@@ -158,6 +158,8 @@ func TestPINFormat(t *testing.T) {
 		{quirks.PINUserPassword, "", false},
 		{quirks.PINHex4Password, "0001password", true},
 		{quirks.PINHex4Password, "00fFpassword-longer", true},
+		{quirks.PINHex4Password, "@0001password", true},
+		{quirks.PINHex4Password, "@001password", false},
 		{quirks.PINHex4Password, "password0001", false},
 		{quirks.PINHex4Password, "001password", false},
 		{quirks.PINHex4Password, "0001passwor", false},

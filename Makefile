@@ -54,7 +54,7 @@ demo: deps build ## import keys from software HSMs into a local KMS, and prove e
 
 .PHONY: test
 test: deps ## run all tests, with real tokens
-	go test -timeout 20m $(TESTFLAGS) ./test/fleet ./... # the longest first: the others fit beside it
+	go test -timeout 20m -p $$(($$(nproc) + 1)) $(TESTFLAGS) ./test/fleet ./... # the longest first: the others fit beside it
 
 .PHONY: race
 race: deps ## run the tests under the race detector

@@ -43,15 +43,12 @@ const (
 	envLease  = "FLEET_LEASE"
 	envStop   = "FLEET_STOP" // like envKill, but SIGSTOP
 	envPoll   = "FLEET_POLL" // how often the queue is looked at; default 20 ms, so that tests do not wait
-	envList   = "FLEET_LIST" // with envConfig: print the labels of the keys in the token
 )
 
 func TestMain(m *testing.M) {
 	switch {
 	case worker.Called(os.Args):
 		os.Exit(worker.Main(os.Args))
-	case os.Getenv(envList) != "":
-		os.Exit(list())
 	case os.Getenv(envConfig) != "":
 		os.Exit(child())
 	}
@@ -450,56 +447,16 @@ func (w *world) materials(arn string) []kmsclient.KeyMaterial {
 // objects lists the key objects in the token by label.
 func (w *world) objects() map[string]int {
 	w.t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	c := exec.CommandContext(context.Background(), self)
-	c.Env = append(os.Environ(), envConfig+"="+w.config("list", ""), envList+"=1")
-	c.Stderr = os.Stderr
-	b, err := c.Output()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	out := map[string]int{}
-	if err := json.Unmarshal(b, &out); err != nil {
-		w.t.Fatal(err)
+	out, kind := map[string]int{}, ""
+	for line := range strings.Lines(w.token.Tool(w.t, "--list-objects")) {
+		if object, ok := strings.CutSuffix(strings.TrimSpace(strings.Split(line, ";")[0]), " Object"); ok {
+			kind = object
+		}
+		if label, ok := strings.CutPrefix(line, "  label:"); ok && kind != "Public Key" {
+			out[strings.TrimSpace(label)]++
+		}
 	}
 	return out
-}
-
-// list prints the labels of the keys in the configured token.
-func list() int {
-	c, err := configs.Load(os.Getenv(envConfig))
-	if err != nil {
-		return fail(err)
-	}
-	token, err := openToken()(context.Background(), c.Tokens[0], daemon.Login{Begin: func(context.Context) error { return nil }})
-	if err != nil {
-		return fail(err)
-	}
-	defer token.Close() //nolint:errcheck // it was only looked at
-	lister, ok := token.(*remote.Token)
-	if !ok {
-		return fail(fmt.Errorf("the token is a %T", token))
-	}
-	keys, err := lister.Keys(context.Background())
-	if err != nil {
-		return fail(err)
-	}
-	out := map[string]int{}
-	for _, k := range keys {
-		out[k.Label]++
-	}
-	if err := json.NewEncoder(os.Stdout).Encode(out); err != nil {
-		return fail(err)
-	}
-	return 0
-}
-
-func fail(err error) int {
-	fmt.Fprintln(os.Stderr, err)
-	return 1
 }
 
 func asJSON(v any) string {

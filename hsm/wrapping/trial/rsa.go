@@ -5,18 +5,20 @@ import (
 	"crypto/rsa"
 	"fmt"
 	"math/big"
+	"slices"
+	"sync"
 
 	"hsmbridge/hsm/wrapping"
 )
 
 const (
-	// primes is the number of prime factors of a throwaway modulus. Eight primes of an eighth of the
-	// length are found about a hundred times faster than two of half of it.
-	primes = 8
+	// primeBits is the length of the prime factors of a throwaway modulus: sixteen of them in one of 4096 bits, which are found
+	// some thousand times faster than two of half its length.
+	primeBits = 256
 
-	// lowestTopByte is the least first byte of a prime: (0xEB/256)^8 > 1/2, so the product of eight
-	// such primes always has the full modulus length.
-	lowestTopByte = 0xEB
+	// lowestTopByte is the least first byte of a prime: (0xF6/256)^16 > 1/2, so the product of sixteen such primes, or fewer, always has
+	// the full modulus length.
+	lowestTopByte = 0xF6
 
 	// exponent is the public exponent of every AWS KMS wrapping public key.
 	exponent = 65537
@@ -25,9 +27,8 @@ const (
 // RSAKey is a throwaway RSA key pair in the place of an AWS KMS wrapping key. A token sees only the public
 // half, which cannot be told from one of AWS's: same modulus length, same exponent.
 //
-// The modulus is the product of eight primes (RFC 8017, 3.2 "multi-prime RSA") so that a pair of 4096 bits
-// takes tens of milliseconds to make and not seconds. Such a modulus is weaker than its length says: at
-// 2048 bits the factors have 256. This is sound because the key protects nothing: what is wrapped under it
+// The modulus is the product of primes of 256 bits (RFC 8017, 3.2 "multi-prime RSA") so that a pair of 4096 bits
+// takes milliseconds to make and not seconds. Such a modulus is weaker than its length says. This is sound because the key protects nothing: what is wrapped under it
 // is a session key made for the probe and destroyed after it. For the same reason the private operation
 // may use math/big, which is not constant time.
 type RSAKey struct {
@@ -51,8 +52,8 @@ func NewRSAKey(spec wrapping.WrappingKeySpec) (*RSAKey, error) {
 	}
 	e := big.NewInt(exponent)
 	k := &RSAKey{spec: spec, public: rsa.PublicKey{N: big.NewInt(1), E: exponent}}
-	for len(k.crt) < primes {
-		p, err := newPrime(bits / primes)
+	for len(k.crt) < bits/primeBits {
+		p, err := newPrime()
 		if err != nil {
 			return nil, fmt.Errorf("throwaway wrapping key: %w", err)
 		}
@@ -73,23 +74,54 @@ func NewRSAKey(spec wrapping.WrappingKeySpec) (*RSAKey, error) {
 	return k, nil
 }
 
-// newPrime draws a random prime of exactly the given length, a multiple of 8, whose first byte is at least
-// lowestTopByte.
-func newPrime(bits int) (*big.Int, error) {
-	b := make([]byte, bits/8)
+// newPrime finds a prime of primeBits bits whose first byte is at least lowestTopByte: the first after a random number.
+func newPrime() (*big.Int, error) {
+	b := make([]byte, primeBits/8)
 	for {
 		if _, err := rand.Read(b); err != nil {
 			return nil, err
 		}
 		b[0] = lowestTopByte + b[0]%(0x100-lowestTopByte)
 		b[len(b)-1] |= 1
-		// One Miller-Rabin round and a Baillie-PSW test: ample for random candidates, and a
-		// composite that slipped through would show as a failed trial, not as a wrong success.
-		if p := new(big.Int).SetBytes(b); p.ProbablyPrime(1) {
-			return p, nil
+		p := new(big.Int).SetBytes(b)
+		// A Baillie-PSW test is ample for random candidates, and a composite that slipped through would show as a failed trial,
+		// not as a wrong success.
+		if step := new(big.Int); afterSieve(p, func(offset int64) bool {
+			return step.Add(p, big.NewInt(offset)).ProbablyPrime(0)
+		}) && step.BitLen() == primeBits {
+			return step, nil
 		}
 	}
 }
+
+// afterSieve asks of the next numbers after p that no small prime divides, in turn, until one is found.
+func afterSieve(p *big.Int, found func(offset int64) bool) bool {
+	const reach = 2048 // some ten times as far as a prime of this length is away
+	var composite [reach]bool
+	small, rest := new(big.Int), new(big.Int)
+	for _, q := range smallPrimes() {
+		r := rest.Mod(p, small.SetInt64(q)).Int64()
+		for i := (q - r) % q; i < reach; i += q {
+			composite[i] = true
+		}
+	}
+	for i := int64(0); i < reach; i += 2 { // p is odd
+		if !composite[i] && found(i) {
+			return true
+		}
+	}
+	return false
+}
+
+// smallPrimes are the odd primes below 1000.
+var smallPrimes = sync.OnceValue(func() (list []int64) { //nolint:gochecknoglobals // computed once
+	for n := int64(3); n < 1000; n += 2 {
+		if !slices.ContainsFunc(list, func(q int64) bool { return n%q == 0 }) {
+			list = append(list, n)
+		}
+	}
+	return list
+})
 
 // Public is the public half: the key to load into the token. The caller must not change it.
 func (k *RSAKey) Public() *rsa.PublicKey { return &k.public }

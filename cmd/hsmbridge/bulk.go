@@ -75,7 +75,7 @@ func (a *app) bulk(ctx context.Context, c *control.Client, list []store.Job) err
 	for _, j := range list {
 		mine[j.ID] = true
 	}
-	p := progress{out: a.err, all: len(mine), began: time.Now(), shown: !a.json && isTerminal(a.err)}
+	p := progress{out: a.err, all: len(mine), began: time.Now(), shown: !a.json, live: isTerminal(a.err)}
 	every := time.Second + time.Duration(len(mine))*time.Second/2500 // the list of open jobs is long at first
 	for {
 		open, err := c.Jobs(ctx, store.JobFilter{Open: true, Limit: maxJobs})
@@ -134,13 +134,15 @@ func (a *app) leftBulk(ctx context.Context, open int, err error) error {
 	return fmt.Errorf("the daemon ended, or does not answer any more; its next start goes on with the imports, and hsmbridge import --all shows them: %w", err)
 }
 
-// progress is the line that a person sees while many imports are done.
+// progress is the line that a person sees while many imports are done: on a terminal it changes, elsewhere a new one comes now and then.
 type progress struct {
 	out   io.Writer
 	all   int
 	began time.Time
 	shown bool
+	live  bool // on a terminal
 
+	said    time.Time // when the last line was written, elsewhere
 	done    int
 	failed  int
 	samples []sample
@@ -164,6 +166,14 @@ func (p *progress) show(now time.Time, done, stuck int) {
 		return
 	}
 	line := p.line(done, stuck)
+	const often = 30 * time.Second
+	if !p.live {
+		if now.Sub(p.began) > often && now.Sub(p.said) > often { // what is soon done needs no lines
+			fmt.Fprintln(p.out, "hsmbridge:", line)
+			p.said = now
+		}
+		return
+	}
 	fmt.Fprintf(p.out, "\r%s%s", line, strings.Repeat(" ", max(0, p.width-len(line))))
 	p.width = len(line)
 }
@@ -190,7 +200,7 @@ func (p *progress) line(done, stuck int) string {
 
 // end leaves the line as it is.
 func (p *progress) end() {
-	if p.shown && p.width > 0 {
+	if p.width > 0 {
 		fmt.Fprintln(p.out)
 	}
 }

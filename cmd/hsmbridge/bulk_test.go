@@ -15,7 +15,7 @@ import (
 func TestProgressLine(t *testing.T) {
 	var out strings.Builder
 	began := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
-	p := progress{out: &out, all: 1000, began: began, shown: true}
+	p := progress{out: &out, all: 1000, began: began, shown: true, live: true}
 	for _, step := range []struct {
 		after       time.Duration
 		done, stuck int
@@ -35,6 +35,21 @@ func TestProgressLine(t *testing.T) {
 	p.end()
 	if !strings.HasSuffix(out.String(), "\n") {
 		t.Error("the line does not end")
+	}
+}
+
+// Where nobody's terminal is, a line comes every half minute.
+func TestProgressInALog(t *testing.T) {
+	var out strings.Builder
+	began := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
+	p := progress{out: &out, all: 100, began: began, shown: true}
+	for second := range 100 {
+		p.show(began.Add(time.Duration(second)*time.Second), second, 0)
+	}
+	p.end()
+	want := "hsmbridge: 31 of 100 destinations (31 %), 1.0 a second, 1m9s left\nhsmbridge: 62 of 100 destinations (62 %), 1.0 a second, 38s left\nhsmbridge: 93 of 100 destinations (93 %), 1.0 a second, 7s left\n"
+	if out.String() != want {
+		t.Errorf("%q\nwant %q", out.String(), want)
 	}
 }
 

@@ -65,7 +65,12 @@ func (a *app) importKeys(ctx context.Context, names []string, all bool, o import
 		return err
 	}
 	var results []importer.Result
-	for _, k := range keys {
+	untouched := 0
+	for i, k := range keys {
+		if ctx.Err() != nil {
+			untouched = len(keys) - i
+			break
+		}
 		got := a.importKey(ctx, conn, keys, k, o)
 		results = append(results, got...)
 		if !a.json {
@@ -84,6 +89,9 @@ func (a *app) importKeys(ctx context.Context, names []string, all bool, o import
 		a.printResults(results)
 	}
 	switch code := resultsCode(results); {
+	case ctx.Err() != nil && untouched > 0:
+		fmt.Fprintf(a.err, "hsmbridge: interrupted; %d of %d keys were not begun: run it again, what KMS holds is looked at before anything is imported\n", untouched, len(keys))
+		return shownInterrupt()
 	case ctx.Err() != nil:
 		return context.Canceled
 	case code != exitDone:

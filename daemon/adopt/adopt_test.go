@@ -298,6 +298,25 @@ func TestFleetFiles(t *testing.T) {
 	}
 }
 
+// All mistakes of a file are told at once, of very many some.
+func TestAllMistakes(t *testing.T) {
+	_, err := ParseCSV([]byte("name,multi_region\na,maybe\na/b,\nc,\nc,\n"))
+	want := "3 mistakes:\n  line 2, column 3: multi_region: \"maybe\" is neither true nor false\n  line 3: \"a/b\" cannot be the name of a key: letters, digits, '.', '_' and '-', at most 64\n  line 5: the fleet has two keys with the name c"
+	if err == nil || err.Error() != want {
+		t.Errorf("%v\nwant %s", err, want)
+	}
+	f, err := ParseCSV([]byte("name,expires\na,soon\nb,\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Complete(Row{Token: "t", KeySpec: "HMAC_256", Regions: []string{"x"}}); err == nil || !strings.Contains(err.Error(), "2 mistakes:\n  line 2: a: expires: ") || !strings.Contains(err.Error(), "\n  line 3: b: expires is missing") {
+		t.Error(err)
+	}
+	if f, err = ParseCSV([]byte("name\n" + strings.Repeat("a\n", 31))); err == nil || !strings.HasPrefix(err.Error(), "30 mistakes:") || !strings.HasSuffix(err.Error(), "\n  and 10 more") {
+		t.Errorf("%v, %v", f, err)
+	}
+}
+
 func FuzzParseCSV(f *testing.F) {
 	f.Add([]byte(fleetCSV))
 	f.Add([]byte("name,tags,destinations\na,x=y z=,arn:aws:kms:eu-central-1:111122223333:key/1\n"))

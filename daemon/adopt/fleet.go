@@ -78,7 +78,7 @@ func ParseYAML(text []byte) (f Fleet, err error) {
 	if err := d.Decode(new(Fleet)); !errors.Is(err, io.EOF) {
 		return f, errors.New("read the fleet: the file has more than one document")
 	}
-	return f, f.check()
+	return f, f.check().err()
 }
 
 // columns are those that a CSV file may have, with what they set. Lists are separated by spaces, tags are k=v.
@@ -94,8 +94,10 @@ func columns() map[string]func(r *Row, value string) error {
 		"regions":     func(r *Row, v string) error { r.Regions = strings.Fields(v); return nil },
 		"generate":    func(r *Row, v string) error { r.Generate = configs.Generate(v); return nil },
 		"multi_region": func(r *Row, v string) (err error) {
-			r.MultiRegion, err = strconv.ParseBool(v)
-			return err
+			if r.MultiRegion, err = strconv.ParseBool(v); err != nil {
+				return fmt.Errorf("%q is neither true nor false", v)
+			}
+			return nil
 		},
 		"destinations": func(r *Row, v string) error {
 			for _, arn := range strings.Fields(v) {
@@ -136,13 +138,14 @@ func ParseCSV(text []byte) (Fleet, error) {
 			return f, fmt.Errorf("line 1: the column %q is there twice", h)
 		}
 	}
+	var wrong mistakes
 	for {
 		record, err := r.Read()
 		if errors.Is(err, io.EOF) {
-			return f, f.check()
+			return f, append(wrong, f.check()...).err()
 		}
 		if err != nil {
-			return f, fmt.Errorf("read the fleet: %w", err)
+			return f, append(wrong, fmt.Sprintf("read the fleet: %v", err)).err()
 		}
 		var row Row
 		row.Line, _ = r.FieldPos(0)
@@ -152,53 +155,69 @@ func ParseCSV(text []byte) (Fleet, error) {
 			}
 			if err := set[header[i]](&row, v); err != nil {
 				line, column := r.FieldPos(i)
-				return f, fmt.Errorf("line %d, column %d: %s: %w", line, column, header[i], err)
+				wrong = append(wrong, fmt.Sprintf("line %d, column %d: %s: %v", line, column, header[i], err))
 			}
 		}
 		f.Keys = append(f.Keys, row)
 	}
 }
 
-func (f Fleet) check() error {
+// mistakes are all that is wrong with a fleet: whoever mends it wants to know them at once.
+type mistakes []string
+
+// err is the mistakes as one error; nil: there are none. Of very many some are told.
+func (m mistakes) err() error {
+	const most = 20
+	switch {
+	case len(m) == 0:
+		return nil
+	case len(m) == 1:
+		return errors.New(m[0])
+	}
+	text := fmt.Sprintf("%d mistakes:\n  %s", len(m), strings.Join(m[:min(most, len(m))], "\n  "))
+	if len(m) > most {
+		text += fmt.Sprintf("\n  and %d more", len(m)-most)
+	}
+	return errors.New(text)
+}
+
+func (f Fleet) check() (wrong mistakes) {
 	seen := map[string]bool{}
 	for i, r := range f.Keys {
 		switch {
 		case r.Name == "":
-			return fmt.Errorf("key %d of the fleet has no name", i+1)
+			wrong = append(wrong, fmt.Sprintf("%skey %d of the fleet has no name", r.at(), i+1))
 		case clean(r.Name) != r.Name:
-			return fmt.Errorf("%q cannot be the name of a key: letters, digits, '.', '_' and '-', at most %d", r.Name, longestName)
+			wrong = append(wrong, fmt.Sprintf("%s%q cannot be the name of a key: letters, digits, '.', '_' and '-', at most %d", r.at(), r.Name, longestName))
 		case seen[r.Name]:
-			return fmt.Errorf("the fleet has two keys with the name %s", r.Name)
+			wrong = append(wrong, fmt.Sprintf("%sthe fleet has two keys with the name %s", r.at(), r.Name))
 		}
 		seen[r.Name] = true
 	}
-	return nil
+	return wrong
+}
+
+// at is where the row stands in a CSV file.
+func (r Row) at() string {
+	if r.Line == 0 {
+		return ""
+	}
+	return fmt.Sprintf("line %d: ", r.Line)
 }
 
 // Complete fills in what the rows leave out, from the file's defaults and then from others.
 func (f Fleet) Complete(others Row) (Fleet, error) {
 	out := f
 	out.Keys = nil
+	var wrong mistakes
 	for _, r := range f.Keys {
 		for _, d := range []Row{f.Defaults, others} {
 			r = r.or(d)
 		}
 		spec := wrapping.KeySpec(r.KeySpec)
-		switch {
-		case r.KeySpec == "":
-			return f, fmt.Errorf("%s: key_spec is missing", r.Name)
-		case len(spec.Order()) == 0:
-			return f, fmt.Errorf("%s: key material of spec %s cannot be imported", r.Name, r.KeySpec)
-		case r.Token == "":
-			return f, fmt.Errorf("%s: token is missing", r.Name)
-		case r.Expires == "":
-			return f, fmt.Errorf("%s: expires is missing (90d, or never)", r.Name)
-		case len(r.Destinations) == 0 && len(r.Regions) == 0:
-			return f, fmt.Errorf("%s: neither destinations nor regions are given", r.Name)
-		}
-		var life configs.Duration
-		if err := life.UnmarshalText([]byte(r.Expires)); err != nil {
-			return f, fmt.Errorf("%s: expires: %w", r.Name, err)
+		if m := r.lacks(spec); m != "" {
+			wrong = append(wrong, r.at()+r.Name+": "+m)
+			continue
 		}
 		r.plainURI = r.URI == ""
 		r.URI = cmp.Or(r.URI, objectURI(r.Name, spec))
@@ -209,7 +228,30 @@ func (f Fleet) Complete(others Row) (Fleet, error) {
 		}
 		out.Keys = append(out.Keys, r)
 	}
+	if err := wrong.err(); err != nil {
+		return f, err
+	}
 	return out, nil
+}
+
+// lacks says what a row of a complete fleet has to have and has not.
+func (r Row) lacks(spec wrapping.KeySpec) string {
+	var life configs.Duration
+	switch err := life.UnmarshalText([]byte(r.Expires)); {
+	case r.KeySpec == "":
+		return "key_spec is missing"
+	case len(spec.Order()) == 0:
+		return fmt.Sprintf("key material of spec %s cannot be imported", r.KeySpec)
+	case r.Token == "":
+		return "token is missing"
+	case r.Expires == "":
+		return "expires is missing (90d, or never)"
+	case len(r.Destinations) == 0 && len(r.Regions) == 0:
+		return "neither destinations nor regions are given"
+	case err != nil:
+		return fmt.Sprintf("expires: %v", err)
+	}
+	return ""
 }
 
 // or is the row with what it leaves out taken from another. Tags of both count.

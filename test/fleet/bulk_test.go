@@ -50,7 +50,7 @@ func here(ctx context.Context, c configs.Token, l daemon.Login) (daemon.Token, e
 			if err := l.Begin(ctx); err != nil {
 				return nil, err
 			}
-			return os.ReadFile(c.PINFile) //nolint:gosec // the configuration of this test names it
+			return os.ReadFile(c.PINFile)
 		})
 	if err != nil {
 		return nil, err

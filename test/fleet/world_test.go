@@ -125,7 +125,7 @@ func openToken() daemon.OpenToken {
 			if err := l.Begin(ctx); err != nil {
 				return nil, err
 			}
-			return os.ReadFile(t.PINFile) //nolint:gosec // the configuration of this test names it
+			return os.ReadFile(t.PINFile)
 		})
 		if os.Getenv(envKill) == "login" {
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)

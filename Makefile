@@ -104,7 +104,7 @@ bench: deps ## run every benchmark (some twenty minutes) and write docs/performa
 
 .PHONY: bulk
 bulk: deps ## import ten thousand keys over twenty account-Regions in simulated time, and draw docs/bulk.svg
-	go test -tags bulk -timeout 90m -run '^TestTenThousand$$' -v ./test/fleet
+	go test -tags bulk -timeout 180m -run '^TestTenThousand$$' -v ./test/fleet
 
 .PHONY: ci
 ci: ## what continuous integration runs

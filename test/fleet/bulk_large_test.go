@@ -69,7 +69,7 @@ func plot(b bulk, old string, n int, r report) string {
 	fmt.Fprintf(&s, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="#999" stroke-width="6" opacity="0.4"/>`+"\n", x(0), y(0), x(ideal), y(float64(b.keys)))
 	for i, l := range lines() {
 		if i != n {
-			s.WriteString(regexp.MustCompile(`(?s)<g id="`+regexp.QuoteMeta(l.name)+`">.*?</g>\n`).FindString(old))
+			s.WriteString(regexp.MustCompile(`(?s)<g id="` + regexp.QuoteMeta(l.name) + `">.*?</g>\n`).FindString(old))
 			continue
 		}
 		fmt.Fprintf(&s, `<g id="%s"><polyline fill="none" stroke="%s" stroke-width="2" stroke-dasharray="%s" points="`, l.name, l.colour, l.dash)

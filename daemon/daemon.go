@@ -117,7 +117,7 @@ func (d *Daemon) wire(ctx context.Context) error {
 	d.metrics = metrics.New(d.o.Version, d.snapshot)
 	d.metrics.Reloaded(true, d.now())
 	d.clients = &clients{
-		http: d.o.HTTP, paces: &paces{store: d.store, lanes: map[string]*lane{}},
+		http: d.o.HTTP, paces: newPaces(d.store),
 		config: d.config.Load, store: d.store, log: d.log, now: d.now, made: map[place]*kms{},
 		calls: func(c kmsclient.Call) { d.metrics.Call(c.Operation, c.Code) },
 	}

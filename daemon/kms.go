@@ -177,7 +177,7 @@ func (cs *clients) answered(call kmsclient.Call) {
 	if err != nil || call.Operation != paced {
 		return
 	}
-	if err := cs.paces.answered(context.Background(), queueOf(arn, paced), call.Key); err != nil {
+	if err := cs.paces.answered(context.Background(), queueOf(arn, paced), call.Key, call.Status != 0); err != nil {
 		cs.log.Warn("the next request for import parameters is held back a second step", zap.Error(err))
 	}
 }
@@ -187,7 +187,11 @@ func (cs *clients) before(ctx context.Context, operation, key string) error {
 	if err := cs.limit(ctx, operation, key); err != nil {
 		return err
 	}
-	return runner.Fence(ctx)
+	err := runner.Fence(ctx)
+	if arn, aerr := kmsclient.ParseARN(key); err != nil && aerr == nil && operation == paced {
+		cs.paces.dropped(ctx, queueOf(arn, paced), key)
+	}
+	return err
 }
 
 // limit waits for a request's place in the queue that all daemons share. A tenth of AWS's default quota stays for others, but where

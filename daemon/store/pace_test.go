@@ -11,7 +11,7 @@ import (
 func take(t *testing.T, s *Store, name string, step time.Duration) Turn {
 	t.Helper()
 	for {
-		turn, wait, err := s.Claim(t.Context(), name, step)
+		turn, wait, err := s.Claim(t.Context(), name, Sender{Name: "x"}, step)
 		if err != nil {
 			t.Error(err)
 			return turn
@@ -43,7 +43,7 @@ func TestClaim(t *testing.T) {
 					slots = append(slots, turn.slot)
 					mu.Unlock()
 					time.Sleep(time.Until(turn.Slot))
-					if err := s.Answered(t.Context(), turn, 0); err != nil {
+					if err := s.Answered(t.Context(), turn, 0, 0); err != nil {
 						t.Error(err)
 					}
 				}
@@ -68,10 +68,10 @@ func TestClaimLate(t *testing.T) {
 		const step = 400 * time.Millisecond
 		s := one(open)
 		first := take(t, s, "queue", step)
-		if _, wait, err := s.Claim(t.Context(), "queue", step); err != nil || wait <= 0 || wait > step {
+		if _, wait, err := s.Claim(t.Context(), "queue", Sender{Name: "x"}, step); err != nil || wait <= 0 || wait > step {
 			t.Errorf("while a request is under way: wait %s, %v", wait, err)
 		}
-		if err := s.Answered(t.Context(), first, step/2); err != nil {
+		if err := s.Answered(t.Context(), first, step/2, 0); err != nil {
 			t.Fatal(err)
 		}
 		second := take(t, s, "queue", step)
@@ -89,10 +89,10 @@ func TestClaimLate(t *testing.T) {
 		if gap := fourth.slot - third.slot; gap < 2*step.Microseconds() {
 			t.Errorf("after a turn that nobody answers for, the next one is %d µs later", gap)
 		}
-		if err := s.Answered(t.Context(), third, 0); err != nil { // too late: it changes nothing
+		if err := s.Answered(t.Context(), third, 0, 0); err != nil { // too late: it changes nothing
 			t.Fatal(err)
 		}
-		if turn, wait, err := s.Claim(t.Context(), "queue", step); err != nil || wait == 0 {
+		if turn, wait, err := s.Claim(t.Context(), "queue", Sender{Name: "x"}, step); err != nil || wait == 0 {
 			t.Errorf("an answer that came too late lets %+v go at once, %v", turn, err)
 		}
 	})

@@ -77,7 +77,7 @@ func (p *paces) enter(ctx context.Context, name, key string, perSecond float64, 
 		p.mu.Unlock()
 		turn, wait, err := p.store.Claim(ctx, name, by, step)
 		if err == nil && wait == 0 {
-			h := p.hold(turn, step)
+			h := p.hold(turn, step) //nolint:contextcheck // the turn is kept until its request was answered, also when whoever asked is gone
 			if err = sleep(ctx, max(time.Until(turn.Slot), time.Until(floor))); err == nil && h.ours(step) {
 				p.mu.Lock()
 				l.key, l.held, l.step = key, h, step
@@ -133,8 +133,8 @@ func (p *paces) courtesy(l *lane, step time.Duration) time.Duration {
 	most := store.Ahead(step) / 2
 	switch {
 	case l.stand || time.Since(l.had) > 2*step:
-		left := max(0, patience-time.Since(l.had)/step) // steps until it is not polite any more
-		return most*left/patience + mathrand.N(most/parts+1)
+		left := max(0, patience-time.Since(l.had)/step)      // steps until it is not polite any more
+		return most*left/patience + mathrand.N(most/parts+1) //nolint:gosec // so that not all ask in the same moment
 	case l.others && l.run >= row:
 		l.run, l.stand = 0, true
 		return most + usual(l.trips)

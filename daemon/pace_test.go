@@ -241,8 +241,12 @@ func (forgetful) Answered(context.Context, store.Turn, time.Duration, time.Durat
 	return errors.New("the database is away")
 }
 
-// inBubble runs f in simulated time with a database.
-func inBubble(t *testing.T, f func(t *testing.T, s *store.Store)) {
+// simulated is a test in simulated time, with a database.
+type simulated struct {
+	f func(*testing.T, *store.Store)
+}
+
+func (x simulated) run(t *testing.T) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "x.db")
 	synctest.Test(t, func(t *testing.T) {
@@ -251,7 +255,7 @@ func inBubble(t *testing.T, f func(t *testing.T, s *store.Store)) {
 			t.Fatal(err)
 		}
 		defer s.Close() //nolint:errcheck // the end of the test
-		f(t, s)
+		x.f(t, s)
 	})
 }
 
@@ -274,7 +278,8 @@ func answer(t *testing.T, p *paces, key string, came bool) {
 
 // How late a request was counts in this process, also when it could not be written down.
 func TestPacesAnswerNotWritten(t *testing.T) {
-	inBubble(t, func(t *testing.T, s *store.Store) {
+	simulated{func(t *testing.T, s *store.Store) {
+		t.Helper()
 		p := newPaces(forgetful{s})
 		enter(t, p, "a")
 		time.Sleep(3200 * time.Millisecond)
@@ -289,12 +294,13 @@ func TestPacesAnswerNotWritten(t *testing.T) {
 				}
 			}
 		}
-	})
+	}}.run(t)
 }
 
 // A request that this side gave up may still arrive. One that was not sent leaves its turn to the next.
 func TestPacesGivenUp(t *testing.T) {
-	inBubble(t, func(t *testing.T, s *store.Store) {
+	simulated{func(t *testing.T, s *store.Store) {
+		t.Helper()
 		p := newPaces(s)
 		sent := enter(t, p, "a")
 		time.Sleep(50 * time.Millisecond)
@@ -308,12 +314,13 @@ func TestPacesGivenUp(t *testing.T) {
 			t.Errorf("the next request went %s after one that was not sent", gap)
 		}
 		answer(t, p, "c", true)
-	})
+	}}.run(t)
 }
 
 // A turn lasts as long as its request, and a little longer when its daemon was killed.
 func TestPacesKept(t *testing.T) {
-	inBubble(t, func(t *testing.T, s *store.Store) {
+	simulated{func(t *testing.T, s *store.Store) {
+		t.Helper()
 		one, two := newPaces(s), newPaces(s)
 		began := enter(t, one, "a")
 		got := make(chan time.Duration, 1)
@@ -329,12 +336,13 @@ func TestPacesKept(t *testing.T) {
 			t.Errorf("the other one had its turn after %s", after)
 		}
 		answer(t, two, "b", true)
-	})
+	}}.run(t)
 }
 
 // A turn that was lost before its request was sent is not used: another daemon may have the next.
 func TestPacesLost(t *testing.T) {
-	inBubble(t, func(t *testing.T, s *store.Store) {
+	simulated{func(t *testing.T, s *store.Store) {
+		t.Helper()
 		slow, quick := newPaces(distant{s, func() time.Duration { return 5 * time.Second }}), newPaces(s)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
@@ -347,5 +355,5 @@ func TestPacesLost(t *testing.T) {
 			t.Errorf("both had a turn: %v", err)
 		}
 		answer(t, quick, "b", true)
-	})
+	}}.run(t)
 }

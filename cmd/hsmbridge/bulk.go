@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -222,7 +223,7 @@ func (a *app) summary(ctx context.Context, c *control.Client, list []store.Job, 
 	people := slices.DeleteFunc(s.People, func(n control.NeedsPerson) bool {
 		return !mine[[2]string{n.Key, n.Destination}] && !mine[[2]string{n.Key, ""}] && (n.Token == "" || byState[store.Done] == len(list))
 	})
-	fmt.Fprintf(a.out, "%d of %d destinations hold their key, in %s", byState[store.Done], len(list), took.Round(time.Second))
+	fmt.Fprintf(a.out, "%d of %d destinations are done, in %s", byState[store.Done], len(list), took.Round(time.Second))
 	if n := byState[store.Failed]; n > 0 {
 		fmt.Fprintf(a.out, "; %d failed", n)
 	}
@@ -252,10 +253,7 @@ func (a *app) people(list []control.NeedsPerson) {
 	groups := map[string]*group{}
 	var causes []*group // in the list's order
 	for _, n := range list {
-		cause := n.Message
-		if n.Key != "" {
-			cause = strings.ReplaceAll(cause, n.Key, "KEY")
-		}
+		cause := sameCause(n)
 		g := groups[cause]
 		if g == nil {
 			g = &group{message: n.Message}
@@ -279,6 +277,19 @@ func (a *app) people(list []control.NeedsPerson) {
 		}
 	}
 }
+
+// sameCause is a message without what differs from key to key: names, ARNs, and the IDs of keys and requests.
+func sameCause(n control.NeedsPerson) string {
+	cause := n.Message
+	for _, name := range []string{n.Destination, n.Key} {
+		if name != "" {
+			cause = strings.ReplaceAll(cause, name, "KEY")
+		}
+	}
+	return uuids.ReplaceAllString(cause, "ID")
+}
+
+var uuids = regexp.MustCompile(`(mrk-[0-9a-f]{32}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})`)
 
 // codeOfJobs is the exit code of jobs that were waited for.
 func codeOfJobs(list []store.Job) error {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -105,15 +106,16 @@ func TestPeopleByCause(t *testing.T) {
 	var out bytes.Buffer
 	a := &app{out: &out}
 	var list []control.NeedsPerson
-	for _, key := range []string{"sig-1", "sig-2"} {
-		list = append(list, control.NeedsPerson{Key: key, Destination: "arn:" + key, Message: key + " was not imported:\n  no algorithm is left", Retry: "hsmbridge retry " + key})
+	for i, key := range []string{"sig-1", "sig-2"} {
+		uuid := fmt.Sprintf("1234abcd-12ab-34cd-56ef-1234567890a%d", i)
+		list = append(list, control.NeedsPerson{Key: key, Destination: "arn:" + key, Message: key + " was not imported (request " + uuid + "):\n  no algorithm is left", Retry: "hsmbridge retry " + key})
 	}
 	a.people(append(list, control.NeedsPerson{Token: "hsm", Message: "the PIN was refused", Retry: "hsmbridge retry --token hsm"}))
 	want := `
 what needs a person:
 sig-1 arn:sig-1
 sig-2 arn:sig-2
-  sig-1 was not imported:
+  sig-1 was not imported (request 1234abcd-12ab-34cd-56ef-1234567890a0):
   no algorithm is left
   then: hsmbridge retry sig-1
   then: hsmbridge retry sig-2

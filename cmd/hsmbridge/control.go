@@ -128,9 +128,16 @@ func (a *app) retryCommand() *cobra.Command {
 		Long: "The cause of an error is mended: forget the keys' errors and begin what is due now. With --job the names are numbers of waiting jobs.",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(args, "tried again", func(c *control.Client, n string) error {
+			done := "its errors are forgotten, and what is due begins"
+			if job {
+				done = "begins now"
+			}
+			return a.each(args, done, func(c *control.Client, n string) error {
 				if !job {
-					_, err := c.Retry(cmd.Context(), n)
+					open, err := c.Retry(cmd.Context(), n)
+					if err == nil && len(open) == 0 {
+						fmt.Fprintf(a.err, "hsmbridge: nothing of %s waits or is due; to import it all the same: hsmbridge import %s --renew\n", n, n)
+					}
 					return err
 				}
 				id, err := strconv.ParseInt(n, 10, 64)

@@ -301,6 +301,9 @@ func TestFleetFiles(t *testing.T) {
 // All mistakes of a file are told at once, of very many some.
 func TestAllMistakes(t *testing.T) {
 	_, err := ParseCSV([]byte("name,multi_region\na,maybe\na/b,\nc,\nc,\n"))
+	if _, err := ParseCSV([]byte("name,alias\nx/y\na/b,\n")); err == nil || err.Error() != "2 mistakes:\n  line 2: it has 1 fields, and the first line 2; a value with a comma stands in quotes\n  line 3: \"a/b\" cannot be the name of a key: letters, digits, '.', '_' and '-', at most 64" {
+		t.Error(err)
+	}
 	want := "3 mistakes:\n  line 2, column 3: multi_region: \"maybe\" is neither true nor false\n  line 3: \"a/b\" cannot be the name of a key: letters, digits, '.', '_' and '-', at most 64\n  line 5: the fleet has two keys with the name c"
 	if err == nil || err.Error() != want {
 		t.Errorf("%v\nwant %s", err, want)

@@ -144,8 +144,14 @@ func ParseCSV(text []byte) (Fleet, error) {
 		if errors.Is(err, io.EOF) {
 			return f, append(wrong, f.check()...).err()
 		}
+		if errors.Is(err, csv.ErrFieldCount) {
+			line, _ := r.FieldPos(0)
+			wrong = append(wrong, fmt.Sprintf("line %d: it has %d fields, and the first line %d; a value with a comma stands in quotes", line, len(record), len(header)))
+			continue
+		}
 		if err != nil {
-			return f, append(wrong, fmt.Sprintf("read the fleet: %v", err)).err()
+			wrong = append(wrong, fmt.Sprintf("read the fleet: %v", err))
+			return f, append(wrong, f.check()...).err()
 		}
 		var row Row
 		row.Line, _ = r.FieldPos(0)

@@ -161,14 +161,28 @@ func (c *Client) Jobs(ctx context.Context, f store.JobFilter) ([]store.Job, erro
 	if f.Open {
 		q.Set("open", "true")
 	}
-	if f.Before > 0 {
-		q.Set("before", strconv.FormatInt(f.Before, 10))
+	if f.State != "" {
+		q.Set("state", string(f.State))
 	}
-	if f.Limit > 0 {
-		q.Set("limit", strconv.Itoa(f.Limit))
+	var all []store.Job
+	for before, left := f.Before, f.Limit; ; { // an answer holds mostRows at most
+		if before > 0 {
+			q.Set("before", strconv.FormatInt(before, 10))
+		}
+		if f.Limit > 0 {
+			q.Set("limit", strconv.Itoa(min(left, mostRows)))
+		}
+		out = JobList{}
+		if err := c.call(ctx, http.MethodGet, "/v1/jobs", q, nil, &out); err != nil {
+			return nil, err
+		}
+		all = append(all, out.Jobs...)
+		left -= len(out.Jobs)
+		if left <= 0 || len(out.Jobs) < mostRows {
+			return all, nil
+		}
+		before = out.Jobs[len(out.Jobs)-1].ID
 	}
-	err := c.call(ctx, http.MethodGet, "/v1/jobs", q, nil, &out)
-	return out.Jobs, err
 }
 
 // Imports lists what happened to destinations.

@@ -90,6 +90,17 @@ func (s *service) Jobs(_ context.Context, f store.JobFilter) ([]store.Job, error
 	if f.ID == 404 {
 		return nil, nil
 	}
+	if f.State == store.Failed { // some more than an answer holds, from number 20,010 down
+		var list []store.Job
+		last := int64(20010)
+		if f.Before > 0 {
+			last = f.Before - 1
+		}
+		for id := last; id > 0 && len(list) < f.Limit; id-- {
+			list = append(list, store.Job{ID: id, State: f.State})
+		}
+		return list, nil
+	}
 	return []store.Job{{ID: max(1, f.ID), Key: f.Key, NotBefore: time.Now()}}, nil
 }
 
@@ -365,9 +376,17 @@ func TestClient(t *testing.T) {
 		{c.call(ctx, "GET", "/v1/jobs", map[string][]string{"nonsense": {"1"}}, nil, nil), 400, "takes no parameter nonsense"},
 		{c.call(ctx, "GET", "/v1/jobs", map[string][]string{"limit": {"-1"}}, nil, nil), 400, "is not a number"},
 		{c.call(ctx, "POST", "/v1/jobs/x/retry", nil, nil, nil), 400, "is not the number of a job"},
+		{c.call(ctx, "GET", "/v1/jobs", map[string][]string{"open": {"yes"}}, nil, nil), 400, "open=yes is neither true nor false"},
+		{c.call(ctx, "GET", "/v1/jobs", map[string][]string{"state": {"over"}}, nil, nil), 400, "state=over is none of [queued running"},
 	} {
 		if !errors.As(tc.err, &answer) || answer.Status != tc.status || !strings.Contains(tc.err.Error(), tc.says) || strings.HasSuffix(tc.err.Error(), ": not found") {
 			t.Errorf("%v, want %d %s", tc.err, tc.status, tc.says)
+		}
+	}
+	for limit, want := range map[int]int{5: 5, 10000: 10000, 10007: 10007, 1 << 20: 20010} {
+		list, err := c.Jobs(ctx, store.JobFilter{State: store.Failed, Limit: limit})
+		if err != nil || len(list) != want || list[0].ID != 20010 || list[want-1].ID != int64(20011-want) || list[want-1].State != store.Failed {
+			t.Errorf("%d failed jobs of at most %d, want %d, %v", len(list), limit, want, err)
 		}
 	}
 	var none *NoDaemonError

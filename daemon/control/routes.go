@@ -60,9 +60,21 @@ func (r *request) number(name string) (int64, error) {
 	}
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n < 0 {
-		return 0, &badRequestError{fmt.Sprintf("%s=%s is not a number", name, s)}
+		return 0, &badRequestError{fmt.Sprintf("%s=%s is not a number from 0 on", name, s)}
 	}
 	return n, nil
+}
+
+// truth is a parameter that is true, false or not there.
+func (r *request) truth(name string) (bool, error) {
+	switch s := r.query.Get(name); s {
+	case "", "false":
+		return false, nil
+	case "true":
+		return true, nil
+	default:
+		return false, &badRequestError{fmt.Sprintf("%s=%s is neither true nor false", name, s)}
+	}
 }
 
 func (r *request) id() (int64, error) {
@@ -99,7 +111,7 @@ func routes() []route {
 			list, err := s.Keys(ctx, r.path("name"))
 			return KeyList{Keys: all(list)}, err
 		}},
-		{method: http.MethodGet, path: "/v1/jobs", permission: mayLook, summary: "Jobs, the latest first", query: map[string]string{"key": key, "open": "true: only open ones", "before": "only those with a smaller number: the last of the page before", "limit": "at most so many; without it 1000"}, out: JobList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
+		{method: http.MethodGet, path: "/v1/jobs", permission: mayLook, summary: "Jobs, the latest first", query: map[string]string{"key": key, "open": "true: only open ones", "state": "only those in this state", "before": "only those with a smaller number: the last of the page before", "limit": "at most so many; without it 1000, and 10,000 at most"}, out: JobList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
 			limit, err := r.number("limit")
 			if err != nil {
 				return nil, err
@@ -108,7 +120,15 @@ func routes() []route {
 			if err != nil {
 				return nil, err
 			}
-			list, err := s.Jobs(ctx, store.JobFilter{Key: r.query.Get("key"), Open: r.query.Get("open") == "true", Before: before, Limit: int(min(limit, mostRows))})
+			open, err := r.truth("open")
+			if err != nil {
+				return nil, err
+			}
+			state := store.State(r.query.Get("state"))
+			if state != "" && !slices.Contains(store.States(), state) {
+				return nil, &badRequestError{fmt.Sprintf("state=%s is none of %s", state, store.States())}
+			}
+			list, err := s.Jobs(ctx, store.JobFilter{Key: r.query.Get("key"), Open: open, State: state, Before: before, Limit: int(min(limit, mostRows))})
 			return JobList{all(list)}, err
 		}},
 		{method: http.MethodGet, path: "/v1/jobs/{id}", permission: mayLook, summary: "One job", out: JobList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {

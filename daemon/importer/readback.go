@@ -10,13 +10,17 @@ import (
 )
 
 // UnknownOutcomeError says that ImportKeyMaterial was sent, that no answer came, and that KMS does not show
-// its effect. Running the import again is safe: it reads what KMS holds first.
+// its effect, or could not be asked. Running the import again is safe: it reads what KMS holds first.
 type UnknownOutcomeError struct {
 	Key, Destination string
 	Err              error
+	Interrupted      bool // KMS could not be asked
 }
 
 func (e *UnknownOutcomeError) Error() string {
+	if e.Interrupted {
+		return fmt.Sprintf("whether KMS imported %s is not known: the import was interrupted before the answer of %s came; run it again, it looks at KMS before it imports", e.Key, e.Destination)
+	}
 	return fmt.Sprintf("whether KMS imported %s is not known: its answer was lost and %s does not show the material yet; "+
 		"run the import again, it looks at KMS before it imports: %v", e.Key, e.Destination, e.Err)
 }
@@ -35,12 +39,16 @@ func unknownEffect(err error) bool { return kmsclient.OutcomeUnknown(err) }
 func (r *run) readBack(ctx context.Context, validTo time.Time, cause error) (kmsclient.ImportResult, error) {
 	const step, tries = time.Second, 5
 	fresh := r.plan.Action == ActionImport || r.plan.Action == ActionRestore
+	looks := 0 // at KMS that were not interrupted
 	for range tries {
 		if id := r.appeared(ctx, validTo); id != "" {
 			return kmsclient.ImportResult{KeyARN: r.req.Destination, KeyMaterialID: id},
 				r.record(ctx, StepImport, "KMS's answer was lost; ListKeyRotations shows that it took the key material", "key_material_id", id)
 		}
 		info, err := r.kms.DescribeKey(ctx, r.req.Destination)
+		if err == nil || ctx.Err() == nil {
+			looks++
+		}
 		if err == nil && !r.byID() && info.State != "PendingImport" && info.ValidTo.Equal(validTo) && (fresh || r.changes(validTo)) {
 			return kmsclient.ImportResult{KeyARN: info.ARN, KeyMaterialID: info.CurrentKeyMaterialID},
 				r.record(ctx, StepImport, "KMS's answer was lost; DescribeKey shows that it took the key material", "key_material_id", info.CurrentKeyMaterialID)
@@ -49,7 +57,7 @@ func (r *run) readBack(ctx context.Context, validTo time.Time, cause error) (kms
 			break
 		}
 	}
-	return kmsclient.ImportResult{}, &UnknownOutcomeError{Key: r.req.Name, Destination: r.req.Destination, Err: cause}
+	return kmsclient.ImportResult{}, &UnknownOutcomeError{Key: r.req.Name, Destination: r.req.Destination, Err: cause, Interrupted: looks == 0}
 }
 
 // byID says that the material is one of several, which only their list tells apart.

@@ -34,6 +34,9 @@ const (
 	Cancelled State = "cancelled"
 )
 
+// States lists them.
+func States() []State { return []State{Queued, Running, Waiting, Done, Failed, Cancelled} }
+
 // Open says that the job is not over.
 func (s State) Open() bool { return s == Queued || s == Running || s == Waiting }
 

@@ -59,7 +59,7 @@ type lane struct {
 // margin is what the steps are longer than the quota says: AWS's clock and this one need not run equally fast, and both round.
 const margin = 1.001
 
-// enter waits until a request may be sent, perSecond of them a second; leave ends it when it was answered. A proof goes after everything
+// enter waits until a request may be sent, perSecond of them a second; answered ends the turn. A proof goes after everything
 // else that waits.
 func (p *paces) enter(ctx context.Context, name, key string, perSecond float64, proof bool) error {
 	l, next, err := p.queue(ctx, name, proof)

@@ -120,9 +120,9 @@ func TestPacesNeverTooEarly(t *testing.T) {
 		{"one far from KMS, one far from the database, two near", []site{far, away, near, near}, 1.1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "x.db")
-			synctest.Test(t, func(t *testing.T) {
-				took, turns := visit(t, path, c.sites)
+			simulated(t, func(t *testing.T, s *store.Store) {
+				t.Helper()
+				took, turns := visit(t, s, c.sites)
 				if took > c.slowdown {
 					t.Errorf("a request every %.3f s", took)
 				}
@@ -139,13 +139,8 @@ func TestPacesNeverTooEarly(t *testing.T) {
 const requests = 300
 
 // visit has daemons at sites send as much as they can: how long a request takes them together, and how many each sent.
-func visit(t *testing.T, path string, sites []site) (seconds float64, turns []int) {
+func visit(t *testing.T, s *store.Store, sites []site) (seconds float64, turns []int) {
 	t.Helper()
-	s, err := store.Open(t.Context(), store.Config{Path: path, Daemon: "one", NoSync: true, Clock: time.Now})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close() //nolint:errcheck // the end of the test
 	var kms bucket
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -195,13 +190,8 @@ func visit(t *testing.T, path string, sites []site) (seconds float64, turns []in
 
 // What is to be imported goes before proofs; whoever gives up lets the others in.
 func TestPacesOrder(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.db")
-	synctest.Test(t, func(t *testing.T) {
-		s, err := store.Open(t.Context(), store.Config{Path: path, Daemon: "one", NoSync: true, Clock: time.Now})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close() //nolint:errcheck // the end of the test
+	simulated(t, func(t *testing.T, s *store.Store) {
+		t.Helper()
 		p := newPaces(s)
 		var mu sync.Mutex
 		var order []string
@@ -241,12 +231,8 @@ func (forgetful) Answered(context.Context, store.Turn, time.Duration, time.Durat
 	return errors.New("the database is away")
 }
 
-// simulated is a test in simulated time, with a database.
-type simulated struct {
-	f func(*testing.T, *store.Store)
-}
-
-func (x simulated) run(t *testing.T) {
+// simulated runs a test in simulated time, with a database.
+func simulated(t *testing.T, f func(*testing.T, *store.Store)) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "x.db")
 	synctest.Test(t, func(t *testing.T) {
@@ -254,8 +240,12 @@ func (x simulated) run(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.Close() //nolint:errcheck // the end of the test
-		x.f(t, s)
+		t.Cleanup(func() {
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		f(t, s)
 	})
 }
 
@@ -278,7 +268,7 @@ func answer(t *testing.T, p *paces, key string, came bool) {
 
 // How late a request was counts in this process, also when it could not be written down.
 func TestPacesAnswerNotWritten(t *testing.T) {
-	simulated{func(t *testing.T, s *store.Store) {
+	simulated(t, func(t *testing.T, s *store.Store) {
 		t.Helper()
 		p := newPaces(forgetful{s})
 		enter(t, p, "a")
@@ -294,12 +284,12 @@ func TestPacesAnswerNotWritten(t *testing.T) {
 				}
 			}
 		}
-	}}.run(t)
+	})
 }
 
 // A request that this side gave up may still arrive. One that was not sent leaves its turn to the next.
 func TestPacesGivenUp(t *testing.T) {
-	simulated{func(t *testing.T, s *store.Store) {
+	simulated(t, func(t *testing.T, s *store.Store) {
 		t.Helper()
 		p := newPaces(s)
 		sent := enter(t, p, "a")
@@ -314,12 +304,12 @@ func TestPacesGivenUp(t *testing.T) {
 			t.Errorf("the next request went %s after one that was not sent", gap)
 		}
 		answer(t, p, "c", true)
-	}}.run(t)
+	})
 }
 
 // A turn lasts as long as its request, and a little longer when its daemon was killed.
 func TestPacesKept(t *testing.T) {
-	simulated{func(t *testing.T, s *store.Store) {
+	simulated(t, func(t *testing.T, s *store.Store) {
 		t.Helper()
 		one, two := newPaces(s), newPaces(s)
 		began := enter(t, one, "a")
@@ -336,12 +326,12 @@ func TestPacesKept(t *testing.T) {
 			t.Errorf("the other one had its turn after %s", after)
 		}
 		answer(t, two, "b", true)
-	}}.run(t)
+	})
 }
 
 // A turn that was lost before its request was sent is not used: another daemon may have the next.
 func TestPacesLost(t *testing.T) {
-	simulated{func(t *testing.T, s *store.Store) {
+	simulated(t, func(t *testing.T, s *store.Store) {
 		t.Helper()
 		slow, quick := newPaces(distant{s, func() time.Duration { return 5 * time.Second }}), newPaces(s)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -355,5 +345,5 @@ func TestPacesLost(t *testing.T) {
 			t.Errorf("both had a turn: %v", err)
 		}
 		answer(t, quick, "b", true)
-	}}.run(t)
+	})
 }

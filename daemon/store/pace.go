@@ -37,12 +37,6 @@ type Sender struct {
 	Usual time.Duration
 }
 
-// row is where a queue stands.
-type row struct {
-	tat, open, usual, asked int64
-	sender                  string
-}
-
 // lately is how many steps somebody is taken to wait who asked in vain.
 const lately = 4
 
@@ -63,7 +57,7 @@ func (s *Store) Claim(ctx context.Context, name string, by Sender, step time.Dur
 			args = append(args, by.Name)
 			return "limits.sender = CAST(? AS TEXT)"
 		}
-		// The next slot, for this sender. The same is reckoned in row.due.
+		// When this sender may send next. After another one's request, the answer to it says less: it came back another way than the next request goes.
 		due := func() string {
 			return "(limits.tat + CASE WHEN " + me() + " THEN 0 WHEN limits.usual < " + number(usual) + " THEN limits.usual - limits.usual / 2 ELSE limits.usual - " + number(usual) + " / 2 END)"
 		}
@@ -89,30 +83,26 @@ func (s *Store) Claim(ctx context.Context, name string, by Sender, step time.Dur
 		if !errors.Is(err, sql.ErrNoRows) {
 			return fmt.Errorf("database: %w", err)
 		}
-		var r row
-		if err := tx.QueryRowContext(ctx, s.rebind("SELECT tat, open, sender, usual, asked, {{clock}} FROM limits WHERE name = ?"), name).Scan(&r.tat, &r.open, &r.sender, &r.usual, &r.asked, &now); err != nil {
+		args = nil
+		text = "SELECT " + due() + ", open, sender, asked, {{clock}} FROM limits WHERE name = ?"
+		args = append(args, name)
+		var next, open int64
+		var sender string
+		if err := tx.QueryRowContext(ctx, s.rebind(text), args...).Scan(&next, &open, &sender, &others, &now); err != nil {
 			return fmt.Errorf("database: %w", err)
 		}
-		left := r.due(by.Name, usual) - ahead - now
-		if r.open != 0 { // another daemon's request is under way: its answer may let the next one go earlier
-			left = min(left, max(r.open-ahead-now, st/8))
+		left := next - ahead - now
+		if open != 0 { // another daemon's request is under way: its answer may let the next one go earlier
+			left = min(left, max(open-ahead-now, st/8))
 		}
 		wait = time.Duration(max(left, 1000)) * time.Microsecond
-		if r.sender != by.Name && r.asked < now-st {
+		if sender != by.Name && others < now-st {
 			_, err = tx.exec(ctx, "UPDATE limits SET asked = ? WHERE name = ?", now, name)
 			return err
 		}
 		return nil
 	})
 	return t, wait, err
-}
-
-// due is when a sender may send next. After another one's request, the answer to it says less: it came back another way than the next request goes.
-func (r row) due(sender string, usual int64) int64 {
-	if r.sender == sender {
-		return r.tat
-	}
-	return r.tat + r.usual - min(r.usual, usual)/2
 }
 
 // Ahead is how long before its slot a turn may be claimed.

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"fmt"
+	"iter"
 	"math/big"
 	"slices"
 	"sync"
@@ -83,34 +84,38 @@ func newPrime() (*big.Int, error) {
 		}
 		b[0] = lowestTopByte + b[0]%(0x100-lowestTopByte)
 		b[len(b)-1] |= 1
-		p := new(big.Int).SetBytes(b)
-		// A Baillie-PSW test is ample for random candidates, and a composite that slipped through would show as a failed trial,
-		// not as a wrong success.
-		if step := new(big.Int); afterSieve(p, func(offset int64) bool {
-			return step.Add(p, big.NewInt(offset)).ProbablyPrime(0)
-		}) && step.BitLen() == primeBits {
-			return step, nil
+		for p := range afterSieve(new(big.Int).SetBytes(b)) {
+			// A Baillie-PSW test is ample for random candidates, and a composite that slipped through would show as a failed trial,
+			// not as a wrong success.
+			if p.ProbablyPrime(0) {
+				if p.BitLen() == primeBits {
+					return p, nil
+				}
+				break
+			}
 		}
 	}
 }
 
-// afterSieve asks of the next numbers after p that no small prime divides, in turn, until one is found.
-func afterSieve(p *big.Int, found func(offset int64) bool) bool {
+// afterSieve are the next odd numbers from an odd one on that no small prime divides. Each is overwritten by the next.
+func afterSieve(from *big.Int) iter.Seq[*big.Int] {
 	const reach = 2048 // some ten times as far as a prime of this length is away
-	var composite [reach]bool
-	small, rest := new(big.Int), new(big.Int)
-	for _, q := range smallPrimes() {
-		r := rest.Mod(p, small.SetInt64(q)).Int64()
-		for i := (q - r) % q; i < reach; i += q {
-			composite[i] = true
+	return func(yield func(*big.Int) bool) {
+		var composite [reach]bool
+		small, rest := new(big.Int), new(big.Int)
+		for _, q := range smallPrimes() {
+			r := rest.Mod(from, small.SetInt64(q)).Int64()
+			for i := (q - r) % q; i < reach; i += q {
+				composite[i] = true
+			}
+		}
+		next := new(big.Int)
+		for i := int64(0); i < reach; i += 2 {
+			if !composite[i] && !yield(next.Add(from, small.SetInt64(i))) {
+				return
+			}
 		}
 	}
-	for i := int64(0); i < reach; i += 2 { // p is odd
-		if !composite[i] && found(i) {
-			return true
-		}
-	}
-	return false
 }
 
 // smallPrimes are the odd primes below 1000.

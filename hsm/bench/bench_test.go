@@ -157,6 +157,40 @@ func BenchmarkWrap(b *testing.B) {
 	}
 }
 
+// BenchmarkPipe shows what a process of its own costs at the least on this machine: the same wait of 1 ms in C here, and in C at the other end of a socket pair.
+// "cost-%" is what of the throughput is lost: the way through the kernel, twice.
+func BenchmarkPipe(b *testing.B) {
+	const wait = time.Millisecond
+	for _, callers := range []int{1, 4, 16} {
+		b.Run(fmt.Sprintf("wait=%s/callers=%d", wait, callers), func(b *testing.B) {
+			ask := func(processes bool) func(int) time.Duration {
+				p, err := NewPipe(callers, wait, processes)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.Cleanup(p.Close)
+				return func(calls int) time.Duration {
+					took, err := p.Run(calls)
+					if err != nil {
+						b.Fatal(err)
+					}
+					return took
+				}
+			}
+			const calls = 200
+			t := turns.New(ask(true), ask(false))
+			for b.Loop() {
+				t.Take(calls)
+			}
+			all := float64(calls * callers)
+			b.ReportMetric(all/t.Middle(0).Seconds(), "process-calls/s")
+			b.ReportMetric(all/t.Middle(1).Seconds(), "here-calls/s")
+			b.ReportMetric(100*(1-t.Ratio(0, 1)), "cost-%")
+			b.ReportMetric(0, "ns/op") // an op is a turn of both
+		})
+	}
+}
+
 // memory is what the process has in memory, and what of it Go has on its heap, in bytes.
 func memory(b *testing.B) (resident, heap float64) {
 	b.Helper()

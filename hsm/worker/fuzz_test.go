@@ -82,8 +82,9 @@ func FuzzServe(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 4, byte(wire.KindPIN), 0, 0, 0, 0, 0, 0, 0, 0, 1, 'o', 'n', 'e', '!'}, uint8(9))
 	f.Fuzz(func(t *testing.T, b []byte, piece uint8) {
 		in := &inbox{f: &pieces{bytes.NewReader(b), int(piece) + 1}, buf: make([]byte, 512)}
-		p := &process{conn: wire.NewConn(in, io.Discard, wire.MaxRequest), page: make([]byte, wire.MaxPIN), pins: make(chan []byte, 1), opening: true}
-		if code := p.serve(); code != exitBad && code != exitGone {
+		p := &process{conn: wire.NewConn(in, io.Discard, wire.MaxRequest), page: make([]byte, wire.MaxPIN), pins: make(chan []byte, 1), ended: make(chan int, 1), opening: true}
+		p.serve()
+		if code := <-p.ended; code != exitBad && code != exitGone {
 			t.Errorf("it ends with %d", code)
 		}
 		if len(p.pins) > 0 {

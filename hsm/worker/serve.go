@@ -26,7 +26,8 @@ type process struct {
 	conn *wire.Conn
 	page []byte // where a PIN arrives
 
-	pins chan []byte // nil: none is given
+	pins  chan []byte // nil: none is given
+	ended chan int    // the exit code
 
 	mu      sync.Mutex
 	opening bool
@@ -52,28 +53,36 @@ func newProcess() (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &process{conn: wire.NewConn(&inbox{f: f, buf: buf}, f, wire.MaxRequest), page: page, pins: make(chan []byte, 1), running: map[uint64]context.CancelFunc{}}, nil
+	return &process{conn: wire.NewConn(&inbox{f: f, buf: buf}, f, wire.MaxRequest), page: page, pins: make(chan []byte, 1), ended: make(chan int, 1), running: map[uint64]context.CancelFunc{}}, nil
 }
 
-// serve receives until the socket is closed or speaks another language. The process then ends without asking the module: it may hang.
-func (p *process) serve() int {
+// serve receives until the socket is closed or speaks another language. The process then ends without asking the module: it may hang. A call is
+// carried out where it was received, while another goroutine receives what comes next: to wake another thread for the call first would make each
+// longer.
+func (p *process) serve() {
 	for {
 		h, err := p.conn.Next()
+		var do func()
 		if err == nil {
-			err = p.receive(h)
+			do, err = p.receive(h)
 		}
 		switch {
-		case err == nil:
 		case errors.Is(err, wire.ErrMalformed):
-			return exitBad
-		default:
-			return exitGone
+			p.ended <- exitBad
+			return
+		case err != nil:
+			p.ended <- exitGone
+			return
+		case do != nil:
+			go p.serve()
+			do()
+			return
 		}
 	}
 }
 
-// receive takes a frame's payload and begins what it asks for.
-func (p *process) receive(h wire.Header) error {
+// receive takes a frame's payload and begins what it asks for, or gives what does: a call, which takes its time.
+func (p *process) receive(h wire.Header) (func(), error) {
 	var buf []byte
 	if h.Kind == wire.KindPIN {
 		buf = p.page
@@ -81,19 +90,19 @@ func (p *process) receive(h wire.Header) error {
 	payload, err := p.conn.Payload(h, buf)
 	if err != nil {
 		clear(buf) // half a PIN is one too
-		return err
+		return nil, err
 	}
 	switch h.Kind {
 	case wire.KindOpen:
-		return p.open(payload)
+		return nil, p.open(payload)
 	case wire.KindPIN:
-		return p.answerPIN(payload, nil)
+		return nil, p.answerPIN(payload, nil)
 	case wire.KindNoPIN:
 		var why wire.Text
 		if err := wire.Decode(payload, &why); err != nil {
-			return err
+			return nil, err
 		}
-		return p.answerPIN(nil, errors.New(why.Text))
+		return nil, p.answerPIN(nil, errors.New(why.Text))
 	case wire.KindCall:
 		return p.call(h, payload)
 	case wire.KindCancel:
@@ -103,9 +112,9 @@ func (p *process) receive(h wire.Header) error {
 		if cancel != nil {
 			cancel()
 		}
-		return nil
+		return nil, nil
 	default:
-		return fmt.Errorf("%w: a frame of kind %d", wire.ErrMalformed, h.Kind)
+		return nil, fmt.Errorf("%w: a frame of kind %d", wire.ErrMalformed, h.Kind)
 	}
 }
 
@@ -177,12 +186,12 @@ func (p *process) send(kind wire.Kind, call uint64, m wire.Message) {
 	}
 }
 
-// call begins a call.
-func (p *process) call(h wire.Header, payload []byte) error {
+// call gives what carries a call out and answers it.
+func (p *process) call(h wire.Header, payload []byte) (func(), error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, twice := p.running[h.Call]; twice || p.token == nil || len(p.running) >= maxCalls {
-		return fmt.Errorf("%w: a call that cannot be", wire.ErrMalformed)
+		return nil, fmt.Errorf("%w: a call that cannot be", wire.ErrMalformed)
 	}
 	waiting, cancel := context.WithCancel(context.Background())
 	ctx := context.Background()
@@ -193,7 +202,7 @@ func (p *process) call(h wire.Header, payload []byte) error {
 	do, err := prepare(h.Op, payload, p.token)
 	if err != nil {
 		cancel()
-		return err
+		return nil, err
 	}
 	q := queue{cancelled: waiting.Done(), slots: p.slots, turn: p.turn, next: make(chan struct{})}
 	if h.Op == wire.OpClose { // it waits for the others by itself, a while
@@ -202,7 +211,7 @@ func (p *process) call(h wire.Header, payload []byte) error {
 	} else {
 		p.turn = q.next
 	}
-	go func() {
+	return func() {
 		m, err := q.carryOut(ctx, do)
 		cancel()
 		p.mu.Lock()
@@ -216,8 +225,7 @@ func (p *process) call(h wire.Header, payload []byte) error {
 		if h.Op == wire.OpClose {
 			os.Exit(exitGone)
 		}
-	}()
-	return nil
+	}, nil
 }
 
 // queue is a call's place among those that wait for a session: they get one in the order in which they came, which is how hsmbridge reckons

@@ -55,7 +55,8 @@ func Main(args []string) int {
 	if err := p.conn.Send(wire.KindHello, 0, 0, hello); err != nil {
 		return exitGone
 	}
-	return p.serve()
+	go p.serve()
+	return <-p.ended
 }
 
 // secondStage begins what the environment says to the second run; what the first one did follows.

@@ -126,6 +126,7 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
 				s.People = append(s.People, control.NeedsPerson{Key: k.Name, Destination: dest.ARN, Code: x.ErrorCode, Message: cmp.Or(x.Error, "see hsmbridge status "+k.Name), Retry: goOn(x.ErrorCode, k.Name), Approval: x.ErrorCode == runner.CodeApproval})
 			}
 			if x.Present && !x.ValidTo.IsZero() {
+				s.Counts.Expiring++
 				at := compiled[i].Renewal(schedule.Target{Key: k.Name, Destination: dest.ARN}, schedule.State{ValidTo: x.ValidTo, Life: x.Life})
 				s.Next = append(s.Next, control.Expiry{Key: k.Name, Destination: dest.ARN, ValidTo: x.ValidTo, Renewal: at})
 				if len(s.Next) == manyNext {

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"hsmbridge/configs"
@@ -31,12 +33,19 @@ func (a *app) adopt(ctx context.Context, file string, o adoptOptions) error {
 	if err != nil {
 		return err
 	}
-	rows, err := a.fleet(c, file, &o)
+	rows, bad, err := a.fleet(c, file, &o)
 	if err != nil {
 		return err
 	}
 	n := &adoption{app: a, o: o, c: c, file: file}
 	n.sort(rows)
+	if len(bad) > 0 { // what else is wrong is told with it
+		more, err := n.problems(n.rows)
+		if err != nil {
+			return err
+		}
+		return wrong(file, append(bad, more...))
+	}
 	err = n.run(ctx, len(rows))
 	if err != nil && ctx.Err() != nil && !n.ended {
 		fmt.Fprintf(a.err, "hsmbridge: interrupted: %s created, and nothing was written; run the same command again: it finds what was created, and creates none twice\n", counted(n.created, "KMS key"))
@@ -129,14 +138,25 @@ func (n *adoption) run(ctx context.Context, all int) error {
 
 // check holds that the configuration takes the rows, with placeholders for the KMS keys that are not there.
 func (n *adoption) check(rows []adopt.Row) error {
+	problems, err := n.problems(rows)
+	if err != nil {
+		return err
+	}
+	return wrong(n.file, problems)
+}
+
+// problems are what is wrong with the values of the rows.
+func (n *adoption) problems(rows []adopt.Row) (adopt.Problems, error) {
+	var out adopt.Problems
 	if n.o.create {
-		if err := wrong(n.file, adopt.CheckCreation(rows)); err != nil {
-			return err
-		}
+		out = adopt.CheckCreation(rows)
 	}
 	list := make([]adopt.Proposal, 0, len(rows))
 	for i, r := range rows {
 		if n.o.create {
+			if slices.ContainsFunc(out, func(p adopt.Problem) bool { return p.Name == r.Name }) {
+				continue // its placeholders would be wrong too
+			}
 			r = adopt.Whole(r, i, n.o.roleARN)
 			for j := range r.Destinations {
 				n.assume(&r.Destinations[j])
@@ -144,7 +164,8 @@ func (n *adoption) check(rows []adopt.Row) error {
 		}
 		list = append(list, adopt.Proposal{Row: r})
 	}
-	return n.app.check(n.c, n.file, list, n.o.appendTo)
+	more, err := n.app.problems(n.c, list, n.o.appendTo)
+	return append(out, more...), err
 }
 
 // look finds the KMS keys that are there, and checks the configuration with them: one may be fed by another key. It creates nothing.
@@ -209,32 +230,11 @@ func (n *adoption) create(ctx context.Context, creator *adopt.Creator) ([]adopt.
 	return list, nil
 }
 
-// fleet reads the file and fills in what the flags say.
-func (a *app) fleet(c *configs.Config, file string, o *adoptOptions) ([]adopt.Row, error) {
-	const most = 64 << 20
-	f, err := os.Open(file)
+// fleet reads the file and fills in what the flags say. What is wrong with rows comes beside those with which nothing is, as far as could be seen.
+func (a *app) fleet(c *configs.Config, file string, o *adoptOptions) ([]adopt.Row, adopt.Problems, error) {
+	fleet, bad, err := parseFleet(file)
 	if err != nil {
-		return nil, usageError(err)
-	}
-	defer f.Close() //nolint:errcheck // it was only read
-	text, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && len(text) > most {
-		err = errors.New("the file is longer than 64 MiB")
-	}
-	if err != nil {
-		return nil, usageError(err)
-	}
-	var fleet adopt.Fleet
-	switch ext := strings.ToLower(filepath.Ext(file)); ext {
-	case ".csv":
-		fleet, err = adopt.ParseCSV(text)
-	case ".yaml", ".yml":
-		fleet, err = adopt.ParseYAML(text)
-	default:
-		err = fmt.Errorf("a fleet is a .csv or a .yaml file, not %q", ext)
-	}
-	if err != nil {
-		return nil, usageError(fmt.Errorf("%s: %w", file, err))
+		return nil, nil, usageError(err)
 	}
 	o.create = o.create || fleet.CreateKMSKeys
 	if o.token == "" && len(c.Tokens) == 1 {
@@ -244,20 +244,58 @@ func (a *app) fleet(c *configs.Config, file string, o *adoptOptions) ([]adopt.Ro
 	for _, t := range o.tags {
 		k, v, ok := strings.Cut(t, "=")
 		if !ok {
-			return nil, usageError(fmt.Errorf("--tag %q is not name=value", t))
+			return nil, nil, usageError(fmt.Errorf("--tag %q is not name=value", t))
 		}
 		flags.Tags[k] = v
 	}
-	fleet, err = fleet.Complete(flags)
-	if err != nil {
-		return nil, usageError(fmt.Errorf("%s: %w", file, err))
-	}
 	for _, r := range fleet.Keys {
-		if err := knownTokens(c, []string{r.Token}); err != nil {
-			return nil, err
+		if token := cmp.Or(r.Token, fleet.Defaults.Token, o.token); token != "" && !knownToken(c, token) {
+			bad = append(bad, adopt.Problem{Name: r.Name, Line: r.Line, What: fmt.Sprintf("there is no token %q%s", token, configured(token, tokenNames(c)))})
 		}
 	}
-	return fleet.Keys, nil
+	fleet, err = fleet.Complete(flags)
+	var lacking adopt.Problems
+	if err != nil && !errors.As(err, &lacking) {
+		return nil, nil, usageError(fmt.Errorf("%s: %w", file, err))
+	}
+	bad = append(bad, lacking...)
+	return slices.DeleteFunc(fleet.Keys, func(r adopt.Row) bool { return !knownToken(c, r.Token) }), bad, nil
+}
+
+func knownToken(c *configs.Config, name string) bool {
+	_, ok := c.Token(name)
+	return ok
+}
+
+// parseFleet reads the file. An error is that it is no fleet.
+func parseFleet(file string) (fleet adopt.Fleet, bad adopt.Problems, err error) {
+	const most = 64 << 20
+	f, err := os.Open(file)
+	if err != nil {
+		return fleet, nil, err
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	text, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err != nil {
+		return fleet, nil, err
+	}
+	if len(text) > most {
+		return fleet, nil, fmt.Errorf("%s: the file is longer than 64 MiB", file)
+	}
+	switch ext := strings.ToLower(filepath.Ext(file)); ext {
+	case ".csv":
+		fleet, err = adopt.ParseCSV(text)
+	case ".yaml", ".yml":
+		fleet, err = adopt.ParseYAML(text)
+	default:
+		err = fmt.Errorf("a fleet is a .csv or a .yaml file, not %q", ext)
+	}
+	switch {
+	case errors.As(err, &bad):
+	case err != nil:
+		return fleet, nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return fleet, bad, nil
 }
 
 func theToken(c *configs.Config, name string) (string, error) {

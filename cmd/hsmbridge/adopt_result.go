@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -54,25 +56,38 @@ func (a *app) writable(o adoptOptions) error {
 // check holds that the configuration can be loaded with the keys. file is where they come from, empty: from KMS. Where the keys are not to be
 // put into the configuration, it does not matter that they could not be.
 func (a *app) check(c *configs.Config, file string, list []adopt.Proposal, appended bool) error {
-	old, err := os.ReadFile(a.configFile)
+	problems, err := a.problems(c, list, appended)
 	if err != nil {
-		return &exitError{exitConfig, err}
-	}
-	problems, err := adopt.Check(a.configFile, old, len(c.Keys), list)
-	if err != nil && appended {
-		return &exitError{exitConfig, fmt.Errorf("%s: %w; nothing was changed", a.configFile, err)}
+		return err
 	}
 	return wrong(file, problems)
 }
 
-// wrong is an error of the configuration, if there are problems: each is told by itself.
-func wrong(file string, problems []adopt.Problem) error {
+// problems are what the configuration would refuse.
+func (a *app) problems(c *configs.Config, list []adopt.Proposal, appended bool) (adopt.Problems, error) {
+	old, err := os.ReadFile(a.configFile)
+	if err != nil {
+		return nil, &exitError{exitConfig, err}
+	}
+	problems, err := adopt.Check(a.configFile, old, len(c.Keys), list)
+	if err != nil && appended {
+		return nil, &exitError{exitConfig, fmt.Errorf("%s: %w; nothing was changed", a.configFile, err)}
+	}
+	return problems, nil
+}
+
+// wrong is an error of the configuration, if there are problems: each is told by itself, of very many some.
+func wrong(file string, problems adopt.Problems) error {
 	if len(problems) == 0 {
 		return nil
 	}
+	slices.SortStableFunc(problems, func(a, b adopt.Problem) int { return cmp.Compare(a.Line, b.Line) })
 	var all severalErrors
-	for _, p := range problems {
+	for _, p := range problems[:min(adopt.MostProblems, len(problems))] {
 		all = append(all, errors.New(p.String(file)))
+	}
+	if more := len(problems) - len(all); more > 0 {
+		all = append(all, fmt.Errorf("and %d more", more))
 	}
 	what := "correct the file and run the same command again"
 	if file == "" {

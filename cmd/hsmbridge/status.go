@@ -111,10 +111,14 @@ func (a *app) printStatus(s control.Status) {
 	if len(s.Next) > 0 {
 		fmt.Fprintln(a.out)
 		rows = rows[:0]
-		for _, e := range s.Next[:min(len(s.Next), 10)] {
+		const most = 10
+		for _, e := range s.Next[:min(len(s.Next), most)] {
 			rows = append(rows, []string{e.Key, e.ValidTo.UTC().Format("2006-01-02 15:04"), "in " + span(e.ValidTo.Sub(s.Now)), "in " + span(e.Renewal.Sub(s.Now)), e.Destination})
 		}
 		table(a.out, []string{"EXPIRES NEXT", "AT (UTC)", "", "RENEWAL", "DESTINATION"}, rows)
+		if more := n.Expiring - len(rows); more > 0 {
+			fmt.Fprintf(a.out, "  and %d later (of one key: hsmbridge status NAME)\n", more)
+		}
 	}
 }
 

@@ -262,8 +262,8 @@ func TestFleetFiles(t *testing.T) {
 		"name,name\na,b\n":              "is there twice",
 		"name,key_spec\na/b,HMAC_256\n": `"a/b" cannot be the name of a key`,
 		"name\na\na\n":                  "two keys with the name a",
-		"name,tags\na,x\n":              `line 2, column 3: tags: the tag "x" is not name=value`,
-		"name,multi_region\na,maybe\n":  "line 2, column 3: multi_region",
+		"name,tags\na,x\n":              `line 2: column 3: tags: the tag "x" is not name=value`,
+		"name,multi_region\na,maybe\n":  "line 2: column 3: multi_region",
 		"name,key_spec\n\"a,HMAC_256\n": "read the fleet",
 		"name\n\"\"\n":                  "key 1 of the fleet has no name",
 	} {
@@ -304,7 +304,7 @@ func TestAllMistakes(t *testing.T) {
 	if _, err := ParseCSV([]byte("name,alias\nx/y\na/b,\n")); err == nil || err.Error() != "2 mistakes:\n  line 2: it has 1 fields, and the first line 2; a value with a comma stands in quotes\n  line 3: \"a/b\" cannot be the name of a key: letters, digits, '.', '_' and '-', at most 64" {
 		t.Error(err)
 	}
-	want := "3 mistakes:\n  line 2, column 3: multi_region: \"maybe\" is neither true nor false\n  line 3: \"a/b\" cannot be the name of a key: letters, digits, '.', '_' and '-', at most 64\n  line 5: the fleet has two keys with the name c"
+	want := "3 mistakes:\n  line 2: column 3: multi_region: \"maybe\" is neither true nor false\n  line 3: \"a/b\" cannot be the name of a key: letters, digits, '.', '_' and '-', at most 64\n  line 5: the fleet has two keys with the name c"
 	if err == nil || err.Error() != want {
 		t.Errorf("%v\nwant %s", err, want)
 	}

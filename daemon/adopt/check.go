@@ -36,6 +36,35 @@ func (p Problem) String(file string) string {
 	return strings.Join(append(parts, p.What), ": ")
 }
 
+// Problems are all that is wrong with a fleet: whoever mends it wants to know them at once.
+type Problems []Problem
+
+// MostProblems is how many are told one by one.
+const MostProblems = 20
+
+// Error tells them, of very many some.
+func (p Problems) Error() string {
+	if len(p) == 1 {
+		return p[0].String("")
+	}
+	text := fmt.Sprintf("%d mistakes:", len(p))
+	for _, one := range p[:min(MostProblems, len(p))] {
+		text += "\n  " + one.String("")
+	}
+	if len(p) > MostProblems {
+		text += fmt.Sprintf("\n  and %d more", len(p)-MostProblems)
+	}
+	return text
+}
+
+// err is nil if there are none.
+func (p Problems) err() error {
+	if len(p) == 0 {
+		return nil
+	}
+	return p
+}
+
 var keyPath = regexp.MustCompile(`^keys\[(\d+)\](?:\.(.*))?$`)
 
 // Check says what is wrong with the configuration that would result from putting keys at its end. file is its name, text what is in it and

@@ -34,6 +34,7 @@ type Row struct {
 	MultiRegion  bool              `yaml:"multi_region,omitempty"`
 
 	Line     int  `yaml:"-"` // in a CSV file, from 1; 0: not known
+	bad      bool // its name is told to be wrong already
 	plainURI bool // the URI was made from the name, as nothing said one
 }
 
@@ -64,7 +65,7 @@ type Fleet struct {
 	Keys     []Row `yaml:"keys"`
 }
 
-// ParseYAML reads a fleet, strictly.
+// ParseYAML reads a fleet, strictly. With [Problems] the fleet is there nevertheless, to look for what else is wrong with it.
 func ParseYAML(text []byte) (f Fleet, err error) {
 	defer func() { // the decoder panics on some texts that are not what is decoded, such as a list without elements
 		if p := recover(); p != nil {
@@ -119,7 +120,7 @@ func columns() map[string]func(r *Row, value string) error {
 	}
 }
 
-// ParseCSV reads a fleet whose first line names the columns.
+// ParseCSV reads a fleet whose first line names the columns. With [Problems] the fleet is there nevertheless, to look for what else is wrong with it.
 func ParseCSV(text []byte) (Fleet, error) {
 	var f Fleet
 	r := csv.NewReader(bytes.NewReader(bytes.TrimPrefix(text, []byte("\ufeff"))))
@@ -138,7 +139,7 @@ func ParseCSV(text []byte) (Fleet, error) {
 			return f, fmt.Errorf("line 1: the column %q is there twice", h)
 		}
 	}
-	var wrong mistakes
+	var wrong Problems
 	for {
 		record, err := r.Read()
 		if errors.Is(err, io.EOF) {
@@ -146,11 +147,11 @@ func ParseCSV(text []byte) (Fleet, error) {
 		}
 		if errors.Is(err, csv.ErrFieldCount) {
 			line, _ := r.FieldPos(0)
-			wrong = append(wrong, fmt.Sprintf("line %d: it has %d fields, and the first line %d; a value with a comma stands in quotes", line, len(record), len(header)))
+			wrong = append(wrong, Problem{Line: line, What: fmt.Sprintf("it has %d fields, and the first line %d; a value with a comma stands in quotes", len(record), len(header))})
 			continue
 		}
 		if err != nil {
-			wrong = append(wrong, fmt.Sprintf("read the fleet: %v", err))
+			wrong = append(wrong, Problem{What: fmt.Sprintf("read the fleet: %v", err)})
 			return f, append(wrong, f.check()...).err()
 		}
 		var row Row
@@ -161,68 +162,48 @@ func ParseCSV(text []byte) (Fleet, error) {
 			}
 			if err := set[header[i]](&row, v); err != nil {
 				line, column := r.FieldPos(i)
-				wrong = append(wrong, fmt.Sprintf("line %d, column %d: %s: %v", line, column, header[i], err))
+				wrong = append(wrong, Problem{Line: line, What: fmt.Sprintf("column %d: %s: %v", column, header[i], err)})
 			}
 		}
 		f.Keys = append(f.Keys, row)
 	}
 }
 
-// mistakes are all that is wrong with a fleet: whoever mends it wants to know them at once.
-type mistakes []string
-
-// err is the mistakes as one error; nil: there are none. Of very many some are told.
-func (m mistakes) err() error {
-	const most = 20
-	switch {
-	case len(m) == 0:
-		return nil
-	case len(m) == 1:
-		return errors.New(m[0])
-	}
-	text := fmt.Sprintf("%d mistakes:\n  %s", len(m), strings.Join(m[:min(most, len(m))], "\n  "))
-	if len(m) > most {
-		text += fmt.Sprintf("\n  and %d more", len(m)-most)
-	}
-	return errors.New(text)
-}
-
-func (f Fleet) check() (wrong mistakes) {
+func (f Fleet) check() (wrong Problems) {
 	seen := map[string]bool{}
 	for i, r := range f.Keys {
+		bad := func(format string, args ...any) {
+			wrong = append(wrong, Problem{Line: r.Line, What: fmt.Sprintf(format, args...)})
+			f.Keys[i].bad = true
+		}
 		switch {
 		case r.Name == "":
-			wrong = append(wrong, fmt.Sprintf("%skey %d of the fleet has no name", r.at(), i+1))
+			bad("key %d of the fleet has no name", i+1)
 		case clean(r.Name) != r.Name:
-			wrong = append(wrong, fmt.Sprintf("%s%q cannot be the name of a key: letters, digits, '.', '_' and '-', at most %d", r.at(), r.Name, longestName))
+			bad("%q cannot be the name of a key: letters, digits, '.', '_' and '-', at most %d", r.Name, longestName)
 		case seen[r.Name]:
-			wrong = append(wrong, fmt.Sprintf("%sthe fleet has two keys with the name %s", r.at(), r.Name))
+			bad("the fleet has two keys with the name %s", r.Name)
 		}
 		seen[r.Name] = true
 	}
 	return wrong
 }
 
-// at is where the row stands in a CSV file.
-func (r Row) at() string {
-	if r.Line == 0 {
-		return ""
-	}
-	return fmt.Sprintf("line %d: ", r.Line)
-}
-
-// Complete fills in what the rows leave out, from the file's defaults and then from others.
+// Complete fills in what the rows leave out, from the file's defaults and then from others. With [Problems] come the rows that have none, also none that [ParseCSV] told of.
 func (f Fleet) Complete(others Row) (Fleet, error) {
 	out := f
 	out.Keys = nil
-	var wrong mistakes
+	var wrong Problems
 	for _, r := range f.Keys {
 		for _, d := range []Row{f.Defaults, others} {
 			r = r.or(d)
 		}
 		spec := wrapping.KeySpec(r.KeySpec)
-		if m := r.lacks(spec); m != "" {
-			wrong = append(wrong, r.at()+r.Name+": "+m)
+		lacks := r.lacks(spec)
+		for _, what := range lacks {
+			wrong = append(wrong, Problem{r.Name, r.Line, what})
+		}
+		if r.bad || len(lacks) > 0 {
 			continue
 		}
 		r.plainURI = r.URI == ""
@@ -234,30 +215,30 @@ func (f Fleet) Complete(others Row) (Fleet, error) {
 		}
 		out.Keys = append(out.Keys, r)
 	}
-	if err := wrong.err(); err != nil {
-		return f, err
-	}
-	return out, nil
+	return out, wrong.err()
 }
 
 // lacks says what a row of a complete fleet has to have and has not.
-func (r Row) lacks(spec wrapping.KeySpec) string {
-	var life configs.Duration
-	switch err := life.UnmarshalText([]byte(r.Expires)); {
+func (r Row) lacks(spec wrapping.KeySpec) (out []string) {
+	switch {
 	case r.KeySpec == "":
-		return "key_spec is missing"
+		out = append(out, "key_spec is missing")
 	case len(spec.Order()) == 0:
-		return fmt.Sprintf("key material of spec %s cannot be imported", r.KeySpec)
-	case r.Token == "":
-		return "token is missing"
-	case r.Expires == "":
-		return "expires is missing (90d, or never)"
-	case len(r.Destinations) == 0 && len(r.Regions) == 0:
-		return "neither destinations nor regions are given"
-	case err != nil:
-		return fmt.Sprintf("expires: %v", err)
+		out = append(out, fmt.Sprintf("key material of spec %s cannot be imported", r.KeySpec))
 	}
-	return ""
+	if r.Token == "" {
+		out = append(out, "token is missing")
+	}
+	var life configs.Duration
+	if err := life.UnmarshalText([]byte(r.Expires)); r.Expires == "" {
+		out = append(out, "expires is missing (90d, or never)")
+	} else if err != nil {
+		out = append(out, fmt.Sprintf("expires: %v", err))
+	}
+	if len(r.Destinations) == 0 && len(r.Regions) == 0 {
+		out = append(out, "neither destinations nor regions are given")
+	}
+	return out
 }
 
 // or is the row with what it leaves out taken from another. Tags of both count.

@@ -74,8 +74,9 @@ type Status struct {
 type Counts struct {
 	Keys         int `json:"keys"`
 	Destinations int `json:"destinations"`
-	Ready        int `json:"ready"`   // KMS holds the material
-	Missing      int `json:"missing"` // it does not
+	Ready        int `json:"ready"`    // KMS holds the material
+	Missing      int `json:"missing"`  // it does not
+	Expiring     int `json:"expiring"` // KMS holds the material, until a time
 	Revoked      int `json:"revoked"`
 	Paused       int `json:"paused"`
 }

@@ -35,7 +35,7 @@ type service struct {
 
 func (*service) Status(context.Context) (control.Status, error) {
 	return control.Status{
-		Daemon: "here", Version: "1", Ready: true, Jobs: map[string]int{"running": 1}, Requests: 1,
+		Daemon: "here", Version: "1", Ready: true, Jobs: map[string]int{"running": 1}, Requests: 1, Counts: control.Counts{Expiring: 31},
 		Tokens: []control.Token{{Name: "demo", State: "open", Model: hostile, Serial: "1234"}, {Name: "far", State: "parked", Reason: "the PIN was refused", PINTriesLow: true}},
 		Next:   []control.Expiry{{Key: "payments", Destination: "arn:aws:kms:eu-central-1:111122223333:key/1", ValidTo: noon.AddDate(0, 1, 0), Renewal: noon.AddDate(0, 0, 20)}},
 		People: []control.NeedsPerson{
@@ -230,7 +230,7 @@ func TestPages(t *testing.T) {
 func TestWhatPagesSay(t *testing.T) {
 	_, srv := start(t)
 	for path, want := range map[string][]string{
-		"":                             {"7K3M-9QXA-0B2C-D4EF", "Expired already: 1.", "Later than a year from now: 1.", "Never: 3.", "June 2026: 2", "hsmbridge retry signing", "few PIN tries are left"},
+		"":                             {"7K3M-9QXA-0B2C-D4EF", "Expired already: 1.", "Later than a year from now: 1.", "Never: 3.", "June 2026: 2", "These are the next 1 of 31", "hsmbridge retry signing", "few PIN tries are left"},
 		"requests/7K3M-9QXA-0B2C-D4EF": {"different:</b> last time <code>RSAES_OAEP_SHA_1", "ssh-keygen -Y sign -n hsmbridge-approval", "Whoever signs this text lets hsmbridge", "May still sign: alice, bob."},
 		"tokens/demo":                  {"SYMMETRIC_DEFAULT: RSAES_OAEP_SHA_1 with CKM_RSA_PKCS_OAEP", "failed: CKR_ARGUMENTS_BAD (0x7)"},
 		"tokens/far":                   {"hsmbridge resume --token far", "hsmbridge probe far"},

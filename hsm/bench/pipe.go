@@ -134,7 +134,7 @@ func NewPipe(callers int, wait time.Duration, processes bool) (*Pipe, error) {
 	if processes {
 		with = 1
 	}
-	if e := C.pipe_open(&p.p, C.int(callers), C.long(wait.Nanoseconds()), with); e != 0 {
+	if e := C.pipe_open(&p.p, C.int(callers), C.long(wait.Nanoseconds()), with); e != 0 { //nolint:gocritic // of what cgo makes of it
 		return nil, fmt.Errorf("a process in C: %w", syscall.Errno(e))
 	}
 	return &p, nil

@@ -29,9 +29,10 @@ func TestInterrupted(t *testing.T) {
 			emu := e2e.StartEmulator(t)
 			config := e2e.Config(t, emu.Endpoint, tok, []e2e.Key{
 				{Name: "mac", Spec: wrapping.HMAC384, Generate: true, Destinations: []string{emu.CreateKey(emu.Client(), wrapping.HMAC384)}},
+				{Name: "later", Spec: wrapping.HMAC384, Generate: true, Destinations: []string{emu.CreateKey(emu.Client(), wrapping.HMAC384)}},
 			}, "")
 			emu.Control("faults", map[string]any{"operation": "ImportKeyMaterial", "delay": 2 * time.Second})
-			cmd := exec.Command(filepath.Join(e2e.Binaries(t), "hsmbridge"), "-c", config, "--log-level", "info", "import", "mac") //nolint:noctx // ended below
+			cmd := exec.Command(filepath.Join(e2e.Binaries(t), "hsmbridge"), "-c", config, "--log-level", "info", "import", "mac", "later") //nolint:noctx // ended below
 			cmd.Env = e2e.Environ()
 			log := filepath.Join(t.TempDir(), "log")
 			f, err := os.Create(log)
@@ -59,7 +60,7 @@ func TestInterrupted(t *testing.T) {
 			if err == nil {
 				t.Fatal("hsmbridge ended as if nothing had happened")
 			}
-			if code := cmd.ProcessState.ExitCode(); tt.signal == syscall.SIGINT && (code != 130 || !strings.Contains(stderr(), "interrupted; run it again")) {
+			if code := cmd.ProcessState.ExitCode(); tt.signal == syscall.SIGINT && (code != 130 || !strings.Contains(stderr(), "interrupted; 1 of 2 keys were not begun: run it again")) {
 				t.Errorf("exit code %d: %s", code, stderr())
 			}
 			e2e.Until(t, "the import", func() bool { return emu.Count("ImportKeyMaterial") != "0" })

@@ -258,7 +258,7 @@ func TestAppend(t *testing.T) {
 
 func TestFleetFiles(t *testing.T) {
 	for in, want := range map[string]string{
-		"nom\nx\n":                      `there is no column "nom"; there are alias, description, destinations`,
+		"nom\nx\n":                      `there is no column "nom"; there are alias, backup, description, destinations`,
 		"name,name\na,b\n":              "is there twice",
 		"name,key_spec\na/b,HMAC_256\n": `"a/b" cannot be the name of a key`,
 		"name\na\na\n":                  "two keys with the name a",

@@ -196,6 +196,28 @@ func Differ(r Row, k configs.Key, file string) []string {
 		differ("expires", k.Expires.String(), life.String())
 	}
 	differ("generate", string(k.Generate), string(r.Generate))
+	for i, there := range []configs.Duration{k.RenewBefore, k.RotateEvery, k.DrillEvery} {
+		x := r.times()[i]
+		if err := life.UnmarshalText([]byte(x.value)); x.value != "" && err == nil && life != there {
+			text := there.String()
+			if there == configs.Never {
+				text = ""
+			}
+			differ(x.name, text, life.String())
+		}
+	}
+	var copies []string
+	for _, c := range k.Replicas {
+		copies = append(copies, c.Token)
+	}
+	var want []string
+	for _, c := range r.Replicas {
+		want = append(want, c.Token)
+	}
+	slices.Sort(copies)
+	slices.Sort(want)
+	differ("replicas", strings.Join(copies, ", "), strings.Join(want, ", "))
+	differ("backup", k.Backup.Token, r.Backup.Token)
 	for _, d := range r.Destinations {
 		at := slices.IndexFunc(k.Destinations, func(have configs.Destination) bool { return have.ARN == d.ARN })
 		if at < 0 {

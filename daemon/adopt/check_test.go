@@ -139,3 +139,56 @@ func TestKeyWithoutAliasCounts(t *testing.T) {
 		t.Errorf("%d, %v", n, err)
 	}
 }
+
+// Copies in other tokens and times come through whole: from a table, from YAML, into the configuration, and in the comparison with it.
+func TestCopiesAndTimes(t *testing.T) {
+	const tokens = "tokens:\n  - {name: demo, module: /m.so, uri: \"pkcs11:token=demo\", pin_file: pin}\n" +
+		"  - {name: far, module: /m.so, uri: \"pkcs11:token=far\", pin_file: pin}\n  - {name: safe, module: /m.so, uri: \"pkcs11:token=safe\", pin_file: pin}\n"
+	table, err := ParseCSV([]byte("name,key_spec,destinations,replicas,backup,renew_before,rotate_every,drill_every\na,SYMMETRIC_DEFAULT," + someARN + ",far,safe,20d,180d,30d\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := ParseYAML([]byte("keys:\n  - {name: a, key_spec: SYMMETRIC_DEFAULT, destinations: [\"" + someARN + "\"], replicas: [{token: far, uri: \"pkcs11:object=b\"}], backup: safe, renew_before: 20d, rotate_every: 180d, drill_every: 30d}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, f := range []Fleet{table, file} {
+		if f, err = f.Complete(Row{Token: "demo", Expires: "90d"}); err != nil {
+			t.Fatal(err)
+		}
+		list := []Proposal{{Row: f.Keys[0]}}
+		again, err := ParseYAML(FleetYAML(list, ""))
+		if err != nil || !slices.Equal(again.Keys[0].Replicas, f.Keys[0].Replicas) || again.Keys[0].Backup != f.Keys[0].Backup || !slices.Equal(again.Keys[0].times(), f.Keys[0].times()) {
+			t.Errorf("%v: %+v\nfrom %+v", err, again.Keys, f.Keys[0])
+		}
+		text, err := Append([]byte(tokens), YAML(list))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := configs.Parse("hsmbridge.yaml", text)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		k, _ := c.Key("a")
+		if len(k.Replicas) != 1 || k.Replicas[0].Token != "far" || (i == 1) != (k.Replicas[0].URI.String() == "pkcs11:object=b") || k.Backup.Token != "safe" ||
+			k.RenewBefore.String() != "20d" || k.RotateEvery.String() != "180d" || k.DrillEvery.String() != "30d" {
+			t.Errorf("%+v from\n%s", k, text)
+		}
+		r := f.Keys[0]
+		if got := Differ(r, k, "f.csv"); len(got) > 0 {
+			t.Errorf("the same differs: %q", got)
+		}
+		r.Replicas, r.Backup, r.DrillEvery, r.RenewBefore = append(slices.Clone(r.Replicas), Copy{Token: "safe"}), Copy{Token: "far"}, "31d", ""
+		want := []string{"drill_every 30d there, 31d in f.csv", "replicas far there, far, safe in f.csv", "backup safe there, far in f.csv"}
+		if got := Differ(r, k, "f.csv"); !slices.Equal(got, want) {
+			t.Errorf("%q, want\n%q", got, want)
+		}
+		r.RotateEvery, k.RotateEvery = "1d", 0
+		if got := Differ(r, k, "f.csv"); !slices.Contains(got, "rotate_every not set there, 1d in f.csv") {
+			t.Errorf("%q", got)
+		}
+		if _, err := (Fleet{Keys: []Row{{Name: "a", DrillEvery: "often", Regions: []string{"us-east-1"}}}}).Complete(list[0].Row); err == nil || !strings.HasPrefix(err.Error(), "a: drill_every: ") {
+			t.Errorf("%v", err)
+		}
+	}
+}

@@ -26,6 +26,11 @@ type Row struct {
 	KeySpec      string            `yaml:"key_spec"`
 	Expires      string            `yaml:"expires,omitempty"` // 90d, or never
 	Generate     configs.Generate  `yaml:"generate,omitempty"`
+	Replicas     []Copy            `yaml:"replicas,omitempty"` // other tokens that hold the key
+	Backup       Copy              `yaml:"backup,omitempty"`   // in the token that has to hold one
+	RenewBefore  string            `yaml:"renew_before,omitempty"`
+	RotateEvery  string            `yaml:"rotate_every,omitempty"`
+	DrillEvery   string            `yaml:"drill_every,omitempty"`
 	Destinations []Destination     `yaml:"destinations,omitempty"`
 	Regions      []string          `yaml:"regions,omitempty"` // in which a KMS key has to be; those that are not among the destinations are created
 	Alias        string            `yaml:"alias,omitempty"`   // alias/payments; {name} stands for the name
@@ -54,6 +59,23 @@ func (d *Destination) UnmarshalYAML(unmarshal func(any) error) error {
 	}
 	type whole Destination // without methods
 	return unmarshal((*whole)(d))
+}
+
+// Copy is the key in another token.
+type Copy struct {
+	Token string `yaml:"token"`
+	URI   string `yaml:"uri,omitempty"` // empty: the same as the key's
+}
+
+// UnmarshalYAML takes the name of a token alone too.
+func (c *Copy) UnmarshalYAML(unmarshal func(any) error) error {
+	var token string
+	if err := unmarshal(&token); err == nil {
+		*c = Copy{Token: token}
+		return nil
+	}
+	type whole Copy // without methods
+	return unmarshal((*whole)(c))
 }
 
 // Fleet is a file of managed keys.
@@ -93,7 +115,17 @@ func columns() map[string]func(r *Row, value string) error {
 		"alias":       func(r *Row, v string) error { r.Alias = v; return nil },
 		"description": func(r *Row, v string) error { r.Description = v; return nil },
 		"regions":     func(r *Row, v string) error { r.Regions = strings.Fields(v); return nil },
-		"generate":    func(r *Row, v string) error { r.Generate = configs.Generate(v); return nil },
+		"replicas": func(r *Row, v string) error {
+			for _, token := range strings.Fields(v) {
+				r.Replicas = append(r.Replicas, Copy{Token: token})
+			}
+			return nil
+		},
+		"backup":       func(r *Row, v string) error { r.Backup.Token = v; return nil },
+		"renew_before": func(r *Row, v string) error { r.RenewBefore = v; return nil },
+		"rotate_every": func(r *Row, v string) error { r.RotateEvery = v; return nil },
+		"drill_every":  func(r *Row, v string) error { r.DrillEvery = v; return nil },
+		"generate":     func(r *Row, v string) error { r.Generate = configs.Generate(v); return nil },
 		"multi_region": func(r *Row, v string) (err error) {
 			if r.MultiRegion, err = strconv.ParseBool(v); err != nil {
 				return fmt.Errorf("%q is neither true nor false", v)
@@ -235,17 +267,34 @@ func (r Row) lacks(spec wrapping.KeySpec) (out []string) {
 	} else if err != nil {
 		out = append(out, fmt.Sprintf("expires: %v", err))
 	}
+	for _, x := range r.times() {
+		if err := life.UnmarshalText([]byte(x.value)); x.value != "" && err != nil {
+			out = append(out, fmt.Sprintf("%s: %v", x.name, err))
+		}
+	}
 	if len(r.Destinations) == 0 && len(r.Regions) == 0 {
 		out = append(out, "neither destinations nor regions are given")
 	}
 	return out
 }
 
+// setting is a length of time that the configuration has of a key.
+type setting struct{ name, value string }
+
+// times are those that a row may say.
+func (r Row) times() []setting {
+	return []setting{{"renew_before", r.RenewBefore}, {"rotate_every", r.RotateEvery}, {"drill_every", r.DrillEvery}}
+}
+
 // or is the row with what it leaves out taken from another. Tags of both count.
 func (r Row) or(d Row) Row {
 	r.Token, r.URI, r.KeySpec = cmp.Or(r.Token, d.Token), cmp.Or(r.URI, d.URI), cmp.Or(r.KeySpec, d.KeySpec)
 	r.Alias, r.Description, r.Generate = cmp.Or(r.Alias, d.Alias), cmp.Or(r.Description, d.Description), cmp.Or(r.Generate, d.Generate)
-	r.Expires = cmp.Or(r.Expires, d.Expires)
+	r.Expires, r.RenewBefore = cmp.Or(r.Expires, d.Expires), cmp.Or(r.RenewBefore, d.RenewBefore)
+	r.RotateEvery, r.DrillEvery, r.Backup = cmp.Or(r.RotateEvery, d.RotateEvery), cmp.Or(r.DrillEvery, d.DrillEvery), cmp.Or(r.Backup, d.Backup)
+	if len(r.Replicas) == 0 {
+		r.Replicas = d.Replicas
+	}
 	if len(r.Regions) == 0 {
 		r.Regions = d.Regions
 	}

@@ -24,6 +24,20 @@ func YAML(list []Proposal) []byte {
 		if p.Generate != "" && p.Generate != configs.GenerateNever {
 			fmt.Fprintf(&b, "    generate: %s\n", quoted(string(p.Generate)))
 		}
+		for _, x := range p.times() {
+			if x.value != "" {
+				fmt.Fprintf(&b, "    %s: %s\n", x.name, x.value)
+			}
+		}
+		if len(p.Replicas) > 0 {
+			b.WriteString("    replicas:\n")
+		}
+		for _, c := range p.Replicas {
+			fmt.Fprintf(&b, "      - %s\n", c.yaml())
+		}
+		if p.Backup.Token != "" {
+			fmt.Fprintf(&b, "    backup: %s\n", p.Backup.yaml())
+		}
 		fmt.Fprintf(&b, "    destinations:\n")
 		for _, d := range p.Destinations {
 			if d.RoleARN == "" {
@@ -37,6 +51,13 @@ func YAML(list []Proposal) []byte {
 		}
 	}
 	return b.Bytes()
+}
+
+func (c Copy) yaml() string {
+	if c.URI == "" {
+		return "{token: " + quoted(c.Token) + "}"
+	}
+	return "{token: " + quoted(c.Token) + ", uri: " + quoted(c.URI) + "}"
 }
 
 // FleetYAML is the same as a file that [ParseYAML] reads. head is a comment at its beginning.
@@ -83,18 +104,21 @@ func oneLine(s string) string {
 	}, s)
 }
 
-// CSV is the same as a table, which [ParseCSV] reads again. Roles of destinations have no place in it.
+// CSV is the same as a table, which [ParseCSV] reads again. Roles of destinations and URIs of copies have no place in it.
 func CSV(list []Proposal) ([]byte, error) {
 	var b bytes.Buffer
 	w := csv.NewWriter(&b)
-	rows := [][]string{{"name", "token", "uri", "key_spec", "expires", "generate", "destinations", "regions", "alias", "description", "multi_region", "tags"}}
+	rows := [][]string{{"name", "token", "uri", "key_spec", "expires", "generate", "destinations", "regions", "alias", "description", "multi_region", "tags", "replicas", "backup", "renew_before", "rotate_every", "drill_every"}}
 	for _, p := range list {
-		var arns, tags []string
+		var arns, tags, replicas []string
 		for _, d := range p.Destinations {
 			arns = append(arns, d.ARN)
 		}
 		for _, k := range slices.Sorted(maps.Keys(p.Tags)) {
 			tags = append(tags, k+"="+p.Tags[k])
+		}
+		for _, c := range p.Replicas {
+			replicas = append(replicas, c.Token)
 		}
 		multi := ""
 		if p.MultiRegion {
@@ -102,6 +126,7 @@ func CSV(list []Proposal) ([]byte, error) {
 		}
 		rows = append(rows, []string{
 			p.Name, p.Token, p.URI, p.KeySpec, p.Expires, string(p.Generate), strings.Join(arns, " "), strings.Join(p.Regions, " "), p.Alias, p.Description, multi, strings.Join(tags, " "),
+			strings.Join(replicas, " "), p.Backup.Token, p.RenewBefore, p.RotateEvery, p.DrillEvery,
 		})
 	}
 	err := errors.Join(w.WriteAll(rows), w.Error())

@@ -35,8 +35,8 @@ func (a *app) adoptCommand() *cobra.Command {
 
 What is printed belongs under keys: in the configuration. --out writes a fleet, to be corrected and given to adopt again: YAML, or a table when
 the file ends in .csv. Keys that need a person, such as those that the configuration has otherwise, are named, and the exit code is 7. The columns of a CSV file are name,
-token, uri, key_spec, expires, generate, destinations, regions, alias, description, multi_region and tags (k=v); lists are separated by spaces. What rows leave
-out is taken from the flags.`,
+token, uri, key_spec, expires, generate, destinations, regions, alias, description, multi_region, tags (k=v), replicas and backup (names of tokens), renew_before,
+rotate_every and drill_every; lists are separated by spaces. What rows leave out is taken from the flags.`,
 		Example: `  hsmbridge adopt --discover --region eu-central-1 --region us-east-1 --token luna --out proposed.yaml
   hsmbridge adopt fleet.csv --token luna --expires 90d --region eu-central-1 --alias 'alias/hsm/{name}' --create-kms-keys --append`,
 		Args: cobra.MaximumNArgs(1),

@@ -28,7 +28,7 @@ func (v validator) backup(path string, k *Key) {
 
 // destinations checks that each KMS key is fed by one managed key, and lies in the configured Region.
 func (v validator) destinations() {
-	first, multiRegion := make(map[string]string), make(map[string]feeder)
+	first, multiRegion := make(map[string]feeder), make(map[string]feeder)
 	for i := range v.c.Keys {
 		for j, dest := range v.c.Keys[i].Destinations {
 			if len(v.problems) > maxProblems {
@@ -46,10 +46,10 @@ func (v validator) destinations() {
 				v.problem(path, "this KMS key is in %s and kms.region is %s: correct one of them, or leave kms.region out for keys in several Regions", dest.Region(), region)
 			}
 			if other, twice := first[dest.ARN]; twice {
-				v.problem(path, "this KMS key is already a destination in line %d: a KMS key is fed by one managed key", v.at[other].line)
+				v.problem(path, "this KMS key is already a destination of %s, in line %d: a KMS key is fed by one managed key", v.c.Keys[other.key].Name, v.at[other.path].line)
 				continue
 			}
-			first[dest.ARN] = path
+			first[dest.ARN] = feeder{i, path}
 			if id := dest.KeyID(); strings.HasPrefix(id, "mrk-") {
 				related := dest.Partition() + ":" + dest.Account() + ":" + id
 				switch other, found := multiRegion[related]; {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"hsmbridge/configs"
@@ -154,10 +153,7 @@ func (n *adoption) problems(rows []adopt.Row) (adopt.Problems, error) {
 	list := make([]adopt.Proposal, 0, len(rows))
 	for i, r := range rows {
 		if n.o.create {
-			if slices.ContainsFunc(out, func(p adopt.Problem) bool { return p.Name == r.Name }) {
-				continue // its placeholders would be wrong too
-			}
-			r = adopt.Whole(r, i, n.o.roleARN)
+			r = adopt.Whole(adopt.Sound(r, cmp.Or(n.c.KMS.Region, "us-east-1")), i, n.o.roleARN)
 			for j := range r.Destinations {
 				n.assume(&r.Destinations[j])
 			}
@@ -234,7 +230,7 @@ func (n *adoption) create(ctx context.Context, creator *adopt.Creator) ([]adopt.
 func (a *app) fleet(c *configs.Config, file string, o *adoptOptions) ([]adopt.Row, adopt.Problems, error) {
 	fleet, bad, err := parseFleet(file)
 	if err != nil {
-		return nil, nil, usageError(err)
+		return nil, nil, err
 	}
 	o.create = o.create || fleet.CreateKMSKeys
 	if o.token == "" && len(c.Tokens) == 1 {
@@ -248,9 +244,12 @@ func (a *app) fleet(c *configs.Config, file string, o *adoptOptions) ([]adopt.Ro
 		}
 		flags.Tags[k] = v
 	}
-	for _, r := range fleet.Keys {
+	for i, r := range fleet.Keys {
 		if token := cmp.Or(r.Token, fleet.Defaults.Token, o.token); token != "" && !knownToken(c, token) {
 			bad = append(bad, adopt.Problem{Name: r.Name, Line: r.Line, What: fmt.Sprintf("there is no token %q%s", token, configured(token, tokenNames(c)))})
+			if len(c.Tokens) > 0 {
+				fleet.Keys[i].Token = c.Tokens[0].Name // to see what else is wrong with it
+			}
 		}
 	}
 	fleet, err = fleet.Complete(flags)
@@ -259,7 +258,7 @@ func (a *app) fleet(c *configs.Config, file string, o *adoptOptions) ([]adopt.Ro
 		return nil, nil, usageError(fmt.Errorf("%s: %w", file, err))
 	}
 	bad = append(bad, lacking...)
-	return slices.DeleteFunc(fleet.Keys, func(r adopt.Row) bool { return !knownToken(c, r.Token) }), bad, nil
+	return fleet.Keys, bad, nil
 }
 
 func knownToken(c *configs.Config, name string) bool {
@@ -272,15 +271,15 @@ func parseFleet(file string) (fleet adopt.Fleet, bad adopt.Problems, err error) 
 	const most = 64 << 20
 	f, err := os.Open(file)
 	if err != nil {
-		return fleet, nil, err
+		return fleet, nil, usageError(err)
 	}
 	defer f.Close() //nolint:errcheck // it was only read
 	text, err := io.ReadAll(io.LimitReader(f, most+1))
 	if err != nil {
-		return fleet, nil, err
+		return fleet, nil, usageError(err)
 	}
 	if len(text) > most {
-		return fleet, nil, fmt.Errorf("%s: the file is longer than 64 MiB", file)
+		return fleet, nil, usageError(fmt.Errorf("%s: the file is longer than 64 MiB", file))
 	}
 	switch ext := strings.ToLower(filepath.Ext(file)); ext {
 	case ".csv":
@@ -288,12 +287,12 @@ func parseFleet(file string) (fleet adopt.Fleet, bad adopt.Problems, err error) 
 	case ".yaml", ".yml":
 		fleet, err = adopt.ParseYAML(text)
 	default:
-		err = fmt.Errorf("a fleet is a .csv or a .yaml file, not %q", ext)
+		return fleet, nil, usageError(fmt.Errorf("%s: a fleet is a .csv or a .yaml file, not %q", file, ext))
 	}
 	switch {
 	case errors.As(err, &bad):
 	case err != nil:
-		return fleet, nil, fmt.Errorf("%s: %w", file, err)
+		return fleet, nil, &exitError{exitConfig, fmt.Errorf("%s: %w; nothing was created or written", file, err)}
 	}
 	return fleet, bad, nil
 }

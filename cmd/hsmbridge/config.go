@@ -59,7 +59,7 @@ func (a *app) checkConfig() error {
 		for _, k := range c.Keys {
 			destinations += len(k.Destinations)
 		}
-		fmt.Fprintf(a.out, "%s is good: %d tokens, %d keys, %d destinations\n", a.configFile, len(c.Tokens), len(c.Keys), destinations)
+		fmt.Fprintf(a.out, "%s is good: %s, %s, %s\n", a.configFile, counted(len(c.Tokens), "token"), counted(len(c.Keys), "key"), counted(destinations, "destination"))
 	}
 	return nil
 }

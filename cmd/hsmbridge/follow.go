@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"hsmbridge/daemon/control"
@@ -16,10 +17,10 @@ import (
 // await shows what jobs do until each is over or has to wait, and prints how they ended.
 func (a *app) await(ctx context.Context, c *control.Client, list []store.Job) error {
 	ended := make([]store.Job, 0, len(list))
-	for _, j := range list {
+	for i, j := range list {
 		j, err := a.follow(ctx, c, j.ID)
 		if err != nil {
-			return a.left(ctx, j.ID, err)
+			return a.left(ctx, list[i:], err)
 		}
 		ended = append(ended, j)
 	}
@@ -50,17 +51,25 @@ func (a *app) follow(ctx context.Context, c *control.Client, id int64) (store.Jo
 	}
 }
 
-// left says what becomes of a job that nobody waits for any more.
-func (a *app) left(ctx context.Context, job int64, err error) error {
+// left says what becomes of jobs that nobody waits for any more.
+func (a *app) left(ctx context.Context, list []store.Job, err error) error {
+	var ids []string
+	for _, j := range list {
+		ids = append(ids, strconv.FormatInt(j.ID, 10))
+	}
+	jobs, was, it := "job "+ids[0], "was", "it"
+	if len(ids) > 1 {
+		jobs, was, it = "jobs "+few(ids), "were", "them"
+	}
 	if ctx.Err() != nil {
-		fmt.Fprintf(a.err, "hsmbridge: the daemon goes on with job %d; hsmbridge jobs shows it\n", job)
+		fmt.Fprintf(a.err, "hsmbridge: the daemon goes on with %s; hsmbridge jobs shows %s\n", jobs, it)
 		return shownInterrupt()
 	}
 	var refused *control.Error
 	if errors.As(err, &refused) {
 		return err
 	}
-	return fmt.Errorf("the daemon ended before job %d was done; its next start goes on with it, hsmbridge jobs shows it: %w", job, err)
+	return fmt.Errorf("the daemon ended before %s %s done; its next start goes on with %s, hsmbridge jobs shows %s: %w", jobs, was, it, it, err)
 }
 
 // progress shows a job's new events to a person.
@@ -176,7 +185,13 @@ func (a *app) importByDaemon(ctx context.Context, c *control.Client, names []str
 			return err
 		}
 		if len(list) > 0 {
-			fmt.Fprintf(a.err, "hsmbridge: %d imports are under way already, which are shown here; run this again afterwards to have every key looked at\n", len(list))
+			now, moving := time.Now(), 0
+			for _, j := range list {
+				if moves(j, now) {
+					moving++
+				}
+			}
+			fmt.Fprintf(a.err, "hsmbridge: of %d imports %d are under way still, which are shown here; run this again afterwards to have every key looked at\n", len(list), moving)
 			return a.bulk(ctx, c, list)
 		}
 	}

@@ -72,6 +72,10 @@ func (a *app) importKeys(ctx context.Context, names []string, all bool, o import
 			break
 		}
 		got := a.importKey(ctx, conn, keys, k, o)
+		if ctx.Err() != nil && len(got) == 0 { // it waited for the token
+			untouched = len(keys) - i
+			break
+		}
 		results = append(results, got...)
 		if !a.json {
 			continue
@@ -107,7 +111,7 @@ func (a *app) importKeys(ctx context.Context, names []string, all bool, o import
 	return nil
 }
 
-// importKey imports one of the run's keys to all its destinations.
+// importKey imports one of the run's keys to all its destinations. Without results, it was interrupted before anything was begun.
 func (a *app) importKey(ctx context.Context, conn *connections, keys []configs.Key, k configs.Key, o importOptions) []importer.Result {
 	var requests []importer.Request
 	for _, d := range k.Destinations {
@@ -121,6 +125,9 @@ func (a *app) importKey(ctx context.Context, conn *connections, keys []configs.K
 		return out
 	}
 	im, err := conn.importer(ctx, k.Token)
+	if err != nil && ctx.Err() != nil {
+		return nil
+	}
 	if err != nil {
 		var out []importer.Result
 		for _, r := range requests {

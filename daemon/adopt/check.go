@@ -65,6 +65,8 @@ func (p Problems) err() error {
 	return p
 }
 
+var inLine = regexp.MustCompile(`, in line (\d+)`)
+
 var keyPath = regexp.MustCompile(`^keys\[(\d+)\](?:\.(.*))?$`)
 
 // Check says what is wrong with the configuration that would result from putting keys at its end. file is its name, text what is in it and
@@ -78,8 +80,18 @@ func Check(file string, text []byte, had int, list []Proposal) ([]Problem, error
 	if _, err = configs.Parse(file, result); !errors.As(err, &bad) {
 		return nil, err
 	}
+	same := 0 // lines at the beginning that are as they were
+	for was, is := strings.SplitAfter(string(text), "\n"), strings.SplitAfter(string(result), "\n"); same < min(len(was), len(is)) && was[same] == is[same]; {
+		same++
+	}
 	var out []Problem
 	for _, p := range bad.Problems {
+		p.Message = inLine.ReplaceAllStringFunc(p.Message, func(where string) string {
+			if n, _ := strconv.Atoi(inLine.FindStringSubmatch(where)[1]); n > same {
+				return "" // of what is not in the file yet
+			}
+			return where + " of " + file
+		})
 		found := keyPath.FindStringSubmatch(p.Path)
 		i := -1
 		if found != nil {
@@ -112,7 +124,16 @@ func CheckCreation(rows []Row) []Problem {
 		if r.Alias != "" && (!aliasForm.MatchString(r.Alias) || strings.HasPrefix(r.Alias, "alias/aws/")) {
 			bad("alias: %q is no alias that KMS takes: letters, digits and /_- behind alias/, and not alias/aws/", r.Alias)
 		}
-		for _, region := range r.Regions {
+		for name, value := range r.Tags {
+			if strings.HasPrefix(strings.ToLower(name), "aws:") || name == "" || len(name) > 128 || len(value) > 256 {
+				bad("tags: %q is no tag that KMS takes: a name of 1 to 128 characters, not beginning with aws:, and a value of at most 256", name+"="+value)
+			}
+		}
+		for i, region := range r.Regions {
+			if slices.Contains(r.Regions[:i], region) {
+				bad("regions: %s is there twice", region)
+				continue
+			}
 			if new(configs.Destination).UnmarshalText([]byte(placeholder(r, region, "", 0))) != nil {
 				bad("regions: %q is no AWS Region", region)
 			}
@@ -127,6 +148,22 @@ func CheckCreation(rows []Row) []Problem {
 		}
 	}
 	return out
+}
+
+// Sound is a row without the Regions of which [CheckCreation] says that there are none, to see what else is wrong with it. A Region that is there twice
+// counts once. One is left in any case: otherwise.
+func Sound(r Row, otherwise string) Row {
+	var regions []string
+	for _, region := range r.Regions {
+		if !slices.Contains(regions, region) && new(configs.Destination).UnmarshalText([]byte(placeholder(r, region, "", 0))) == nil {
+			regions = append(regions, region)
+		}
+	}
+	if len(regions) == 0 && len(r.Destinations) == 0 {
+		regions = []string{otherwise}
+	}
+	r.Regions = regions
+	return r
 }
 
 // Missing are the Regions in which a row has no destination yet.

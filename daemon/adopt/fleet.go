@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
 
 	"hsmbridge/configs"
 	"hsmbridge/hsm/wrapping"
@@ -38,7 +40,7 @@ type Row struct {
 	Tags         map[string]string `yaml:"tags,omitempty"`
 	MultiRegion  bool              `yaml:"multi_region,omitempty"`
 
-	Line     int  `yaml:"-"` // in a CSV file, from 1; 0: not known
+	Line     int  `yaml:"-"` // in the file, from 1; 0: not known
 	bad      bool // its name is told to be wrong already
 	plainURI bool // the URI was made from the name, as nothing said one
 }
@@ -96,12 +98,44 @@ func ParseYAML(text []byte) (f Fleet, err error) {
 	}()
 	d := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
 	if err := d.Decode(&f); err != nil {
-		return f, fmt.Errorf("read the fleet: %w", err)
+		return f, errors.New("read the fleet: " + goWords.ReplaceAllString(err.Error(), "a $1 stands where a $2 is expected"))
 	}
 	if err := d.Decode(new(Fleet)); !errors.Is(err, io.EOF) {
 		return f, errors.New("read the fleet: the file has more than one document")
 	}
+	for i, line := range linesOf(text) {
+		if i < len(f.Keys) {
+			f.Keys[i].Line = line
+		}
+	}
 	return f, f.check().err()
+}
+
+// goWords is how the decoder names what does not fit.
+var goWords = regexp.MustCompile(`cannot unmarshal (\w+) into Go (?:struct field \S+|value) of type (?:\w+\.)*(\w+)`)
+
+// linesOf are the lines in which the keys of a fleet begin, as far as they can be told.
+func linesOf(text []byte) (lines []int) {
+	path, err := yaml.PathString("$.keys")
+	if err != nil {
+		return nil
+	}
+	node, err := path.ReadNode(bytes.NewReader(text))
+	if err != nil {
+		return nil
+	}
+	list, ok := node.(*ast.SequenceNode)
+	if !ok {
+		return nil
+	}
+	for _, v := range list.Values {
+		line := v.GetToken().Position.Line
+		if m, ok := v.(*ast.MappingNode); ok && len(m.Values) > 0 {
+			line = m.Values[0].Key.GetToken().Position.Line
+		}
+		lines = append(lines, line)
+	}
+	return lines
 }
 
 // columns are those that a CSV file may have, with what they set. Lists are separated by spaces, tags are k=v.
@@ -145,6 +179,9 @@ func columns() map[string]func(r *Row, value string) error {
 				if !ok {
 					return fmt.Errorf("the tag %q is not name=value", pair)
 				}
+				if _, twice := r.Tags[k]; twice {
+					return fmt.Errorf("the tag %s is there twice", k)
+				}
 				r.Tags[k] = value
 			}
 			return nil
@@ -158,6 +195,9 @@ func ParseCSV(text []byte) (Fleet, error) {
 	r := csv.NewReader(bytes.NewReader(bytes.TrimPrefix(text, []byte("\ufeff"))))
 	r.TrimLeadingSpace = true
 	header, err := r.Read()
+	if errors.Is(err, io.EOF) {
+		return f, errors.New("the file is empty: its first line names the columns")
+	}
 	if err != nil {
 		return f, fmt.Errorf("read the first line, which names the columns: %w", err)
 	}
@@ -165,7 +205,12 @@ func ParseCSV(text []byte) (Fleet, error) {
 	for i, h := range header {
 		header[i] = strings.ToLower(strings.TrimSpace(h))
 		if set[header[i]] == nil {
-			return f, fmt.Errorf("line 1: there is no column %q; there are %s", h, strings.Join(slices.Sorted(maps.Keys(set)), ", "))
+			known := slices.Sorted(maps.Keys(set))
+			meant := ""
+			if m := configs.Meant(header[i], known); m != "" {
+				meant = ", did you mean " + m + "?"
+			}
+			return f, fmt.Errorf("line 1: there is no column %q%s; there are %s", h, meant, strings.Join(known, ", "))
 		}
 		if slices.Contains(header[:i], header[i]) {
 			return f, fmt.Errorf("line 1: the column %q is there twice", h)
@@ -256,7 +301,7 @@ func (r Row) lacks(spec wrapping.KeySpec) (out []string) {
 	case r.KeySpec == "":
 		out = append(out, "key_spec is missing")
 	case len(spec.Order()) == 0:
-		out = append(out, fmt.Sprintf("key material of spec %s cannot be imported", r.KeySpec))
+		out = append(out, noSpec(r.KeySpec))
 	}
 	if r.Token == "" {
 		out = append(out, "token is missing")
@@ -276,6 +321,18 @@ func (r Row) lacks(spec wrapping.KeySpec) (out []string) {
 		out = append(out, "neither destinations nor regions are given")
 	}
 	return out
+}
+
+// noSpec says that nothing can be imported for a key spec.
+func noSpec(spec string) string {
+	var known []string
+	for _, k := range wrapping.KeySpecs() {
+		known = append(known, string(k))
+	}
+	if m := configs.Meant(strings.ToUpper(spec), known); m != "" {
+		return fmt.Sprintf("key material of spec %s cannot be imported; did you mean %s?", spec, m)
+	}
+	return fmt.Sprintf("key material of spec %s cannot be imported; that of %s can", spec, strings.Join(known, ", "))
 }
 
 // setting is a length of time that the configuration has of a key.

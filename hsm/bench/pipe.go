@@ -86,6 +86,7 @@ static void pipe_close(struct pipe *p) {
 
 static int pipe_open(struct pipe **out, int callers, long wait, int processes) {
 	struct pipe *p = calloc(1, sizeof *p);
+	if (p == NULL) return ENOMEM;
 	if (callers > MOST_CALLERS) callers = MOST_CALLERS;
 	for (; p->n < callers; p->n++) {
 		p->c[p->n].fd = -1;
@@ -103,10 +104,10 @@ static int pipe_open(struct pipe **out, int callers, long wait, int processes) {
 static int pipe_run(struct pipe *p, int calls) {
 	pthread_t threads[MOST_CALLERS];
 	int e = 0, started = 0;
-	for (; started < p->n && e == 0; started++) {
+	while (started < p->n && e == 0) {
 		p->c[started].calls = calls;
 		e = pthread_create(&threads[started], NULL, call, &p->c[started]);
-		if (e != 0) break;
+		started += e == 0;
 	}
 	for (int i = 0; i < started; i++) {
 		pthread_join(threads[i], NULL);

@@ -100,15 +100,20 @@ func (f *failover) request() {
 	if rand.IntN(6) == 0 {                                                                                                                   //nolint:gosec // a test
 		r = control.StartRequest{Keys: []string{f.only[rand.IntN(len(f.only))]}, Kind: store.KindRotate} //nolint:gosec // a test
 	}
-	ctx, cancel := f.ctx()
-	defer cancel()
-	jobs, err := f.p[f.names[rand.IntN(len(f.names))]].client.Start(ctx, r) //nolint:gosec // a test
-	if err != nil {
+	if !f.ask(f.names[rand.IntN(len(f.names))], r) { //nolint:gosec // a test
 		f.refused++ // that daemon has just failed, or KMS allows no more rotations
 	}
+}
+
+// ask asks one of the daemons for jobs, and says whether it took them all.
+func (f *failover) ask(name string, r control.StartRequest) bool {
+	ctx, cancel := f.ctx()
+	defer cancel()
+	jobs, err := f.p[name].client.Start(ctx, r)
 	for _, j := range jobs {
 		f.asked[j.ID] = true
 	}
+	return err == nil
 }
 
 // fail makes one failure while there is work, and takes it back.
@@ -189,10 +194,12 @@ func (f *failover) encourage() {
 	}
 }
 
-// calm waits until nothing is left to do.
+// calm waits until nothing is left to do. Then keys of both HSMs are imported once more, so that what is held of sessions at the end is what a process left
+// that was not killed.
 func (f *failover) calm() {
 	f.t.Helper()
 	var last string
+	again := false
 	for end := time.Now().Add(4 * time.Minute); time.Now().Before(end); time.Sleep(time.Second) {
 		f.up()
 		f.encourage()
@@ -200,7 +207,10 @@ func (f *failover) calm() {
 		open, err := f.p["both"].client.Jobs(ctx, store.JobFilter{Open: true})
 		cancel()
 		if err == nil && len(open) == 0 {
-			return
+			if again {
+				return
+			}
+			again = f.ask("both", control.StartRequest{Keys: f.only, Kind: store.KindImport, Renew: true})
 		}
 		last = fmt.Sprint(err, asJSON(open))
 	}

@@ -24,6 +24,7 @@ type adoption struct {
 	failed  []error     // keys that need a person
 	created int         // KMS keys
 	had     int         // rows that the configuration has as the file says
+	refused bool        // there are mistakes, and rows are only looked at for more of them
 	ended   bool        // all KMS keys are there that could be made
 }
 
@@ -36,7 +37,7 @@ func (a *app) adopt(ctx context.Context, file string, o adoptOptions) error {
 	if err != nil {
 		return err
 	}
-	n := &adoption{app: a, o: o, c: c, file: file}
+	n := &adoption{app: a, o: o, c: c, file: file, refused: len(bad) > 0}
 	n.sort(rows)
 	if len(bad) > 0 { // what else is wrong is told with it
 		more, err := n.problems(n.rows)
@@ -61,7 +62,7 @@ func (n *adoption) sort(rows []adopt.Row) {
 		}
 		k, there := n.c.Key(r.Name)
 		if !there {
-			if len(r.Destinations) == 0 && !n.o.create {
+			if len(r.Destinations) == 0 && !n.o.create && !n.refused {
 				n.failed = append(n.failed, fmt.Errorf("%s has no destination: name KMS keys, or create them with --create-kms-keys", r.Name))
 				continue
 			}
@@ -152,7 +153,7 @@ func (n *adoption) problems(rows []adopt.Row) (adopt.Problems, error) {
 	}
 	list := make([]adopt.Proposal, 0, len(rows))
 	for i, r := range rows {
-		if n.o.create {
+		if n.o.create || len(r.Destinations) == 0 {
 			r = adopt.Whole(adopt.Sound(r, cmp.Or(n.c.KMS.Region, "us-east-1")), i, n.o.roleARN)
 			for j := range r.Destinations {
 				n.assume(&r.Destinations[j])
@@ -248,7 +249,7 @@ func (a *app) fleet(c *configs.Config, file string, o *adoptOptions) ([]adopt.Ro
 		if token := cmp.Or(r.Token, fleet.Defaults.Token, o.token); token != "" && !knownToken(c, token) {
 			bad = append(bad, adopt.Problem{Name: r.Name, Line: r.Line, What: fmt.Sprintf("there is no token %q%s", token, configured(token, tokenNames(c)))})
 			if len(c.Tokens) > 0 {
-				fleet.Keys[i].Token = c.Tokens[0].Name // to see what else is wrong with it
+				fleet.Keys[i].AssumeToken(c.Tokens[0].Name)
 			}
 		}
 	}

@@ -1,13 +1,11 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -81,13 +79,9 @@ func wrong(file string, problems adopt.Problems) error {
 	if len(problems) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(problems, func(a, b adopt.Problem) int { return cmp.Compare(a.Line, b.Line) })
 	var all severalErrors
-	for _, p := range problems[:min(adopt.MostProblems, len(problems))] {
-		all = append(all, errors.New(p.String(file)))
-	}
-	if more := len(problems) - len(all); more > 0 {
-		all = append(all, fmt.Errorf("and %d more", more))
+	for _, line := range problems.Lines(file) {
+		all = append(all, errors.New(line))
 	}
 	what := "correct the file and run the same command again"
 	if file == "" {

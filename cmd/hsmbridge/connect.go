@@ -100,7 +100,7 @@ func unique(names []string) []string {
 
 func knownTokens(c *configs.Config, names []string) error {
 	for _, n := range names {
-		if _, ok := c.Token(n); !ok {
+		if !knownToken(c, n) {
 			return usageError(fmt.Errorf("there is no token %q%s", n, configured(n, tokenNames(c))))
 		}
 	}

@@ -320,6 +320,40 @@ func TestAllMistakes(t *testing.T) {
 	}
 }
 
+// All that is wrong with a table is told with what is wrong with its columns, and a column that was probably meant is not missing.
+func TestColumnsAndRows(t *testing.T) {
+	f, err := ParseCSV([]byte("name,regionss,multi_region,name\na,x,maybe,b\nc/d,x,,\n"))
+	for _, want := range []string{
+		"4 mistakes:\n  line 1: there is no column \"regionss\", did you mean regions?; there are alias, ", "\n  line 1: the column \"name\" is there twice\n",
+		"\n  line 2: column 5: multi_region: ", "\n  line 3: \"c/d\" cannot be the name of a key",
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	_, err = f.Complete(Row{Token: "t", Expires: "soon", KeySpec: "HMAC_256"})
+	var wrong Problems
+	if !errors.As(err, &wrong) || len(wrong) != 2 || !strings.HasPrefix(wrong[0].What, "expires: ") || !strings.HasPrefix(wrong[1].What, "expires: ") {
+		t.Error(err)
+	}
+}
+
+// Rows of one key are a mistake however they write it, those of other tokens and classes are not.
+func TestOneObjectTwice(t *testing.T) {
+	f, err := ParseCSV([]byte("name,token,key_spec,uri\na,t,HMAC_256,pkcs11:object=x;id=%01\nb,t,SYMMETRIC_DEFAULT,pkcs11:id=%01;type=secret-key;object=x\n" +
+		"c,u,HMAC_256,pkcs11:object=x;id=%01\nd,t,RSA_2048,pkcs11:object=x;id=%01\ne,t,HMAC_256,pkcs11:object=f;type=secret-key\nf,t,HMAC_256,\ng,t,HMAC_256,wrong\nh,t,HMAC_256,wrong\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Keys[2].AssumeToken("t")
+	const want = "2 mistakes:\n  line 3: b: uri: pkcs11:id=%01;type=secret-key;object=x of token t is the key of a in line 2 too: a key that goes to several KMS keys is one row with several destinations or regions\n" +
+		"  line 7: f: uri: pkcs11:object=f;type=secret-key of token t is the key of e in line 6 too: a key that goes to several KMS keys is one row with several destinations or regions"
+	f, err = f.Complete(Row{Expires: "1d", Regions: []string{"us-east-1"}})
+	if err == nil || err.Error() != want || len(f.Keys) != 8 {
+		t.Errorf("%d rows, %v\nwant %s", len(f.Keys), err, want)
+	}
+}
+
 func FuzzParseCSV(f *testing.F) {
 	f.Add([]byte(fleetCSV))
 	f.Add([]byte("name,tags,destinations\na,x=y z=,arn:aws:kms:eu-central-1:111122223333:key/1\n"))

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -39,22 +40,27 @@ func (p Problem) String(file string) string {
 // Problems are all that is wrong with a fleet: whoever mends it wants to know them at once.
 type Problems []Problem
 
-// MostProblems is how many are told one by one.
-const MostProblems = 20
+// Lines tell them in the order of the file, each by itself, of very many some. file may be empty.
+func (p Problems) Lines(file string) []string {
+	const most = 20
+	sorted := slices.SortedStableFunc(slices.Values(p), func(a, b Problem) int { return cmp.Compare(a.Line, b.Line) })
+	var out []string
+	for _, one := range sorted[:min(most, len(sorted))] {
+		out = append(out, one.String(file))
+	}
+	if more := len(sorted) - len(out); more > 0 {
+		out = append(out, fmt.Sprintf("and %d more", more))
+	}
+	return out
+}
 
-// Error tells them, of very many some.
+// Error is the lines together.
 func (p Problems) Error() string {
+	lines := p.Lines("")
 	if len(p) == 1 {
-		return p[0].String("")
+		return lines[0]
 	}
-	text := fmt.Sprintf("%d mistakes:", len(p))
-	for _, one := range p[:min(MostProblems, len(p))] {
-		text += "\n  " + one.String("")
-	}
-	if len(p) > MostProblems {
-		text += fmt.Sprintf("\n  and %d more", len(p)-MostProblems)
-	}
-	return text
+	return strings.Join(append([]string{fmt.Sprintf("%d mistakes:", len(p))}, lines...), "\n  ")
 }
 
 // err is nil if there are none.
@@ -136,6 +142,8 @@ func CheckCreation(rows []Row) []Problem {
 			}
 			if new(configs.Destination).UnmarshalText([]byte(placeholder(r, region, "", 0))) != nil {
 				bad("regions: %q is no AWS Region", region)
+			} else if m := meantRegion(region); m != "" {
+				bad("regions: %q is probably no AWS Region: did you mean %s? If AWS has it nevertheless, create the KMS key in it yourself and name it under destinations", region, m)
 			}
 			if r.Alias == "" {
 				continue
@@ -148,6 +156,23 @@ func CheckCreation(rows []Row) []Problem {
 		}
 	}
 	return out
+}
+
+// meantRegion is the Region that was probably meant by one whose direction (eu-centrall-1) is a slip of the finger away from one that AWS uses; empty
+// for all others. It looks at nothing else, since AWS adds Regions: a new one has another number, place or partition, or a direction like these.
+func meantRegion(region string) string {
+	words := strings.Split(region, "-")
+	if len(words) < 3 {
+		return ""
+	}
+	directions := []string{"east", "west", "north", "south", "central", "northeast", "northwest", "southeast", "southwest"}
+	at := len(words) - 2
+	m := configs.Meant(words[at], directions)
+	if m == "" || m == words[at] {
+		return ""
+	}
+	words[at] = m
+	return strings.Join(words, "-")
 }
 
 // Sound is a row without the Regions of which [CheckCreation] says that there are none, to see what else is wrong with it. A Region that is there twice
@@ -211,6 +236,28 @@ func regionOf(arn string) string {
 	return a.Region
 }
 
+// names lists the keys of a map.
+func names(of map[string]string) string {
+	return strings.Join(slices.Sorted(maps.Keys(of)), ", ")
+}
+
+// uriOf is the URI of a copy of a key: its own, or the key's.
+func uriOf(own pkcs11uri.URI, k configs.Key) string {
+	if own.Equal(pkcs11uri.URI{}) {
+		return k.URI.String()
+	}
+	return own.String()
+}
+
+// canonical is a PKCS#11 URI as the configuration writes it, if it is one.
+func canonical(uri string) string {
+	u, err := pkcs11uri.Parse(uri)
+	if err != nil {
+		return uri
+	}
+	return u.String()
+}
+
 // Differ says in what a row of a file differs from the key of its name in the configuration. What the row leaves out differs in nothing.
 func Differ(r Row, k configs.Key, file string) []string {
 	var out []string
@@ -222,11 +269,7 @@ func Differ(r Row, k configs.Key, file string) []string {
 	differ("token", k.Token, r.Token)
 	differ("key_spec", string(k.KeySpec), r.KeySpec)
 	if !r.plainURI {
-		here := r.URI
-		if u, err := pkcs11uri.Parse(r.URI); err == nil {
-			here = u.String()
-		}
-		differ("uri", k.URI.String(), here)
+		differ("uri", k.URI.String(), canonical(r.URI))
 	}
 	var life configs.Duration
 	if err := life.UnmarshalText([]byte(r.Expires)); err == nil && life != k.Expires {
@@ -243,18 +286,24 @@ func Differ(r Row, k configs.Key, file string) []string {
 			differ(x.name, text, life.String())
 		}
 	}
-	var copies []string
+	there := map[string]string{} // the URIs of copies, by token
 	for _, c := range k.Replicas {
-		copies = append(copies, c.Token)
+		there[c.Token] = uriOf(c.URI, k)
 	}
-	var want []string
+	here := map[string]string{}
 	for _, c := range r.Replicas {
-		want = append(want, c.Token)
+		here[c.Token] = c.URI
 	}
-	slices.Sort(copies)
-	slices.Sort(want)
-	differ("replicas", strings.Join(copies, ", "), strings.Join(want, ", "))
+	differ("replicas", names(there), names(here))
 	differ("backup", k.Backup.Token, r.Backup.Token)
+	if r.Backup.Token == k.Backup.Token {
+		there[k.Backup.Token], here[k.Backup.Token] = uriOf(k.Backup.URI, k), r.Backup.URI
+	}
+	for _, token := range slices.Sorted(maps.Keys(here)) {
+		if uri, both := there[token]; both {
+			differ("uri in "+token, uri, canonical(here[token]))
+		}
+	}
 	for _, d := range r.Destinations {
 		at := slices.IndexFunc(k.Destinations, func(have configs.Destination) bool { return have.ARN == d.ARN })
 		if at < 0 {

@@ -95,14 +95,33 @@ func TestCheckWithPlaceholders(t *testing.T) {
 
 func TestCheckCreation(t *testing.T) {
 	for want, r := range map[string]Row{
-		`a: alias: "alias/a b" is no alias`:          {Name: "a", Alias: "alias/a b", Regions: []string{"us-east-1"}},
-		`a: alias: "alias/aws/x" is no alias`:        {Name: "a", Alias: "alias/aws/x", Regions: []string{"us-east-1"}},
-		`a: regions: "Frankfurt" is no AWS Region`:   {Name: "a", Alias: "alias/a", Regions: []string{"Frankfurt"}},
-		`a: alias: alias/first is that of first too`: {Name: "a", Alias: "alias/first", Regions: []string{"us-east-1"}},
+		`a: alias: "alias/a b" is no alias`:                                                 {Name: "a", Alias: "alias/a b", Regions: []string{"us-east-1"}},
+		`a: alias: "alias/aws/x" is no alias`:                                               {Name: "a", Alias: "alias/aws/x", Regions: []string{"us-east-1"}},
+		`a: regions: "Frankfurt" is no AWS Region`:                                          {Name: "a", Alias: "alias/a", Regions: []string{"Frankfurt"}},
+		`a: regions: "eu-centrall-1" is probably no AWS Region: did you mean eu-central-1?`: {Name: "a", Alias: "alias/a", Regions: []string{"eu-centrall-1"}},
+		`a: alias: alias/first is that of first too`:                                        {Name: "a", Alias: "alias/first", Regions: []string{"us-east-1"}},
 	} {
 		got := CheckCreation([]Row{{Name: "first", Alias: "alias/first", Regions: []string{"us-east-1", "eu-central-1"}}, r})
 		if len(got) != 1 || !strings.HasPrefix(got[0].String(""), want) {
 			t.Errorf("%v, want %s", got, want)
+		}
+	}
+}
+
+// A Region with a direction that is no word is one that nobody meant; those that AWS has pass, and those that it may add.
+func TestMeantRegion(t *testing.T) {
+	for region, want := range map[string]string{
+		"eu-cental-1": "eu-central-1", "us-eastt-1": "us-east-1", "us-gov-wets-1": "us-gov-west-1", "ap-southeats-2": "ap-southeast-2", "cn-norht-1": "cn-north-1",
+	} {
+		if got := meantRegion(region); got != want {
+			t.Errorf("%s: %q, want %q", region, got, want)
+		}
+	}
+	for region := range strings.FieldsSeq("af-south-1 ap-east-1 ap-east-2 ap-northeast-1 ap-northeast-3 ap-south-1 ap-southeast-7 ca-central-1 ca-west-1 cn-north-1 cn-northwest-1 eu-central-2 " +
+		"eu-north-1 eu-south-2 eu-west-3 eusc-de-east-1 il-central-1 me-central-1 me-south-1 mx-central-1 sa-east-1 sa-west-1 us-east-1 us-gov-east-1 us-iso-east-1 us-isob-east-1 us-isof-south-1 us-west-2 " +
+		"eu-isoe-west-1 me-north-1 eu-south-9 nz-southwest-1 xx-middle-1 mars") {
+		if got := meantRegion(region); got != "" {
+			t.Errorf("%s: %q", region, got)
 		}
 	}
 }
@@ -182,6 +201,14 @@ func TestCopiesAndTimes(t *testing.T) {
 		want := []string{"drill_every 30d there, 31d in f.csv", "replicas far there, far, safe in f.csv", "backup safe there, far in f.csv"}
 		if got := Differ(r, k, "f.csv"); !slices.Equal(got, want) {
 			t.Errorf("%q, want\n%q", got, want)
+		}
+		r.Replicas = []Copy{{Token: "far", URI: "pkcs11:object=c"}}
+		if got := Differ(r, k, "f.csv"); !slices.Contains(got, "uri in far "+[]string{"pkcs11:object=a;type=secret-key", "pkcs11:object=b"}[i]+" there, pkcs11:object=c in f.csv") {
+			t.Errorf("%q", got)
+		}
+		r.Replicas, r.Backup = []Copy{{Token: "far"}}, Copy{Token: "safe", URI: "pkcs11:object=a;type=secret-key"} // left out, and the same as the key's
+		if got := Differ(r, k, "f.csv"); !slices.Equal(got, want[:1]) {
+			t.Errorf("%q", got)
 		}
 		r.RotateEvery, k.RotateEvery = "1d", 0
 		if got := Differ(r, k, "f.csv"); !slices.Contains(got, "rotate_every not set there, 1d in f.csv") {

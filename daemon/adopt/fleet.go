@@ -1,22 +1,14 @@
 package adopt
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/csv"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
-	"github.com/goccy/go-yaml"
-	"github.com/goccy/go-yaml/ast"
-
 	"hsmbridge/configs"
+	"hsmbridge/hsm/pkcs11uri"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -40,9 +32,10 @@ type Row struct {
 	Tags         map[string]string `yaml:"tags,omitempty"`
 	MultiRegion  bool              `yaml:"multi_region,omitempty"`
 
-	Line     int  `yaml:"-"` // in the file, from 1; 0: not known
-	bad      bool // its name is told to be wrong already
-	plainURI bool // the URI was made from the name, as nothing said one
+	Line     int             `yaml:"-"` // in the file, from 1; 0: not known
+	bad      bool            // its name is told to be wrong already
+	plainURI bool            // the URI was made from the name, as nothing said one
+	told     map[string]bool // fields with a mistake that is told already: nobody needs to hear that they are missing
 }
 
 // Destination is one KMS key.
@@ -52,16 +45,8 @@ type Destination struct {
 	ExternalID string `yaml:"external_id,omitempty"`
 }
 
-// UnmarshalYAML takes an ARN alone too, as the configuration does.
-func (d *Destination) UnmarshalYAML(unmarshal func(any) error) error {
-	var arn string
-	if err := unmarshal(&arn); err == nil {
-		*d = Destination{ARN: arn}
-		return nil
-	}
-	type whole Destination // without methods
-	return unmarshal((*whole)(d))
-}
+// alone takes an ARN alone too, as the configuration does.
+func (d *Destination) alone(arn string) { *d = Destination{ARN: arn} }
 
 // Copy is the key in another token.
 type Copy struct {
@@ -69,16 +54,8 @@ type Copy struct {
 	URI   string `yaml:"uri,omitempty"` // empty: the same as the key's
 }
 
-// UnmarshalYAML takes the name of a token alone too.
-func (c *Copy) UnmarshalYAML(unmarshal func(any) error) error {
-	var token string
-	if err := unmarshal(&token); err == nil {
-		*c = Copy{Token: token}
-		return nil
-	}
-	type whole Copy // without methods
-	return unmarshal((*whole)(c))
-}
+// alone takes the name of a token alone too.
+func (c *Copy) alone(token string) { *c = Copy{Token: token} }
 
 // Fleet is a file of managed keys.
 type Fleet struct {
@@ -89,163 +66,6 @@ type Fleet struct {
 	Keys     []Row `yaml:"keys"`
 }
 
-// ParseYAML reads a fleet, strictly. With [Problems] the fleet is there nevertheless, to look for what else is wrong with it.
-func ParseYAML(text []byte) (f Fleet, err error) {
-	defer func() { // the decoder panics on some texts that are not what is decoded, such as a list without elements
-		if p := recover(); p != nil {
-			f, err = Fleet{}, fmt.Errorf("read the fleet: this YAML is no list of keys (%v)", p)
-		}
-	}()
-	d := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
-	if err := d.Decode(&f); err != nil {
-		return f, errors.New("read the fleet: " + goWords.ReplaceAllString(err.Error(), "a $1 stands where a $2 is expected"))
-	}
-	if err := d.Decode(new(Fleet)); !errors.Is(err, io.EOF) {
-		return f, errors.New("read the fleet: the file has more than one document")
-	}
-	for i, line := range linesOf(text) {
-		if i < len(f.Keys) {
-			f.Keys[i].Line = line
-		}
-	}
-	return f, f.check().err()
-}
-
-// goWords is how the decoder names what does not fit.
-var goWords = regexp.MustCompile(`cannot unmarshal (\w+) into Go (?:struct field \S+|value) of type (?:\w+\.)*(\w+)`)
-
-// linesOf are the lines in which the keys of a fleet begin, as far as they can be told.
-func linesOf(text []byte) (lines []int) {
-	path, err := yaml.PathString("$.keys")
-	if err != nil {
-		return nil
-	}
-	node, err := path.ReadNode(bytes.NewReader(text))
-	if err != nil {
-		return nil
-	}
-	list, ok := node.(*ast.SequenceNode)
-	if !ok {
-		return nil
-	}
-	for _, v := range list.Values {
-		line := v.GetToken().Position.Line
-		if m, ok := v.(*ast.MappingNode); ok && len(m.Values) > 0 {
-			line = m.Values[0].Key.GetToken().Position.Line
-		}
-		lines = append(lines, line)
-	}
-	return lines
-}
-
-// columns are those that a CSV file may have, with what they set. Lists are separated by spaces, tags are k=v.
-func columns() map[string]func(r *Row, value string) error {
-	return map[string]func(r *Row, value string) error{
-		"name":        func(r *Row, v string) error { r.Name = v; return nil },
-		"token":       func(r *Row, v string) error { r.Token = v; return nil },
-		"uri":         func(r *Row, v string) error { r.URI = v; return nil },
-		"key_spec":    func(r *Row, v string) error { r.KeySpec = v; return nil },
-		"expires":     func(r *Row, v string) error { r.Expires = v; return nil },
-		"alias":       func(r *Row, v string) error { r.Alias = v; return nil },
-		"description": func(r *Row, v string) error { r.Description = v; return nil },
-		"regions":     func(r *Row, v string) error { r.Regions = strings.Fields(v); return nil },
-		"replicas": func(r *Row, v string) error {
-			for _, token := range strings.Fields(v) {
-				r.Replicas = append(r.Replicas, Copy{Token: token})
-			}
-			return nil
-		},
-		"backup":       func(r *Row, v string) error { r.Backup.Token = v; return nil },
-		"renew_before": func(r *Row, v string) error { r.RenewBefore = v; return nil },
-		"rotate_every": func(r *Row, v string) error { r.RotateEvery = v; return nil },
-		"drill_every":  func(r *Row, v string) error { r.DrillEvery = v; return nil },
-		"generate":     func(r *Row, v string) error { r.Generate = configs.Generate(v); return nil },
-		"multi_region": func(r *Row, v string) (err error) {
-			if r.MultiRegion, err = strconv.ParseBool(v); err != nil {
-				return fmt.Errorf("%q is neither true nor false", v)
-			}
-			return nil
-		},
-		"destinations": func(r *Row, v string) error {
-			for _, arn := range strings.Fields(v) {
-				r.Destinations = append(r.Destinations, Destination{ARN: arn})
-			}
-			return nil
-		},
-		"tags": func(r *Row, v string) error {
-			r.Tags = map[string]string{}
-			for _, pair := range strings.Fields(v) {
-				k, value, ok := strings.Cut(pair, "=")
-				if !ok {
-					return fmt.Errorf("the tag %q is not name=value", pair)
-				}
-				if _, twice := r.Tags[k]; twice {
-					return fmt.Errorf("the tag %s is there twice", k)
-				}
-				r.Tags[k] = value
-			}
-			return nil
-		},
-	}
-}
-
-// ParseCSV reads a fleet whose first line names the columns. With [Problems] the fleet is there nevertheless, to look for what else is wrong with it.
-func ParseCSV(text []byte) (Fleet, error) {
-	var f Fleet
-	r := csv.NewReader(bytes.NewReader(bytes.TrimPrefix(text, []byte("\ufeff"))))
-	r.TrimLeadingSpace = true
-	header, err := r.Read()
-	if errors.Is(err, io.EOF) {
-		return f, errors.New("the file is empty: its first line names the columns")
-	}
-	if err != nil {
-		return f, fmt.Errorf("read the first line, which names the columns: %w", err)
-	}
-	set := columns()
-	for i, h := range header {
-		header[i] = strings.ToLower(strings.TrimSpace(h))
-		if set[header[i]] == nil {
-			known := slices.Sorted(maps.Keys(set))
-			meant := ""
-			if m := configs.Meant(header[i], known); m != "" {
-				meant = ", did you mean " + m + "?"
-			}
-			return f, fmt.Errorf("line 1: there is no column %q%s; there are %s", h, meant, strings.Join(known, ", "))
-		}
-		if slices.Contains(header[:i], header[i]) {
-			return f, fmt.Errorf("line 1: the column %q is there twice", h)
-		}
-	}
-	var wrong Problems
-	for {
-		record, err := r.Read()
-		if errors.Is(err, io.EOF) {
-			return f, append(wrong, f.check()...).err()
-		}
-		if errors.Is(err, csv.ErrFieldCount) {
-			line, _ := r.FieldPos(0)
-			wrong = append(wrong, Problem{Line: line, What: fmt.Sprintf("it has %d fields, and the first line %d; a value with a comma stands in quotes", len(record), len(header))})
-			continue
-		}
-		if err != nil {
-			wrong = append(wrong, Problem{What: fmt.Sprintf("read the fleet: %v", err)})
-			return f, append(wrong, f.check()...).err()
-		}
-		var row Row
-		row.Line, _ = r.FieldPos(0)
-		for i, v := range record {
-			if v = strings.TrimSpace(v); v == "" {
-				continue
-			}
-			if err := set[header[i]](&row, v); err != nil {
-				line, column := r.FieldPos(i)
-				wrong = append(wrong, Problem{Line: line, What: fmt.Sprintf("column %d: %s: %v", column, header[i], err)})
-			}
-		}
-		f.Keys = append(f.Keys, row)
-	}
-}
-
 func (f Fleet) check() (wrong Problems) {
 	seen := map[string]bool{}
 	for i, r := range f.Keys {
@@ -254,6 +74,9 @@ func (f Fleet) check() (wrong Problems) {
 			f.Keys[i].bad = true
 		}
 		switch {
+		case r.Name == "" && r.told["name"]:
+			f.Keys[i].bad = true
+			continue
 		case r.Name == "":
 			bad("key %d of the fleet has no name", i+1)
 		case clean(r.Name) != r.Name:
@@ -271,6 +94,7 @@ func (f Fleet) Complete(others Row) (Fleet, error) {
 	out := f
 	out.Keys = nil
 	var wrong Problems
+	objects := map[string]Row{} // the first row of each, by token, class and URI
 	for _, r := range f.Keys {
 		for _, d := range []Row{f.Defaults, others} {
 			r = r.or(d)
@@ -280,11 +104,21 @@ func (f Fleet) Complete(others Row) (Fleet, error) {
 		for _, what := range lacks {
 			wrong = append(wrong, Problem{r.Name, r.Line, what})
 		}
-		if r.bad || len(lacks) > 0 {
+		if r.bad || len(lacks) > 0 || r.unreadable() {
 			continue
 		}
 		r.plainURI = r.URI == ""
 		r.URI = cmp.Or(r.URI, objectURI(r.Name, spec))
+		object := r.object(spec)
+		if first, twice := objects[object]; twice && object != "" {
+			where := ""
+			if first.Line > 0 {
+				where = fmt.Sprintf(" in line %d", first.Line)
+			}
+			wrong = append(wrong, Problem{r.Name, r.Line, fmt.Sprintf("uri: %s of token %s is the key of %s%s too: a key that goes to several KMS keys is one row with several destinations or regions", r.URI, r.Token, first.Name, where)})
+		} else {
+			objects[object] = r
+		}
 		r.Alias = strings.ReplaceAll(r.Alias, "{name}", r.Name)
 		r.Description = strings.ReplaceAll(r.Description, "{name}", r.Name)
 		if r.Alias != "" && !strings.HasPrefix(r.Alias, "alias/") {
@@ -295,21 +129,37 @@ func (f Fleet) Complete(others Row) (Fleet, error) {
 	return out, wrong.err()
 }
 
+// AssumeToken gives a row a token that there is, in place of one of which it is told that there is none, to see what else is wrong with it.
+func (r *Row) AssumeToken(name string) {
+	r.tell("token")
+	r.Token = name
+}
+
+// object names the key of a row among those of all tokens; empty if that is not known. The class is that of the spec: a URI may leave it out.
+func (r Row) object(spec wrapping.KeySpec) string {
+	u, err := pkcs11uri.Parse(r.URI)
+	if err != nil || r.told["token"] || r.told["uri"] {
+		return ""
+	}
+	u.Type = ""
+	return r.Token + " " + u.String() + " " + objectURI("", spec)
+}
+
 // lacks says what a row of a complete fleet has to have and has not.
 func (r Row) lacks(spec wrapping.KeySpec) (out []string) {
-	switch {
-	case r.KeySpec == "":
-		out = append(out, "key_spec is missing")
-	case len(spec.Order()) == 0:
+	missing := func(field, value, what string) {
+		if value == "" && !r.told[field] {
+			out = append(out, what)
+		}
+	}
+	missing("key_spec", r.KeySpec, "key_spec is missing")
+	if r.KeySpec != "" && len(spec.Order()) == 0 {
 		out = append(out, noSpec(r.KeySpec))
 	}
-	if r.Token == "" {
-		out = append(out, "token is missing")
-	}
+	missing("token", r.Token, "token is missing")
+	missing("expires", r.Expires, "expires is missing (90d, or never)")
 	var life configs.Duration
-	if err := life.UnmarshalText([]byte(r.Expires)); r.Expires == "" {
-		out = append(out, "expires is missing (90d, or never)")
-	} else if err != nil {
+	if err := life.UnmarshalText([]byte(r.Expires)); r.Expires != "" && err != nil {
 		out = append(out, fmt.Sprintf("expires: %v", err))
 	}
 	for _, x := range r.times() {
@@ -317,11 +167,24 @@ func (r Row) lacks(spec wrapping.KeySpec) (out []string) {
 			out = append(out, fmt.Sprintf("%s: %v", x.name, err))
 		}
 	}
-	if len(r.Destinations) == 0 && len(r.Regions) == 0 {
+	if len(r.Destinations) == 0 && len(r.Regions) == 0 && !r.told["destinations"] && !r.told["regions"] {
 		out = append(out, "neither destinations nor regions are given")
 	}
 	return out
 }
+
+// tell notes that mistakes in fields are told already.
+func (r *Row) tell(fields ...string) {
+	if r.told == nil {
+		r.told = map[string]bool{}
+	}
+	for _, f := range fields {
+		r.told[f] = true
+	}
+}
+
+// unreadable says that a row without what it lacks cannot be looked at further: what it has to have was not read.
+func (r Row) unreadable() bool { return r.KeySpec == "" || r.Token == "" || r.Expires == "" }
 
 // noSpec says that nothing can be imported for a key spec.
 func noSpec(spec string) string {
@@ -356,6 +219,10 @@ func (r Row) or(d Row) Row {
 		r.Regions = d.Regions
 	}
 	r.MultiRegion = r.MultiRegion || d.MultiRegion
+	if len(d.told) > 0 {
+		r.told = maps.Clone(r.told)
+		r.tell(slices.Collect(maps.Keys(d.told))...)
+	}
 	tags := maps.Clone(d.Tags)
 	if tags == nil {
 		tags = map[string]string{}

@@ -49,7 +49,7 @@ func ratioOf(b *testing.B, row string, slack time.Duration) float64 {
 	failed := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with its slack. A process has that of the thread that starts it.
-		if err := unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(slack), 0, 0, 0); err != nil {
+		if err := unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(slack.Nanoseconds()), 0, 0, 0); err != nil { //nolint:gosec // nanoseconds, not below 0
 			failed <- err
 			return
 		}

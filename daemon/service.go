@@ -130,10 +130,10 @@ func (d *Daemon) Queue(ctx context.Context, actor string, r control.StartRequest
 	return d.addJobs(ctx, list)
 }
 
-// Pause begins nothing more for a key, or takes that back.
-func (d *Daemon) Pause(ctx context.Context, actor, key string, resume bool) error {
+// Pause begins nothing more for a key, or takes that back. Changed is false where it was so already.
+func (d *Daemon) Pause(ctx context.Context, actor, key string, resume bool) (changed bool, err error) {
 	if _, err := d.key(key); err != nil {
-		return err
+		return false, err
 	}
 	defer d.nudge()
 	return d.store.Pause(ctx, key, actor, resume)

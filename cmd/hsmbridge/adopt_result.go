@@ -97,6 +97,9 @@ func (a *app) result(list []adopt.Proposal, o adoptOptions) error {
 	switch {
 	case o.dryRun:
 		return nil
+	case o.out != "" && len(list) == 0:
+		fmt.Fprintf(a.err, "no key is new: %s was not written\n", o.out)
+		return nil
 	case o.appendTo:
 		return a.appendKeys(adopt.YAML(list), len(list))
 	case o.out == "":

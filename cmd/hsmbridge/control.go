@@ -64,13 +64,18 @@ const groupDaemon = "daemon"
 
 // each asks the daemon for something about every name.
 func (a *app) each(names []string, done string, f func(c *control.Client, name string) error) error {
+	return a.eachSays(names, func(c *control.Client, n string) (string, error) { return done, f(c, n) })
+}
+
+// eachSays is each where what was done can differ.
+func (a *app) eachSays(names []string, f func(c *control.Client, name string) (done string, err error)) error {
 	c, err := a.daemon()
 	if err != nil {
 		return err
 	}
 	bad, code := 0, exitDone
 	for _, n := range names {
-		err := f(c, n)
+		done, err := f(c, n)
 		var down *control.NoDaemonError
 		switch {
 		case err == nil:
@@ -97,7 +102,13 @@ func (a *app) pauseCommand() *cobra.Command {
 		Long: "Begin nothing more for keys, until they are resumed. A job that runs goes on to its end. The material in KMS stays, and expires when it expires.",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(args, "paused; its material in KMS stays, and is not renewed", func(c *control.Client, n string) error { return c.Do(cmd.Context(), "pause", n) })
+			return a.eachSays(args, func(c *control.Client, n string) (string, error) {
+				changed, err := c.Pause(cmd.Context(), n, false)
+				if !changed {
+					return "is paused already; nothing was changed", err
+				}
+				return "paused; its material in KMS stays, and is not renewed", err
+			})
 		},
 	}
 }
@@ -114,7 +125,13 @@ tried for each. A wrong PIN counts against the token, which locks after few.`,
 			if token {
 				return a.each(args, "used again; one login is tried as soon as there is something to do with it; hsmbridge status shows how it went", func(c *control.Client, n string) error { return c.ResumeToken(cmd.Context(), n) })
 			}
-			return a.each(args, "resumed", func(c *control.Client, n string) error { return c.Do(cmd.Context(), "resume", n) })
+			return a.eachSays(args, func(c *control.Client, n string) (string, error) {
+				changed, err := c.Pause(cmd.Context(), n, true)
+				if !changed {
+					return "is not paused; nothing was changed", err
+				}
+				return "resumed", err
+			})
 		},
 	}
 	c.Flags().BoolVar(&token, "token", false, "the names are those of tokens")
@@ -206,7 +223,7 @@ func (a *app) restoreCommand() *cobra.Command {
 		Use: "restore NAME...", Short: "Take a revocation back: the keys are imported again",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(args, "the revocation is taken back; it is imported again now, or when officers have approved it where it needs their approval", func(c *control.Client, n string) error { return c.Do(cmd.Context(), "restore", n) })
+			return a.each(args, "the revocation is taken back; it is imported again now, or when officers have approved it where it needs their approval", func(c *control.Client, n string) error { return c.Restore(cmd.Context(), n) })
 		},
 	}
 }

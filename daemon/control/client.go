@@ -262,9 +262,20 @@ func (c *Client) Retry(ctx context.Context, key string) ([]store.Job, error) {
 	return out.Jobs, err
 }
 
-// Do asks for something that has no answer: pause, resume, restore of a key.
-func (c *Client) Do(ctx context.Context, what, key string) error {
-	return c.call(ctx, http.MethodPost, "/v1/keys/"+key+"/"+what, nil, nil, nil)
+// Pause has nothing more begun for a key; with resume that is taken back. Changed is false where it was so already.
+func (c *Client) Pause(ctx context.Context, key string, resume bool) (changed bool, err error) {
+	what := "/pause"
+	if resume {
+		what = "/resume"
+	}
+	var out PauseAnswer
+	err = c.call(ctx, http.MethodPost, "/v1/keys/"+key+what, nil, nil, &out)
+	return err == nil && !out.Unchanged, err
+}
+
+// Restore lets a revoked key be imported again.
+func (c *Client) Restore(ctx context.Context, key string) error {
+	return c.call(ctx, http.MethodPost, "/v1/keys/"+key+"/restore", nil, nil, nil)
 }
 
 // Revoke deletes a key's material everywhere.

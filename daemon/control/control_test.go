@@ -126,9 +126,9 @@ func (s *service) Queue(_ context.Context, actor string, r StartRequest) ([]stor
 	return []store.Job{{ID: 7}}, nil
 }
 
-func (s *service) Pause(_ context.Context, actor, key string, resume bool) error {
+func (s *service) Pause(_ context.Context, actor, key string, resume bool) (bool, error) {
 	s.note("%s pause %s %t", actor, key, resume)
-	return nil
+	return !resume, nil
 }
 
 func (s *service) ResumeToken(_ context.Context, actor, token string) error {
@@ -341,11 +341,16 @@ func TestClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, err := range map[string]error{
-		"pause": c.Do(ctx, "pause", "k"), "resume": c.Do(ctx, "resume", "k"), "restore": c.Do(ctx, "restore", "k"), "waive": c.Waive(ctx, "k", "why"),
+		"restore": c.Restore(ctx, "k"), "waive": c.Waive(ctx, "k", "why"),
 		"retry job": c.Job(ctx, "retry", 3), "reload": c.Reload(ctx), "backup": c.Backup(ctx, "/x"),
 	} {
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, resume := range []bool{false, true} {
+		if changed, err := c.Pause(ctx, "k", resume); err != nil || changed == resume {
+			t.Errorf("pause, resume %t: %t, %v", resume, changed, err)
 		}
 	}
 	for _, a := range s.asked {

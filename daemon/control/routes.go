@@ -166,11 +166,13 @@ func routes() []route {
 			list, err := s.Queue(ctx, r.actor, in)
 			return JobList{all(list)}, err
 		}},
-		{method: http.MethodPost, path: "/v1/keys/{name}/pause", permission: mayOperate, summary: "Begin nothing more for the key", out: OK{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
-			return OK{}, s.Pause(ctx, r.actor, r.path("name"), false)
+		{method: http.MethodPost, path: "/v1/keys/{name}/pause", permission: mayOperate, summary: "Begin nothing more for the key", out: PauseAnswer{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
+			changed, err := s.Pause(ctx, r.actor, r.path("name"), false)
+			return PauseAnswer{Unchanged: !changed}, err
 		}},
-		{method: http.MethodPost, path: "/v1/keys/{name}/resume", permission: mayOperate, summary: "Take a pause back", out: OK{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
-			return OK{}, s.Pause(ctx, r.actor, r.path("name"), true)
+		{method: http.MethodPost, path: "/v1/keys/{name}/resume", permission: mayOperate, summary: "Take a pause back", out: PauseAnswer{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
+			changed, err := s.Pause(ctx, r.actor, r.path("name"), true)
+			return PauseAnswer{Unchanged: !changed}, err
 		}},
 		{method: http.MethodPost, path: "/v1/keys/{name}/retry", permission: mayOperate, summary: "The cause of the key's errors is mended: try again now", out: JobList{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
 			list, err := s.Retry(ctx, r.actor, r.path("name"))

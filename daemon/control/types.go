@@ -21,7 +21,7 @@ type Service interface {
 	Watch() (changed <-chan struct{}, stop func())
 
 	Queue(ctx context.Context, actor string, r StartRequest) ([]store.Job, error)
-	Pause(ctx context.Context, actor, key string, resume bool) error
+	Pause(ctx context.Context, actor, key string, resume bool) (changed bool, err error)
 	ResumeToken(ctx context.Context, actor, token string) error
 	Retry(ctx context.Context, actor, key string) ([]store.Job, error)
 	RetryJob(ctx context.Context, actor string, id int64) error
@@ -236,6 +236,11 @@ const ClassApproval = "approval"
 type WaitsError struct{ Request, Message string }
 
 func (e *WaitsError) Error() string { return e.Message }
+
+// PauseAnswer says whether there was anything to change. An older daemon says nothing: then it has done it.
+type PauseAnswer struct {
+	Unchanged bool `json:"unchanged"` // it was so already, and nothing was noted
+}
 
 // OK is the answer when there is nothing to say.
 type OK struct{}

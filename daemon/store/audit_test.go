@@ -84,6 +84,7 @@ func acts(t *testing.T, s *Store, c *clock, q *queue) []act {
 	if err := s.Park(t.Context(), Parked{Token: "parked", Reason: "a wrong PIN"}); err != nil {
 		t.Fatal(err)
 	}
+	must[bool](t)(s.Pause(t.Context(), "still", "alice", false))
 	open := must[[]Request](t)(s.Requests(t.Context(), RequestFilter{Name: "open"}))[0]
 	enough := func([]Signature) (Judged, error) { return Judged{Approved: true, Officers: "olga"}, nil }
 	signed := Event{Kind: "approval", Actor: "olga", Message: "signed", Fields: map[string]string{"officer": "olga"}}
@@ -131,8 +132,14 @@ func acts(t *testing.T, s *Store, c *clock, q *queue) []act {
 			_, err := s.Cancel(ctx, queued.ID, "alice")
 			return err
 		}, "cancelled"},
-		{"a pause", func(ctx context.Context) error { return s.Pause(ctx, "runs", "alice", false) }, "pause"},
-		{"a resumption", func(ctx context.Context) error { return s.Pause(ctx, "runs", "alice", true) }, "resume"},
+		{"a pause", func(ctx context.Context) error {
+			_, err := s.Pause(ctx, "runs", "alice", false)
+			return err
+		}, "pause"},
+		{"a resumption", func(ctx context.Context) error {
+			_, err := s.Pause(ctx, "still", "alice", true)
+			return err
+		}, "resume"},
 		{"a waiver", func(ctx context.Context) error { return s.Waive(ctx, "runs", "alice", "no second HSM yet", "") }, "waiver"},
 		{"a parked token", func(ctx context.Context) error { return s.Park(ctx, Parked{Token: "hsm", Reason: "a wrong PIN"}) }, "parked"},
 		{"an unparked token", func(ctx context.Context) error {
@@ -241,7 +248,7 @@ func TestLockedLog(t *testing.T) {
 	if _, err := s.write.ExecContext(t.Context(), "PRAGMA busy_timeout = 50"); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Pause(t.Context(), "k", "alice", false); err == nil || !strings.Contains(err.Error(), "locked") {
+	if _, err := s.Pause(t.Context(), "k", "alice", false); err == nil || !strings.Contains(err.Error(), "locked") {
 		t.Errorf("got %v", err)
 	}
 	if err := tx.Rollback(); err != nil {
@@ -250,7 +257,7 @@ func TestLockedLog(t *testing.T) {
 	if keys := must[map[string]Key](t)(s.Keys(t.Context())); keys["k"].PausedBy != "" {
 		t.Error("the key is paused")
 	}
-	if err := s.Pause(t.Context(), "k", "alice", false); err != nil {
+	if _, err := s.Pause(t.Context(), "k", "alice", false); err != nil {
 		t.Error(err)
 	}
 }
@@ -283,7 +290,7 @@ func TestRequiredCopy(t *testing.T) {
 			asked++
 			return away
 		})
-		if err := s.Pause(t.Context(), "k", "alice", false); !errors.Is(err, away) || asked != 1 {
+		if _, err := s.Pause(t.Context(), "k", "alice", false); !errors.Is(err, away) || asked != 1 {
 			t.Errorf("got %v, asked %d times", err, asked)
 		}
 		if err := s.SetExported(t.Context(), "file x", 2, 1); err != nil || asked != 1 {

@@ -66,25 +66,41 @@ func (s *Store) keys(ctx context.Context, where string, args ...any) (map[string
 
 // setKey changes a key's row.
 func (tx *Tx) setKey(ctx context.Context, name, set string, args ...any) error {
-	if _, err := tx.exec(ctx, "INSERT INTO keys (name) VALUES (?) ON CONFLICT DO NOTHING", name); err != nil {
+	if err := tx.addKey(ctx, name); err != nil {
 		return err
 	}
 	_, err := tx.exec(ctx, "UPDATE keys SET "+set+" WHERE name = ?", append(args, name)...)
 	return err
 }
 
-// Pause stops new jobs of a key; resume lets them begin again.
-func (s *Store) Pause(ctx context.Context, key, actor string, resume bool) error {
+// addKey gives a key its row.
+func (tx *Tx) addKey(ctx context.Context, name string) error {
+	_, err := tx.exec(ctx, "INSERT INTO keys (name) VALUES (?) ON CONFLICT DO NOTHING", name)
+	return err
+}
+
+// Pause stops new jobs of a key; resume lets them begin again. A key that is so already stays as it is, with who paused it first; changed is false then, and nothing
+// is noted.
+func (s *Store) Pause(ctx context.Context, key, actor string, resume bool) (changed bool, err error) {
 	at, by, kind, message := micros(s.now()), actor, "pause", "paused: nothing is begun for it any more, and its material expires when it expires"
 	if resume {
 		at, by, kind, message = 0, "", "resume", "resumed"
 	}
-	return s.Tx(ctx, func(tx *Tx) error {
-		if err := tx.setKey(ctx, key, "paused_at = ?, paused_by = ?", at, by); err != nil {
+	is := "paused_at = 0"
+	if resume {
+		is = "paused_at <> 0"
+	}
+	err = s.Tx(ctx, func(tx *Tx) error {
+		if err := tx.addKey(ctx, key); err != nil {
+			return err
+		}
+		n, err := tx.exec(ctx, "UPDATE keys SET paused_at = ?, paused_by = ? WHERE name = ? AND "+is, at, by, key)
+		if changed = n > 0; err != nil || !changed {
 			return err
 		}
 		return tx.event(ctx, Event{Kind: kind, Actor: actor, Key: key, Message: message})
 	})
+	return changed && err == nil, err
 }
 
 // useRequest closes the open request by which something is done, if there is one.

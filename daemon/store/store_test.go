@@ -321,8 +321,11 @@ func TestPersonAndState(t *testing.T) {
 func TestPauseWaiveAndPark(t *testing.T) {
 	both(t, func(t *testing.T, open func(string, time.Duration) *Store, c *clock) {
 		s := one(open)
+		if !must[bool](t)(s.Pause(t.Context(), "k", "alice", false)) {
+			t.Error("it was not paused")
+		}
 		for _, err := range []error{
-			s.Pause(t.Context(), "k", "alice", false), s.Waive(t.Context(), "k", "bob", "soon", ""),
+			s.Waive(t.Context(), "k", "bob", "soon", ""),
 			s.Park(t.Context(), Parked{Token: "hsm", Code: "CKR_PIN_INCORRECT", Reason: "wrong"}), s.Park(t.Context(), Parked{Token: "hsm", Code: "CKR_PIN_LOCKED", Reason: "locked"}),
 		} {
 			if err != nil {
@@ -339,8 +342,14 @@ func TestPauseWaiveAndPark(t *testing.T) {
 		if !must[bool](t)(s.Unpark(t.Context(), "hsm", "alice", "mended")) || must[bool](t)(s.Unpark(t.Context(), "hsm", "alice", "mended")) {
 			t.Error("a token is unparked once")
 		}
-		if err := s.Pause(t.Context(), "k", "alice", true); err != nil || must[map[string]Key](t)(s.Keys(t.Context()))["k"].Paused() {
-			t.Errorf("resumed: %v", err)
+		if must[bool](t)(s.Pause(t.Context(), "k", "bob", false)) {
+			t.Error("a key is paused once")
+		}
+		if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; k.PausedBy != "alice" {
+			t.Errorf("paused by %s", k.PausedBy)
+		}
+		if !must[bool](t)(s.Pause(t.Context(), "k", "alice", true)) || must[bool](t)(s.Pause(t.Context(), "k", "alice", true)) || must[map[string]Key](t)(s.Keys(t.Context()))["k"].Paused() {
+			t.Error("a pause is taken back once")
 		}
 	})
 }

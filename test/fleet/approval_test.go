@@ -203,10 +203,11 @@ func TestNoWayAroundOfficers(t *testing.T) {
 		"retry of the key": func() error { _, err := p.client.Retry(ctx, "k"); return err },
 		"reload":           func() error { return p.client.Reload(ctx) },
 		"pause and resume": func() error {
-			if err := p.client.Do(ctx, "pause", "k"); err != nil {
+			if _, err := p.client.Pause(ctx, "k", false); err != nil {
 				return err
 			}
-			return p.client.Do(ctx, "resume", "k")
+			_, err := p.client.Pause(ctx, "k", true)
+			return err
 		},
 		"kill and recovery": func() error { restart(true); return nil },
 		"one approval":      func() error { approve(nothing("before it"), 0); return nil },

@@ -165,7 +165,7 @@ func TestRevokedComesBack(t *testing.T) {
 	p.ask(store.KindReconcile, "k", false) // looks at KMS, as the daemon does by itself from time to time
 	until(t, "the second deletion", func() bool { return w.emu.State(arn) == "PendingImport" })
 	p.settled()
-	if err := p.client.Do(t.Context(), "restore", "k"); err != nil {
+	if err := p.client.Restore(t.Context(), "k"); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "the restoration", func() bool { return w.emu.State(arn) == "Enabled" })
@@ -181,8 +181,10 @@ func TestPausedWaits(t *testing.T) {
 	}
 	p := w.start("one", "")
 	j := p.waits(t, "k")
-	if err := p.client.Do(t.Context(), "pause", "k"); err != nil {
-		t.Fatal(err)
+	for i := range 2 {
+		if changed, err := p.client.Pause(t.Context(), "k", false); err != nil || changed != (i == 0) {
+			t.Fatalf("pause %d: %t, %v", i+1, changed, err)
+		}
 	}
 	if err := p.client.Job(t.Context(), "retry", j.ID); err != nil {
 		t.Fatal(err)
@@ -191,8 +193,10 @@ func TestPausedWaits(t *testing.T) {
 	if again := p.waits(t, "k"); again.Attempts != j.Attempts || w.emu.State(arn) != "PendingImport" {
 		t.Errorf("a paused key's job: %s", asJSON(again))
 	}
-	if err := p.client.Do(t.Context(), "resume", "k"); err != nil {
-		t.Fatal(err)
+	for i := range 2 {
+		if changed, err := p.client.Pause(t.Context(), "k", true); err != nil || changed != (i == 0) {
+			t.Fatalf("resume %d: %t, %v", i+1, changed, err)
+		}
 	}
 	until(t, "an attempt", func() bool {
 		list, err := p.client.Jobs(t.Context(), store.JobFilter{ID: j.ID})

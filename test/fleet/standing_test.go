@@ -121,7 +121,7 @@ func TestStanding(t *testing.T) {
 		t.Errorf("the standing approval of a revoked key is %s (%s), %v", q.State, q.Reason, err)
 	}
 	want("the revocation is taken back", func() {
-		if err := x.client.Do(ctx, "restore", "k"); err != nil {
+		if err := x.client.Restore(ctx, "k"); err != nil {
 			t.Fatal(err)
 		}
 	}, true)

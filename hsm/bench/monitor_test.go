@@ -48,7 +48,7 @@ func ratioOf(b *testing.B, row string, slack time.Duration) float64 {
 	done := make(chan []byte)
 	failed := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with its slack. A process has that of the thread that starts it.
+		runtime.LockOSThread()                                                                            // and never unlocked: the thread ends with its slack. A process has that of the thread that starts it.
 		if err := unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(slack.Nanoseconds()), 0, 0, 0); err != nil { //nolint:gosec // nanoseconds, not below 0
 			failed <- err
 			return

@@ -15,6 +15,31 @@ import (
 
 // document parses data as one YAML document and returns its root; nil with a problem added if there is none.
 func (d *decoder) document(data []byte) *node {
+	body := d.parse(data)
+	if body == nil {
+		if len(d.problems) == 0 {
+			d.add(position{1, 1}, "", "the file holds comments only; hsmbridge config init writes a configuration to start from")
+		}
+		return nil
+	}
+	root := fromAST(body)
+	return &root
+}
+
+// PlainYAML parses data as one document of the plain subset of YAML in which configurations are written, for other files that are like them. The root is
+// nil where there are problems, which are all that are found, and where there is nothing but comments.
+func PlainYAML(data []byte) (root ast.Node, problems []Problem) {
+	d := newDecoder()
+	if !d.readable(data) {
+		return nil, d.sorted()
+	}
+	d.source = newSource(data)
+	root = d.parse(data)
+	return root, d.sorted()
+}
+
+// parse parses data as one YAML document; nil with a problem added, or without where there is nothing but comments.
+func (d *decoder) parse(data []byte) ast.Node {
 	tokens := lexer.Tokenize(string(data))
 	if !d.plain(tokens) {
 		return nil
@@ -24,12 +49,10 @@ func (d *decoder) document(data []byte) *node {
 		d.addSyntax(err)
 		return nil
 	}
-	if len(file.Docs) == 0 || file.Docs[0].Body == nil {
-		d.add(position{1, 1}, "", "the file holds comments only; hsmbridge config init writes a configuration to start from")
+	if len(file.Docs) == 0 {
 		return nil
 	}
-	root := fromAST(file.Docs[0].Body)
-	return &root
+	return file.Docs[0].Body
 }
 
 // parseTokens calls the YAML parser. It is a library of some size that reads a file from outside: should it panic, the file is
@@ -92,7 +115,7 @@ func (d *decoder) plain(tokens token.Tokens) bool {
 			ended = true
 			continue
 		case ended, t.Type == token.DocumentHeaderType && content:
-			d.add(tokenPosition(t), "", "a second YAML document: a configuration is one")
+			d.add(tokenPosition(t), "", "a second YAML document: the file is one")
 			return false
 		case t.Type == token.DocumentHeaderType:
 			continue
@@ -110,11 +133,11 @@ func (d *decoder) plain(tokens token.Tokens) bool {
 func refusedToken(t token.Type) string {
 	switch t { //nolint:exhaustive // all others are allowed
 	case token.AnchorType, token.AliasType, token.MergeKeyType:
-		return "anchors, aliases and merge keys are refused: write the value where it is used, so that who approves the configuration reads it there"
+		return "anchors, aliases and merge keys are refused: write the value where it is used, so that who approves it reads it there"
 	case token.TagType:
 		return "tags are refused: the type of a value is given by its field"
 	case token.DirectiveType:
-		return "directives are refused: the configuration is YAML 1.2 as it is"
+		return "directives are refused: the file is YAML 1.2 as it is"
 	case token.MappingKeyType:
 		return "'?' keys are refused: write KEY: VALUE"
 	}
@@ -146,9 +169,9 @@ func (n *nesting) add(t *token.Token) (excess string) {
 	}
 	switch {
 	case n.flow+len(n.block) > maxDepth:
-		return fmt.Sprintf("nested deeper than %d levels, which no field of the configuration is", maxDepth)
+		return fmt.Sprintf("nested deeper than %d levels, which no field is", maxDepth)
 	case len(n.block) > 0 && n.block[len(n.block)-1].keys > maxKeys:
-		return fmt.Sprintf("more than %d keys in one mapping, which no field of the configuration has", maxKeys)
+		return fmt.Sprintf("more than %d keys in one mapping, which no field has", maxKeys)
 	}
 	return ""
 }

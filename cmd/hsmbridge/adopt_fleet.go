@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"hsmbridge/configs"
@@ -20,12 +21,13 @@ type adoption struct {
 	o       adoptOptions
 	c       *configs.Config
 	file    string
-	rows    []adopt.Row // that are new for the configuration
-	failed  []error     // keys that need a person
-	created int         // KMS keys
-	had     int         // rows that the configuration has as the file says
-	refused bool        // there are mistakes, and rows are only looked at for more of them
-	ended   bool        // all KMS keys are there that could be made
+	rows    []adopt.Row    // that are new for the configuration
+	failed  []error        // keys that need a person
+	told    adopt.Problems // the same, of the file's rows
+	created int            // KMS keys
+	had     int            // rows that the configuration has as the file says
+	refused bool           // there are mistakes, and rows are only looked at for more of them
+	ended   bool           // all KMS keys are there that could be made
 }
 
 func (a *app) adopt(ctx context.Context, file string, o adoptOptions) error {
@@ -44,7 +46,7 @@ func (a *app) adopt(ctx context.Context, file string, o adoptOptions) error {
 		if err != nil {
 			return err
 		}
-		return wrong(file, append(bad, more...))
+		return wrong(file, slices.Concat(bad, more, n.told))
 	}
 	err = n.run(ctx, len(rows))
 	if err != nil && ctx.Err() != nil && !n.ended {
@@ -62,19 +64,31 @@ func (n *adoption) sort(rows []adopt.Row) {
 		}
 		k, there := n.c.Key(r.Name)
 		if !there {
-			if len(r.Destinations) == 0 && !n.o.create && !n.refused {
-				n.failed = append(n.failed, fmt.Errorf("%s has no destination: name KMS keys, or create them with --create-kms-keys", r.Name))
-				continue
+			missing := adopt.Missing(r)
+			switch {
+			case n.o.create || len(missing) == 0:
+			case len(r.Destinations) == 0:
+				n.fail(r, "has no destination: name KMS keys, or create them with --create-kms-keys")
+			default:
+				n.fail(r, "has no destination in "+strings.Join(missing, ", ")+": name the KMS key, or create it with --create-kms-keys")
 			}
-			n.rows = append(n.rows, r)
+			if n.o.create || len(missing) == 0 || n.refused { // what else is wrong with one that is refused is told too
+				n.rows = append(n.rows, r)
+			}
 			continue
 		}
 		if differs := adopt.Differ(r, k, n.file); len(differs) > 0 {
-			n.failed = append(n.failed, fmt.Errorf("%s is in the configuration already and differs: %s; nothing was changed for it: correct one of the two", r.Name, strings.Join(differs, "; ")))
+			n.fail(r, "is in the configuration already and differs: "+strings.Join(differs, "; ")+"; nothing was changed for it: correct one of the two")
 			continue
 		}
 		n.had++
 	}
+}
+
+// fail notes a row that needs a person.
+func (n *adoption) fail(r adopt.Row, what string) {
+	n.failed = append(n.failed, fmt.Errorf("%s %s", r.Name, what))
+	n.told = append(n.told, adopt.Problem{Name: r.Name, Line: r.Line, What: "it " + what})
 }
 
 // assume gives a destination the role of the flags, if it has none.
@@ -147,10 +161,7 @@ func (n *adoption) check(rows []adopt.Row) error {
 
 // problems are what is wrong with the values of the rows.
 func (n *adoption) problems(rows []adopt.Row) (adopt.Problems, error) {
-	var out adopt.Problems
-	if n.o.create {
-		out = adopt.CheckCreation(rows)
-	}
+	out := append(adopt.CheckCreation(rows), adopt.Taken(rows, n.c, filepath.Base(n.configFile))...)
 	list := make([]adopt.Proposal, 0, len(rows))
 	for i, r := range rows {
 		if n.o.create || len(r.Destinations) == 0 {

@@ -264,7 +264,8 @@ func TestFleetFiles(t *testing.T) {
 		"name\na\na\n":                  "two keys with the name a",
 		"name,tags\na,x\n":              `line 2: column 3: tags: the tag "x" is not name=value`,
 		"name,multi_region\na,maybe\n":  "line 2: column 3: multi_region",
-		"name,key_spec\n\"a,HMAC_256\n": "read the fleet",
+		"name,key_spec\n\"a,HMAC_256\n": `line 2: column 13: extraneous or missing " in quoted-field; the rows after it were not read`,
+		"name,key_spec\n":               "the fleet has no keys: a key is a line below",
 		"name\n\"\"\n":                  "key 1 of the fleet has no name",
 	} {
 		if _, err := ParseCSV([]byte(in)); err == nil || !strings.Contains(err.Error(), want) {

@@ -32,7 +32,7 @@ func (p Problem) String(file string) string {
 		parts = append(parts, fmt.Sprintf("line %d", p.Line))
 	}
 	if p.Name != "" {
-		parts = append(parts, p.Name)
+		parts = append(parts, shown(p.Name))
 	}
 	return strings.Join(append(parts, p.What), ": ")
 }

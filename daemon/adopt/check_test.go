@@ -131,7 +131,7 @@ func TestFleetYAML(t *testing.T) {
 	row := Row{Name: "a", Token: "demo", URI: "pkcs11:object=a", KeySpec: "HMAC_256", Expires: "90d", Generate: "if-missing", Destinations: []Destination{
 		{ARN: someARN}, {ARN: otherARN, RoleARN: "arn:aws:iam::444455556666:role/r", ExternalID: "x:\"y"},
 	}}
-	for _, list := range [][]Proposal{nil, {{Row: row, Notes: []string{"alias/x\n  - name: b"}}}} {
+	for _, list := range [][]Proposal{{{Row: row}}, {{Row: row, Notes: []string{"alias/x\n  - name: b"}}}} {
 		text := FleetYAML(list, "one\ntwo")
 		f, err := ParseYAML(text)
 		if err != nil || len(f.Keys) != len(list) {

@@ -40,6 +40,7 @@ func columns() map[string]func(r *Row, value string) error {
 			if r.MultiRegion, err = strconv.ParseBool(v); err != nil {
 				return fmt.Errorf("%q is neither true nor false", v)
 			}
+			r.single = !r.MultiRegion
 			return nil
 		},
 		"destinations": func(r *Row, v string) error {
@@ -103,6 +104,9 @@ func ParseCSV(text []byte) (Fleet, error) {
 	}
 	for {
 		record, err := r.Read()
+		if errors.Is(err, io.EOF) && len(f.Keys) == 0 && len(wrong) == 0 {
+			return f, errNoKeys("a key is a line below the one that names the columns")
+		}
 		if errors.Is(err, io.EOF) {
 			return f, append(wrong, f.check()...).err()
 		}
@@ -111,9 +115,13 @@ func ParseCSV(text []byte) (Fleet, error) {
 			wrong = append(wrong, Problem{Line: line, What: fmt.Sprintf("it has %d fields, and the first line %d; a value with a comma stands in quotes", len(record), len(header))})
 			continue
 		}
-		if err != nil {
-			wrong = append(wrong, Problem{What: fmt.Sprintf("read the fleet: %v", err)})
+		var in *csv.ParseError
+		if errors.As(err, &in) {
+			wrong = append(wrong, Problem{Line: in.Line, What: fmt.Sprintf("column %d: %v; the rows after it were not read", in.Column, in.Err)})
 			return f, append(wrong, f.check()...).err()
+		}
+		if err != nil {
+			return f, fmt.Errorf("read the fleet: %w", err)
 		}
 		var row Row
 		row.Line, _ = r.FieldPos(0)

@@ -33,6 +33,7 @@ type Row struct {
 	MultiRegion  bool              `yaml:"multi_region,omitempty"`
 
 	Line     int             `yaml:"-"` // in the file, from 1; 0: not known
+	single   bool            // it says multi_region: false, whatever the defaults are
 	bad      bool            // its name is told to be wrong already
 	plainURI bool            // the URI was made from the name, as nothing said one
 	told     map[string]bool // fields with a mistake that is told already: nobody needs to hear that they are missing
@@ -66,7 +67,13 @@ type Fleet struct {
 	Keys     []Row `yaml:"keys"`
 }
 
+// errNoKeys says where the keys of a fleet that has none would stand.
+func errNoKeys(where string) error { return fmt.Errorf("the fleet has no keys: %s", where) }
+
 func (f Fleet) check() (wrong Problems) {
+	if f.Defaults.Name != "" || len(f.Defaults.Destinations) > 0 {
+		wrong = append(wrong, Problem{Line: f.Defaults.Line, What: "defaults: name and destinations are those of one key: they stand with it"})
+	}
 	seen := map[string]bool{}
 	for i, r := range f.Keys {
 		bad := func(format string, args ...any) {
@@ -107,6 +114,11 @@ func (f Fleet) Complete(others Row) (Fleet, error) {
 		if r.bad || len(lacks) > 0 || r.unreadable() {
 			continue
 		}
+		const most = 200 // several times as many as AWS has
+		if len(r.Regions) > most {
+			wrong = append(wrong, Problem{r.Name, r.Line, fmt.Sprintf("%d regions, and AWS has fewer than %d", len(r.Regions), most)})
+			r.Regions = r.Regions[:1]
+		}
 		r.plainURI = r.URI == ""
 		r.URI = cmp.Or(r.URI, objectURI(r.Name, spec))
 		object := r.object(spec)
@@ -127,6 +139,23 @@ func (f Fleet) Complete(others Row) (Fleet, error) {
 		out.Keys = append(out.Keys, r)
 	}
 	return out, wrong.err()
+}
+
+// Taken says which rows are objects of a token that the configuration has as keys of other names.
+func Taken(rows []Row, c *configs.Config, file string) (wrong Problems) {
+	objects := map[string]string{}
+	for _, k := range c.Keys {
+		r := Row{Token: k.Token, URI: k.URI.String()}
+		if object := r.object(k.KeySpec); object != "" {
+			objects[object] = k.Name
+		}
+	}
+	for _, r := range rows {
+		if other := objects[r.object(wrapping.KeySpec(r.KeySpec))]; other != "" && other != r.Name {
+			wrong = append(wrong, Problem{r.Name, r.Line, fmt.Sprintf("uri: %s of token %s is the key %s of the configuration already: add the destination to that key in %s", r.URI, r.Token, other, file)})
+		}
+	}
+	return wrong
 }
 
 // AssumeToken gives a row a token that there is, in place of one of which it is told that there is none, to see what else is wrong with it.
@@ -218,7 +247,8 @@ func (r Row) or(d Row) Row {
 	if len(r.Regions) == 0 {
 		r.Regions = d.Regions
 	}
-	r.MultiRegion = r.MultiRegion || d.MultiRegion
+	r.single = r.single || d.single && !r.MultiRegion
+	r.MultiRegion = !r.single && (r.MultiRegion || d.MultiRegion)
 	if len(d.told) > 0 {
 		r.told = maps.Clone(r.told)
 		r.tell(slices.Collect(maps.Keys(d.told))...)

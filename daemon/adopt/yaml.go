@@ -1,71 +1,51 @@
 package adopt
 
 import (
-	"errors"
 	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
 
 	"hsmbridge/configs"
 )
 
-// ParseYAML reads a fleet, strictly. With [Problems] the fleet is there nevertheless, to look for what else is wrong with it.
-func ParseYAML(text []byte) (f Fleet, err error) {
-	defer func() { // the parser panics on some texts
-		if p := recover(); p != nil {
-			f, err = Fleet{}, fmt.Errorf("read the fleet: this YAML is no list of keys (%v)", p)
+// ParseYAML reads a fleet, strictly, in the plain subset of YAML that a configuration is written in: what rows share stands under defaults. With [Problems] the
+// fleet is there nevertheless, to look for what else is wrong with it.
+func ParseYAML(text []byte) (Fleet, error) {
+	var f Fleet
+	root, problems := configs.PlainYAML(text)
+	if len(problems) > 0 {
+		var wrong Problems
+		for _, p := range problems {
+			wrong = append(wrong, Problem{Line: p.Line, What: p.Message})
 		}
-	}()
-	file, err := parser.ParseBytes(text, 0, parser.AllowDuplicateMapKey())
-	if err != nil {
-		return f, fmt.Errorf("read the fleet: %w", err)
+		return f, wrong
 	}
-	var bodies []ast.Node
-	for _, doc := range file.Docs {
-		if doc.Body != nil && doc.Body.Type() != ast.NullType {
-			bodies = append(bodies, doc.Body)
-		}
+	var d decoder
+	if root != nil && root.Type() != ast.NullType {
+		d.read("the fleet", root, reflect.ValueOf(&f).Elem())
 	}
-	switch {
-	case len(bodies) == 0:
-		return f, errors.New("read the fleet: the file is empty: the managed keys are a list under keys")
-	case len(bodies) > 1:
-		return f, errors.New("read the fleet: the file has more than one document")
+	if len(f.Keys) == 0 && len(d.wrong) == 0 {
+		return f, errNoKeys("they are a list under keys")
 	}
-	d := decoder{anchors: map[string]ast.Node{}, told: map[Problem]bool{}}
-	d.read("the fleet", bodies[0], reflect.ValueOf(&f).Elem())
 	return f, append(d.wrong, f.check()...).err()
 }
 
 // decoder makes a fleet of what the YAML parser found, and collects every mistake.
-type decoder struct {
-	wrong   Problems
-	told    map[Problem]bool    // what is wrong with a value is told once, however often an alias stands for it
-	anchors map[string]ast.Node // by name, as far as the file is read
-	merges  int                 // that are under way
-}
+type decoder struct{ wrong Problems }
 
 func (d *decoder) add(at ast.Node, format string, args ...any) {
-	p := Problem{Line: lineOf(at), What: fmt.Sprintf(format, args...)}
-	if !d.told[p] {
-		d.told[p] = true
-		d.wrong = append(d.wrong, p)
-	}
+	d.wrong = append(d.wrong, Problem{Line: lineOf(at), What: fmt.Sprintf(format, args...)})
 }
 
 // elementOf is what an element of a list is called.
 const elementOf = "an element of "
 
 // read sets v to what a node says, and says whether the node is of its type. A null sets nothing, as if the field were left out.
-func (d *decoder) read(field string, at ast.Node, v reflect.Value) bool {
-	n, ok := d.resolve(at)
-	if !ok {
-		return false
-	}
+func (d *decoder) read(field string, n ast.Node, v reflect.Value) bool {
 	if n == nil || n.Type() == ast.NullType {
 		return true
 	}
@@ -139,12 +119,15 @@ func (d *decoder) readStruct(field string, n ast.Node, v reflect.Value) bool {
 	}
 	return d.entries(field, n, "a mapping of "+strings.Join(known, ", "), func(key ast.Node, name string, value ast.Node) {
 		if i := slices.Index(known, name); i >= 0 {
-			if fits := d.read(inside+name, value, v.Field(i)); !fits && isRow {
+			switch fits := d.read(inside+name, value, v.Field(i)); {
+			case isRow && !fits:
 				row.tell(name)
+			case isRow && name == "multi_region":
+				_, given := value.(*ast.BoolNode)
+				row.single = given && !row.MultiRegion
 			}
 			return
 		}
-		d.remember(value)
 		meant := configs.Meant(name, known)
 		if meant == "" {
 			d.add(key, "%sthere is no field %q; there are %s", inside, name, strings.Join(known, ", "))
@@ -162,7 +145,7 @@ func (d *decoder) readMap(field string, n ast.Node, v reflect.Value) bool {
 	out := map[string]string{}
 	fits := d.entries(field, n, "a mapping of NAME: VALUE", func(_ ast.Node, name string, value ast.Node) {
 		text := ""
-		if d.read(field+": "+name, value, reflect.ValueOf(&text).Elem()) {
+		if d.read(field+": "+shown(name), value, reflect.ValueOf(&text).Elem()) {
 			out[name] = text
 		}
 	})
@@ -170,7 +153,7 @@ func (d *decoder) readMap(field string, n ast.Node, v reflect.Value) bool {
 	return fits
 }
 
-// entries calls set with each entry of a mapping, those that are merged into it first, as its own prevail. It says whether the node is a mapping.
+// entries calls set with each entry of a mapping, and says whether the node is one.
 func (d *decoder) entries(field string, n ast.Node, what string, set func(key ast.Node, name string, value ast.Node)) bool {
 	var list []*ast.MappingValueNode
 	switch x := n.(type) {
@@ -183,78 +166,24 @@ func (d *decoder) entries(field string, n ast.Node, what string, set func(key as
 		return false
 	}
 	seen := map[string]bool{}
-	var own []*ast.MappingValueNode
 	for _, e := range list {
 		name := keyOf(e)
-		switch {
-		case seen[name]:
-			d.add(e.Key, "%s is given twice in %s", name, field)
-		case !e.Key.IsMergeKey():
-			own = append(own, e)
-		default:
-			d.merge(field, e.Value, set)
+		if seen[name] {
+			d.add(e.Key, "%s is given twice in %s", shown(name), field)
+			continue
 		}
 		seen[name] = true
-	}
-	for _, e := range own {
-		set(e.Key, keyOf(e), e.Value)
+		set(e.Key, name, e.Value)
 	}
 	return true
 }
 
-// merge reads the mapping behind a merge key.
-func (d *decoder) merge(field string, at ast.Node, set func(key ast.Node, name string, value ast.Node)) {
-	const most = 16
-	d.merges++
-	defer func() { d.merges-- }()
-	switch n, ok := d.resolve(at); {
-	case d.merges > most:
-		d.add(at, "merge keys within one another, more than %d", most)
-	case ok && n != nil:
-		d.entries("what is merged into "+field, n, "one mapping", set)
+// shown is a name from the file as it can stand in a line: one with other characters than letters, digits and the like stands in quotes.
+func shown(name string) string {
+	if name != "" && clean(name) == name {
+		return name
 	}
-}
-
-// resolve is the node that an anchor names or an alias stands for.
-func (d *decoder) resolve(at ast.Node) (n ast.Node, ok bool) {
-	n = at
-	for range 16 {
-		switch x := n.(type) {
-		case *ast.AnchorNode:
-			d.anchors[x.Name.GetToken().Value] = x.Value
-			n = x.Value
-		case *ast.AliasNode:
-			name := x.Value.GetToken().Value
-			if n = d.anchors[name]; n == nil {
-				d.add(at, "the alias *%s stands for nothing that is anchored before it", name)
-				return nil, false
-			}
-		case *ast.TagNode:
-			if tag := x.GetToken().Value; tag != "!!str" {
-				d.add(at, "the tag %s is refused: the type of a value is given by its field", tag)
-				return nil, false
-			}
-			n = x.Value
-		default:
-			return n, true
-		}
-	}
-	d.add(at, "an alias stands for itself")
-	return nil, false
-}
-
-// remember notes the anchors in what is not read.
-func (d *decoder) remember(n ast.Node) { ast.Walk(anchored(d.anchors), n) }
-
-// anchored notes anchors by name.
-type anchored map[string]ast.Node
-
-// Visit does so with one node, and goes on with those in it.
-func (a anchored) Visit(n ast.Node) ast.Visitor {
-	if x, ok := n.(*ast.AnchorNode); ok {
-		a[x.Name.GetToken().Value] = x.Value
-	}
-	return a
+	return strconv.Quote(name)
 }
 
 // scalar is a text, a number or a truth value as it is written: an external ID may be 0123.
@@ -272,14 +201,10 @@ func scalar(n ast.Node) (text string, ok bool) {
 
 // keyOf is the key of an entry, as it is written.
 func keyOf(e *ast.MappingValueNode) string {
-	var key ast.Node = e.Key
-	if x, ok := key.(*ast.MappingKeyNode); ok {
-		key = x.Value
-	}
-	if text, ok := scalar(key); ok {
+	if text, ok := scalar(e.Key); ok {
 		return text
 	}
-	if t := key.GetToken(); t != nil {
+	if t := e.Key.GetToken(); t != nil {
 		return t.Value
 	}
 	return ""
@@ -294,8 +219,6 @@ func lineOf(n ast.Node) int {
 		}
 	case *ast.MappingValueNode:
 		return lineOf(x.Key)
-	case *ast.AnchorNode:
-		return x.Start.Position.Line
 	}
 	if t := n.GetToken(); t != nil && t.Position != nil {
 		return t.Position.Line

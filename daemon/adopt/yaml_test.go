@@ -4,8 +4,13 @@ import (
 	"errors"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+
+	"hsmbridge/configs"
+	"hsmbridge/hsm/pkcs11uri"
+	"hsmbridge/hsm/wrapping"
 )
 
 // Unknown fields and wrong types are all told at once, with the other mistakes, each in its line; what cannot be read is not missing.
@@ -60,48 +65,77 @@ colour: red
 		t.Errorf("%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	const lacking = "4 mistakes:\n  line 19: neither destinations nor regions are given\n  line 20: key_spec is missing\n" +
-		"  line 20: neither destinations nor regions are given\n  line 21: d/e: key_spec is missing"
+		"  line 20: neither destinations nor regions are given\n  line 21: \"d/e\": key_spec is missing"
 	if _, err = f.Complete(Row{Token: "t"}); err == nil || err.Error() != lacking {
 		t.Errorf("%v\nwant %s", err, lacking)
 	}
 }
 
-// Anchors, aliases and merge keys are what YAML says; numbers are read as they are written.
-func TestYAMLAliases(t *testing.T) {
-	f, err := ParseYAML([]byte(`defaults: &d {token: demo, tags: &t {cost: 007, v: 1.10}}
+// A fleet is as plain as a configuration: a value stands where it is used. Numbers are read as they are written.
+func TestYAMLPlain(t *testing.T) {
+	f, err := ParseYAML([]byte(`defaults: {token: demo, tags: {cost: 007, v: 1.10}, multi_region: true}
 keys:
-  - &a
-    name: a
-    destinations: [&x {arn: one, external_id: 0123}, two]
-    regions: &r [eu-central-1]
-  - {<<: *a, name: b, regions: *r, tags: {<<: *t, v: !!str 2}}
-  - {<<: *d, name: c, destinations: [*x], backup: ~}
+  - name: a
+    destinations: [{arn: one, external_id: 0123}, two]
+  - {name: b, multi_region: false, backup: ~}
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, b, c := f.Keys[0], f.Keys[1], f.Keys[2]
-	if a.Line != 3 || b.Line != 7 || c.Line != 8 {
-		t.Errorf("lines %d, %d, %d", a.Line, b.Line, c.Line)
+	a, b := f.Keys[0].or(f.Defaults), f.Keys[1].or(f.Defaults)
+	if a.Line != 3 || b.Line != 5 || !a.MultiRegion || b.MultiRegion || b.or(Row{MultiRegion: true}).MultiRegion {
+		t.Errorf("%+v, %+v", a, b)
 	}
-	if one := (Destination{ARN: "one", ExternalID: "0123"}); !slices.Equal(b.Destinations, []Destination{one, {ARN: "two"}}) || !slices.Equal(c.Destinations, b.Destinations[:1]) {
-		t.Errorf("%v, %v", b.Destinations, c.Destinations)
+	if !slices.Equal(a.Destinations, []Destination{{ARN: "one", ExternalID: "0123"}, {ARN: "two"}}) || a.Tags["cost"] != "007" || a.Tags["v"] != "1.10" {
+		t.Errorf("%+v", a)
 	}
-	if b.Name != "b" || !slices.Equal(b.Regions, a.Regions) || b.Tags["cost"] != "007" || b.Tags["v"] != "2" || c.Token != "demo" || c.Tags["v"] != "1.10" {
-		t.Errorf("%+v\n%+v", b, c)
-	}
+	const refused = "anchors, aliases and merge keys are refused: write the value where it is used, so that who approves it reads it there"
 	for in, want := range map[string]string{
-		"keys: [{name: a, regions: *r}]\n":                                               "line 1: a: the alias *r stands for nothing that is anchored before it",
-		"keys:\n- &a {name: a, <<: *a}\n":                                                "line 2: a: merge keys within one another, more than 16",
-		"keys: [{name: a, tags: !x {b: c}}]\n":                                           "line 1: a: the tag !x is refused: the type of a value is given by its field",
-		"keys: [{name: a, <<: [x]}]\n":                                                   "line 1: a: what is merged into an element of keys has to be one mapping",
-		"x: &r [{uri: [t]}]\nkeys: [{name: a, replicas: *r}, {name: b, replicas: *r}]\n": "2 mistakes:\n  line 1: there is no field \"x\"; there are create-kms-keys, defaults, keys\n  line 1: a: replicas: uri has to be text",
-		"# nothing\n":               "read the fleet: the file is empty: the managed keys are a list under keys",
-		"keys: []\n---\nkeys: []\n": "read the fleet: the file has more than one document",
-		"text\n":                    "line 1: the fleet has to be a mapping of create-kms-keys, defaults, keys",
+		"defaults: &d {token: t}\nkeys:\n- {<<: *d, name: a}\n":    "3 mistakes:\n  line 1: " + refused + "\n  line 3: " + refused + "\n  line 3: " + refused,
+		"keys: [{name: a, tags: !x {b: c}}]\n":                     "line 1: tags are refused: the type of a value is given by its field",
+		"%YAML 1.2\n---\nkeys: []\n":                               "line 1: directives are refused: the file is YAML 1.2 as it is",
+		"keys: []\n---\nkeys: []\n":                                "line 2: a second YAML document: the file is one",
+		"keys: " + strings.Repeat("[", 1<<20):                      "line 1: nested deeper than 16 levels, which no field is",
+		"\ufeffkeys: []\n":                                         "line 1: the file starts with a byte order mark: save it as UTF-8 without one",
+		"keys:\n- name: a\n  pin: S3CRET\n - x\n":                  "line 4: this is not YAML: value is not allowed in this context: look at the indentation, and for a missing quote or colon",
+		"# nothing\n":                                              "the fleet has no keys: they are a list under keys",
+		"keys: ~\n":                                                "the fleet has no keys: they are a list under keys",
+		"text\n":                                                   "line 1: the fleet has to be a mapping of create-kms-keys, defaults, keys",
+		"keys: [{name: a, tags: {\"q\\nhsmbridge: fine\": []}}]\n": `line 1: a: tags: "q\nhsmbridge: fine" has to be text`,
+		"defaults: {name: x, destinations: [y]}\nkeys: [{name: a}, {name: b}]\n": "defaults: name and destinations are those of one key: they stand with it",
 	} {
 		if _, err := ParseYAML([]byte(in)); err == nil || err.Error() != want {
-			t.Errorf("%q: %v\nwant %s", in, err, want)
+			t.Errorf("%.60q: %v\nwant %s", in, err, want)
 		}
+	}
+	if _, err := (Fleet{Keys: []Row{{Name: "a\nb", KeySpec: "HMAC_256", Token: "t"}}}).Complete(Row{Regions: []string{"us-east-1"}}); err == nil || err.Error() != `"a\nb": expires is missing (90d, or never)` {
+		t.Error(err)
+	}
+}
+
+// A row that is an object which the configuration has under another name is refused; so are more Regions than there can be.
+func TestTaken(t *testing.T) {
+	u, err := pkcs11uri.Parse("pkcs11:object=o;type=secret-key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &configs.Config{Keys: []configs.Key{{Name: "old", Token: "demo", URI: u, KeySpec: wrapping.HMAC256}}}
+	row := func(name, token, uri, spec string) Row {
+		return Row{Name: name, Line: 7, Token: token, URI: uri, KeySpec: spec}
+	}
+	got := Taken([]Row{
+		row("old", "demo", "pkcs11:object=o", "HMAC_256"), row("b", "demo", "pkcs11:object=o", "HMAC_256"), row("c", "spare", "pkcs11:object=o", "HMAC_256"),
+		row("d", "demo", "pkcs11:object=o", "RSA_2048"), row("e", "demo", "pkcs11:object=p", "HMAC_256"),
+	}, c, "h.yaml")
+	if want := "line 7: b: uri: pkcs11:object=o of token demo is the key old of the configuration already: add the destination to that key in h.yaml"; got.Error() != want {
+		t.Errorf("%v, want %s", got, want)
+	}
+	var many []string
+	for i := range 100000 {
+		many = append(many, "eu-west-"+strconv.Itoa(i))
+	}
+	f, err := Fleet{Keys: []Row{{Name: "a", Token: "t", KeySpec: "HMAC_256", Expires: "never", Regions: many}}}.Complete(Row{})
+	if err == nil || err.Error() != "a: 100000 regions, and AWS has fewer than 200" || len(f.Keys[0].Regions) != 1 {
+		t.Error(err)
 	}
 }

@@ -256,6 +256,10 @@ func (a *app) fleet(c *configs.Config, file string, o *adoptOptions) ([]adopt.Ro
 		}
 		flags.Tags[k] = v
 	}
+	if token := fleet.Defaults.Token; token != "" && !knownToken(c, token) && len(c.Tokens) > 0 {
+		bad = append(bad, adopt.Problem{Line: fleet.Defaults.Line, What: fmt.Sprintf("defaults: there is no token %q%s", token, configured(token, tokenNames(c)))})
+		fleet.Defaults.AssumeToken(c.Tokens[0].Name)
+	}
 	for i, r := range fleet.Keys {
 		if token := cmp.Or(r.Token, fleet.Defaults.Token, o.token); token != "" && !knownToken(c, token) {
 			bad = append(bad, adopt.Problem{Name: r.Name, Line: r.Line, What: fmt.Sprintf("there is no token %q%s", token, configured(token, tokenNames(c)))})

@@ -73,6 +73,8 @@ func (p Problems) err() error {
 
 var inLine = regexp.MustCompile(`, in line (\d+)`)
 
+var destinationPath = regexp.MustCompile(`^destinations\[(\d+)\]`)
+
 var keyPath = regexp.MustCompile(`^keys\[(\d+)\](?:\.(.*))?$`)
 
 // Check says what is wrong with the configuration that would result from putting keys at its end. file is its name, text what is in it and
@@ -108,11 +110,13 @@ func Check(file string, text []byte, had int, list []Proposal) ([]Problem, error
 			out = append(out, Problem{What: fmt.Sprintf("with these keys %s has a mistake in line %d: %s", file, p.Line, p.Message)})
 			continue
 		}
-		what := p.Message
-		if found[2] != "" {
+		what, row := p.Message, list[i].Row //nolint:gosec // i is held to be one of them above
+		if region := row.placeholderAt(found[2]); region != "" {
+			what = "regions: " + region + ": " + strings.Replace(what, "this KMS key is in", "a KMS key would be in", 1)
+		} else if found[2] != "" {
 			what = found[2] + ": " + what
 		}
-		out = append(out, Problem{Name: list[i].Name, Line: list[i].Line, What: what})
+		out = append(out, Problem{Name: row.Name, Line: row.Line, What: what})
 	}
 	return out, nil
 }
@@ -175,12 +179,25 @@ func meantRegion(region string) string {
 	return strings.Join(words, "-")
 }
 
+// placeholderAt is the Region of a destination that is no more than a placeholder, by its path in the configuration; empty for others.
+func (r Row) placeholderAt(path string) string {
+	found := destinationPath.FindStringSubmatch(path)
+	if found == nil {
+		return ""
+	}
+	i, _ := strconv.Atoi(found[1])
+	if i >= len(r.Destinations) || !strings.Contains(r.Destinations[i].ARN, noKey) && !strings.Contains(r.Destinations[i].ARN, noKeys) {
+		return ""
+	}
+	return regionOf(r.Destinations[i].ARN)
+}
+
 // Sound is a row without the Regions of which [CheckCreation] says that there are none, to see what else is wrong with it. A Region that is there twice
 // counts once. One is left in any case: otherwise.
 func Sound(r Row, otherwise string) Row {
 	var regions []string
 	for _, region := range r.Regions {
-		if !slices.Contains(regions, region) && new(configs.Destination).UnmarshalText([]byte(placeholder(r, region, "", 0))) == nil {
+		if !slices.Contains(regions, region) && meantRegion(region) == "" && new(configs.Destination).UnmarshalText([]byte(placeholder(r, region, "", 0))) == nil {
 			regions = append(regions, region)
 		}
 	}
@@ -211,8 +228,14 @@ func Whole(r Row, n int, roleARN string) Row {
 	return r
 }
 
+// How the IDs of placeholders begin, for keys of one Region and of several.
+const (
+	noKey  = "/00000000-0000-0000-0000-"
+	noKeys = "/mrk-000000000000000000000000"
+)
+
 func placeholder(r Row, region, roleARN string, n int) string {
-	arn := kmsclient.ARN{Partition: "aws", Region: region, Account: "000000000000", KeyID: fmt.Sprintf("00000000-0000-0000-0000-%012d", n)}
+	arn := kmsclient.ARN{Partition: "aws", Region: region, Account: "000000000000", KeyID: fmt.Sprintf("%s%012d", noKey[1:], n)}
 	switch {
 	case strings.HasPrefix(region, "cn-"):
 		arn.Partition = "aws-cn"
@@ -223,7 +246,7 @@ func placeholder(r Row, region, roleARN string, n int) string {
 		arn.Partition, arn.Account = parts[1], parts[4]
 	}
 	if r.MultiRegion {
-		arn.KeyID = fmt.Sprintf("mrk-%032d", n)
+		arn.KeyID = fmt.Sprintf("%s%08d", noKeys[1:], n)
 	}
 	return arn.String()
 }

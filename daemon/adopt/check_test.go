@@ -219,3 +219,15 @@ func TestCopiesAndTimes(t *testing.T) {
 		}
 	}
 }
+
+// What the configuration says of a KMS key that is not there yet is said of the Region in which it would be.
+func TestCheckPlaceholder(t *testing.T) {
+	for _, multi := range []bool{false, true} {
+		row := Whole(Row{Name: "a", Line: 2, Token: "demo", URI: "pkcs11:object=a", KeySpec: "HMAC_256", Expires: "90d", Regions: []string{"eu-central-1", "us-east-1"}, MultiRegion: multi}, 7, "")
+		problems, err := Check("h.yaml", []byte("kms: {region: eu-central-1}\n"+oneToken), 1, []Proposal{{Row: row}})
+		want := "line 2: a: regions: us-east-1: a KMS key would be in us-east-1 and kms.region is eu-central-1: correct one of them, or leave kms.region out for keys in several Regions"
+		if err != nil || Problems(problems).Error() != want {
+			t.Errorf("%v, %v\nwant %s", err, problems, want)
+		}
+	}
+}

@@ -101,19 +101,23 @@ func (f Fleet) Complete(others Row) (Fleet, error) {
 	out := f
 	out.Keys = nil
 	var wrong Problems
+	for _, what := range f.Defaults.values() { // once, and not for each row
+		wrong = append(wrong, Problem{Line: f.Defaults.Line, What: "defaults: " + what})
+	}
+	f.Defaults.assume()         // the rows are looked at without them
 	objects := map[string]Row{} // the first row of each, by token, class and URI
 	for _, r := range f.Keys {
 		for _, d := range []Row{f.Defaults, others} {
 			r = r.or(d)
 		}
-		spec := wrapping.KeySpec(r.KeySpec)
-		lacks := r.lacks(spec)
-		for _, what := range lacks {
+		for _, what := range append(r.lacks(), r.values()...) {
 			wrong = append(wrong, Problem{r.Name, r.Line, what})
 		}
-		if r.bad || len(lacks) > 0 || r.unreadable() {
+		r.assume()
+		if r.bad || r.unreadable() {
 			continue
 		}
+		spec := wrapping.KeySpec(r.KeySpec)
 		const most = 200 // several times as many as AWS has
 		if len(r.Regions) > most {
 			wrong = append(wrong, Problem{r.Name, r.Line, fmt.Sprintf("%d regions, and AWS has fewer than %d", len(r.Regions), most)})
@@ -175,31 +179,49 @@ func (r Row) object(spec wrapping.KeySpec) string {
 }
 
 // lacks says what a row of a complete fleet has to have and has not.
-func (r Row) lacks(spec wrapping.KeySpec) (out []string) {
+func (r Row) lacks() (out []string) {
 	missing := func(field, value, what string) {
 		if value == "" && !r.told[field] {
 			out = append(out, what)
 		}
 	}
 	missing("key_spec", r.KeySpec, "key_spec is missing")
-	if r.KeySpec != "" && len(spec.Order()) == 0 {
-		out = append(out, noSpec(r.KeySpec))
-	}
 	missing("token", r.Token, "token is missing")
 	missing("expires", r.Expires, "expires is missing (90d, or never)")
-	var life configs.Duration
-	if err := life.UnmarshalText([]byte(r.Expires)); r.Expires != "" && err != nil {
-		out = append(out, fmt.Sprintf("expires: %v", err))
-	}
-	for _, x := range r.times() {
-		if err := life.UnmarshalText([]byte(x.value)); x.value != "" && err != nil {
-			out = append(out, fmt.Sprintf("%s: %v", x.name, err))
-		}
-	}
 	if len(r.Destinations) == 0 && len(r.Regions) == 0 && !r.told["destinations"] && !r.told["regions"] {
 		out = append(out, "neither destinations nor regions are given")
 	}
 	return out
+}
+
+// values says which values of a row are none.
+func (r Row) values() (out []string) {
+	if r.KeySpec != "" && len(wrapping.KeySpec(r.KeySpec).Order()) == 0 {
+		out = append(out, noSpec(r.KeySpec))
+	}
+	for _, x := range append([]setting{{"expires", r.Expires}}, r.times()...) {
+		if err := new(configs.Duration).UnmarshalText([]byte(x.value)); x.value != "" && err != nil {
+			out = append(out, fmt.Sprintf("%s: %v", x.name, err))
+		}
+	}
+	return out
+}
+
+// assume puts what was probably meant, or what fits, in the place of values that are told to be none, to see what else is wrong with a row.
+func (r *Row) assume() {
+	if len(wrapping.KeySpec(r.KeySpec).Order()) == 0 && r.KeySpec != "" {
+		r.KeySpec = meantSpec(r.KeySpec)
+		r.tell("key_spec")
+	}
+	for name, value := range map[string]*string{"expires": &r.Expires, "renew_before": &r.RenewBefore, "rotate_every": &r.RotateEvery, "drill_every": &r.DrillEvery} {
+		if *value == "" || new(configs.Duration).UnmarshalText([]byte(*value)) == nil {
+			continue
+		}
+		r.tell(name)
+		if *value = ""; name == "expires" {
+			*value = "never"
+		}
+	}
 }
 
 // tell notes that mistakes in fields are told already.
@@ -217,14 +239,19 @@ func (r Row) unreadable() bool { return r.KeySpec == "" || r.Token == "" || r.Ex
 
 // noSpec says that nothing can be imported for a key spec.
 func noSpec(spec string) string {
-	var known []string
-	for _, k := range wrapping.KeySpecs() {
-		known = append(known, string(k))
-	}
-	if m := configs.Meant(strings.ToUpper(spec), known); m != "" {
+	if m := meantSpec(spec); m != "" {
 		return fmt.Sprintf("key material of spec %s cannot be imported; did you mean %s?", spec, m)
 	}
-	return fmt.Sprintf("key material of spec %s cannot be imported; that of %s can", spec, strings.Join(known, ", "))
+	return fmt.Sprintf("key material of spec %s cannot be imported; that of %s can", spec, strings.Join(knownSpecs(), ", "))
+}
+
+func meantSpec(spec string) string { return configs.Meant(strings.ToUpper(spec), knownSpecs()) }
+
+func knownSpecs() (out []string) {
+	for _, k := range wrapping.KeySpecs() {
+		out = append(out, string(k))
+	}
+	return out
 }
 
 // setting is a length of time that the configuration has of a key.

@@ -113,6 +113,9 @@ func (d *decoder) readList(field string, n ast.Node, v reflect.Value) bool {
 func (d *decoder) readStruct(field string, n ast.Node, v reflect.Value) bool {
 	known := fieldsOf(v.Type())
 	row, isRow := v.Addr().Interface().(*Row)
+	if isRow {
+		row.Line = lineOf(n)
+	}
 	inside := "" // what the fields are in
 	if _, isFleet := v.Addr().Interface().(*Fleet); !isFleet && (!isRow || field == "defaults") {
 		inside = strings.TrimPrefix(field, elementOf) + ": "

@@ -102,7 +102,7 @@ keys:
 		"keys: ~\n":                                                "the fleet has no keys: they are a list under keys",
 		"text\n":                                                   "line 1: the fleet has to be a mapping of create-kms-keys, defaults, keys",
 		"keys: [{name: a, tags: {\"q\\nhsmbridge: fine\": []}}]\n": `line 1: a: tags: "q\nhsmbridge: fine" has to be text`,
-		"defaults: {name: x, destinations: [y]}\nkeys: [{name: a}, {name: b}]\n": "defaults: name and destinations are those of one key: they stand with it",
+		"defaults: {name: x, destinations: [y]}\nkeys: [{name: a}, {name: b}]\n": "line 1: defaults: name and destinations are those of one key: they stand with it",
 	} {
 		if _, err := ParseYAML([]byte(in)); err == nil || err.Error() != want {
 			t.Errorf("%.60q: %v\nwant %s", in, err, want)

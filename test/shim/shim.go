@@ -7,6 +7,7 @@
 package shim
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"embed"
@@ -100,6 +101,9 @@ func (m Module) Counters(tb testing.TB) Counters {
 	}
 	if err != nil {
 		tb.Fatalf("read the counters of the shim: %v", err)
+	}
+	if bytes.IndexByte(text, 0) >= 0 {
+		return c // the first C_Initialize is about to write it
 	}
 	others := map[string]*int{
 		"open_sessions": &c.OpenSessions, "session_objects": &c.SessionObjects, "token_objects": &c.TokenObjects, "injected": &c.Injected, "scripts": &c.Scripts,

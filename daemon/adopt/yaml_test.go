@@ -90,20 +90,21 @@ keys:
 		t.Errorf("%+v", a)
 	}
 	const refused = "anchors, aliases and merge keys are refused: write the value where it is used, so that who approves it reads it there"
-	for in, want := range map[string]string{
-		"defaults: &d {token: t}\nkeys:\n- {<<: *d, name: a}\n":    "3 mistakes:\n  line 1: " + refused + "\n  line 3: " + refused + "\n  line 3: " + refused,
-		"keys: [{name: a, tags: !x {b: c}}]\n":                     "line 1: tags are refused: the type of a value is given by its field",
-		"%YAML 1.2\n---\nkeys: []\n":                               "line 1: directives are refused: the file is YAML 1.2 as it is",
-		"keys: []\n---\nkeys: []\n":                                "line 2: a second YAML document: the file is one",
-		"keys: " + strings.Repeat("[", 1<<16):                      "line 1: nested deeper than 16 levels, which no field is",
-		"\ufeffkeys: []\n":                                         "line 1: the file starts with a byte order mark: save it as UTF-8 without one",
-		"keys:\n- name: a\n  pin: S3CRET\n - x\n":                  "line 4: this is not YAML: value is not allowed in this context: look at the indentation, and for a missing quote or colon",
-		"# nothing\n":                                              "the fleet has no keys: they are a list under keys",
-		"keys: ~\n":                                                "the fleet has no keys: they are a list under keys",
-		"text\n":                                                   "line 1: the fleet has to be a mapping of create-kms-keys, defaults, keys",
-		"keys: [{name: a, tags: {\"q\\nhsmbridge: fine\": []}}]\n": `line 1: a: tags: "q\nhsmbridge: fine" has to be text`,
-		"defaults: {name: x, destinations: [y]}\nkeys: [{name: a}, {name: b}]\n": "line 1: defaults: name and destinations are those of one key: they stand with it",
+	for _, c := range [][2]string{
+		{"defaults: &d {token: t}\nkeys:\n- {<<: *d, name: a}\n", "3 mistakes:\n  line 1: " + refused + "\n  line 3: " + refused + "\n  line 3: " + refused},
+		{"keys: [{name: a, tags: !x {b: c}}]\n", "line 1: tags are refused: the type of a value is given by its field"},
+		{"%YAML 1.2\n---\nkeys: []\n", "line 1: directives are refused: the file is YAML 1.2 as it is"},
+		{"keys: []\n---\nkeys: []\n", "line 2: a second YAML document: the file is one"},
+		{"keys: " + strings.Repeat("[", 1<<16), "line 1: nested deeper than 16 levels, which no field is"},
+		{"\ufeffkeys: []\n", "line 1: the file starts with a byte order mark: save it as UTF-8 without one"},
+		{"keys:\n- name: a\n  pin: S3CRET\n - x\n", "line 4: this is not YAML: value is not allowed in this context: look at the indentation, and for a missing quote or colon"},
+		{"# nothing\n", "the fleet has no keys: they are a list under keys"},
+		{"keys: ~\n", "the fleet has no keys: they are a list under keys"},
+		{"text\n", "line 1: the fleet has to be a mapping of create-kms-keys, defaults, keys"},
+		{"keys: [{name: a, tags: {\"q\\nhsmbridge: fine\": []}}]\n", `line 1: a: tags: "q\nhsmbridge: fine" has to be text`},
+		{"defaults: {name: x, destinations: [y]}\nkeys: [{name: a}, {name: b}]\n", "line 1: defaults: name and destinations are those of one key: they stand with it"},
 	} {
+		in, want := c[0], c[1]
 		if _, err := ParseYAML([]byte(in)); err == nil || err.Error() != want {
 			t.Errorf("%.60q: %v\nwant %s", in, err, want)
 		}

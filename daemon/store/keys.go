@@ -82,19 +82,15 @@ func (tx *Tx) addKey(ctx context.Context, name string) error {
 // Pause stops new jobs of a key; resume lets them begin again. A key that is so already stays as it is, with who paused it first; changed is false then, and nothing
 // is noted.
 func (s *Store) Pause(ctx context.Context, key, actor string, resume bool) (changed bool, err error) {
-	at, by, kind, message := micros(s.now()), actor, "pause", "paused: nothing is begun for it any more, and its material expires when it expires"
+	at, by, when, kind, message := micros(s.now()), actor, "paused_at = 0", "pause", "paused: nothing is begun for it any more, and its material expires when it expires"
 	if resume {
-		at, by, kind, message = 0, "", "resume", "resumed"
-	}
-	is := "paused_at = 0"
-	if resume {
-		is = "paused_at <> 0"
+		at, by, when, kind, message = 0, "", "paused_at <> 0", "resume", "resumed"
 	}
 	err = s.Tx(ctx, func(tx *Tx) error {
 		if err := tx.addKey(ctx, key); err != nil {
 			return err
 		}
-		n, err := tx.exec(ctx, "UPDATE keys SET paused_at = ?, paused_by = ? WHERE name = ? AND "+is, at, by, key)
+		n, err := tx.exec(ctx, "UPDATE keys SET paused_at = ?, paused_by = ? WHERE name = ? AND "+when, at, by, key)
 		if changed = n > 0; err != nil || !changed {
 			return err
 		}

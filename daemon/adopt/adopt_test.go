@@ -316,8 +316,33 @@ func TestAllMistakes(t *testing.T) {
 	if _, err := f.Complete(Row{Token: "t", KeySpec: "HMAC_256", Regions: []string{"x"}}); err == nil || !strings.Contains(err.Error(), "2 mistakes:\n  line 2: a: expires: ") || !strings.Contains(err.Error(), "\n  line 3: b: expires is missing") {
 		t.Error(err)
 	}
-	if f, err = ParseCSV([]byte("name\n" + strings.Repeat("a\n", 31))); err == nil || !strings.HasPrefix(err.Error(), "30 mistakes:") || !strings.HasSuffix(err.Error(), "\n  and 10 more") {
+	var many, rows strings.Builder
+	for i := range 30 {
+		fmt.Fprintf(&rows, "a/%d\n", i)
+		fmt.Fprintf(&many, "a%d,x,\n", i)
+	}
+	if f, err = ParseCSV([]byte("name\n" + rows.String())); err == nil || !strings.HasPrefix(err.Error(), "30 mistakes:") || !strings.HasSuffix(err.Error(), "\n  and 10 more") {
 		t.Errorf("%v, %v", f, err)
+	}
+	// What many rows share is told once, and where some of the others are; of few rows each.
+	f, err = ParseCSV([]byte("name,regions,expires\n" + many.String() + "b,x,soon\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want = "31 mistakes:\n  line 2: a0: expires is missing (90d, or never); the same in 29 more lines: 3, 4, 5, …\n  line 32: b: expires: "
+	if _, err = f.Complete(Row{Token: "t", KeySpec: "HMAC_256"}); err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("%v\nwant %s", err, want)
+	}
+	for n, want := range map[int]string{
+		3: "a0: w, a1: w, a2: w", 4: "a0: w; the same in 3 more keys: a1, a2, a3", 5: "a0: w; the same in 4 more keys: a1, a2, a3, …",
+	} {
+		var list Problems
+		for i := range n {
+			list = append(list, Problem{Name: fmt.Sprintf("a%d", i), What: "w"})
+		}
+		if got := strings.Join(list.Lines(""), ", "); got != want {
+			t.Errorf("%d: %s, want %s", n, got, want)
+		}
 	}
 }
 

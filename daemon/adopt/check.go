@@ -40,18 +40,58 @@ func (p Problem) String(file string) string {
 // Problems are all that is wrong with a fleet: whoever mends it wants to know them at once.
 type Problems []Problem
 
-// Lines tell them in the order of the file, each by itself, of very many some. file may be empty.
+// Lines tell them in the order of the file, each by itself, of very many some; what many rows share is told once. file may be empty.
 func (p Problems) Lines(file string) []string {
-	const most = 20
+	const most, few = 20, 3
 	sorted := slices.SortedStableFunc(slices.Values(p), func(a, b Problem) int { return cmp.Compare(a.Line, b.Line) })
-	var out []string
-	for _, one := range sorted[:min(most, len(sorted))] {
-		out = append(out, one.String(file))
+	alike := map[string]Problems{}
+	for _, one := range sorted {
+		alike[one.What] = append(alike[one.What], one)
 	}
-	if more := len(sorted) - len(out); more > 0 {
+	var out []string
+	more := 0
+	for _, one := range sorted {
+		same, told := alike[one.What], 1
+		switch {
+		case len(same) > few:
+			told = len(same)
+			alike[one.What] = Problems{} // the others are told with it
+		case len(same) == 0:
+			continue
+		}
+		if len(out) == most {
+			more += told
+			continue
+		}
+		text := one.String(file)
+		if told > 1 {
+			text += same[1:].places(few)
+		}
+		out = append(out, text)
+	}
+	if more > 0 {
 		out = append(out, fmt.Sprintf("and %d more", more))
 	}
 	return out
+}
+
+// places says for how many others the same holds, and where some of them are.
+func (p Problems) places(some int) string {
+	what, names, lines := "keys", make([]string, 0, some), make([]string, 0, some)
+	for _, one := range p[:some] {
+		names = append(names, shown(one.Name))
+		if one.Line > 0 {
+			lines = append(lines, strconv.Itoa(one.Line))
+		}
+	}
+	if len(lines) == some {
+		what, names = "lines", lines
+	}
+	end := ""
+	if len(p) > some {
+		end = ", …"
+	}
+	return fmt.Sprintf("; the same in %d more %s: %s%s", len(p), what, strings.Join(names, ", "), end)
 }
 
 // Error is the lines together.

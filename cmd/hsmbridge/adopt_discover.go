@@ -65,8 +65,10 @@ func (a *app) discover(ctx context.Context, o adoptOptions) error {
 		return err
 	}
 	if n := len(absent); n > 0 {
-		return &exitError{exitPartly, fmt.Errorf("%s left out, as the token %s has no key with the label and key spec: %s; write them with --out FILE in place of --append, correct each uri, then: hsmbridge adopt FILE --append",
-			counted(n, "key"), o.token, few(absent))}
+		return &exitError{exitPartly, &advised{
+			fmt.Sprintf("%s left out, as the token %s has no key with the label and key spec: %s", counted(n, "key"), o.token, few(absent)),
+			"write them with --out FILE in place of --append, correct each uri, then: hsmbridge adopt FILE --append",
+		}}
 	}
 	return nil
 }

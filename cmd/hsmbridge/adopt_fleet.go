@@ -87,8 +87,11 @@ func (n *adoption) sort(rows []adopt.Row) {
 
 // fail notes a row that needs a person.
 func (n *adoption) fail(r adopt.Row, what string) {
+	if n.refused {
+		n.told = append(n.told, adopt.Problem{Name: r.Name, Line: r.Line, What: "it " + what})
+		return
+	}
 	n.failed = append(n.failed, fmt.Errorf("%s %s", r.Name, what))
-	n.told = append(n.told, adopt.Problem{Name: r.Name, Line: r.Line, What: "it " + what})
 }
 
 // assume gives a destination the role of the flags, if it has none.
@@ -147,7 +150,10 @@ func (n *adoption) run(ctx context.Context, all int) error {
 	if len(n.failed) == 1 {
 		need = "key needs"
 	}
-	return &exitError{exitPartly, fmt.Errorf("%d %s a person: see above%s", len(n.failed), need, others)}
+	return &exitError{exitPartly, &advised{
+		fmt.Sprintf("%d %s a person: see above%s", len(n.failed), need, others),
+		"correct what is said of each, then run the same command again: what is done is left as it is",
+	}}
 }
 
 // check holds that the configuration takes the rows, with placeholders for the KMS keys that are not there.

@@ -82,6 +82,9 @@ func fixOf(err error) string {
 	if e, ok := errors.AsType[*importer.RefusedError](err); ok {
 		return e.Fix
 	}
+	if e, ok := errors.AsType[*advised](err); ok {
+		return e.next
+	}
 	return ""
 }
 

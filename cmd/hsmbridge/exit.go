@@ -62,6 +62,11 @@ type exitError struct {
 	err  error
 }
 
+// advised is an error that ends with what to do next, which is then told on a line of its own.
+type advised struct{ what, next string }
+
+func (e *advised) Error() string { return e.what + "; " + e.next }
+
 func (e *exitError) Error() string { return e.err.Error() }
 func (e *exitError) Unwrap() error { return e.err }
 

@@ -176,6 +176,7 @@ func (a *app) printResults(results []importer.Result) {
 	}
 	table(a.out, []string{"KEY", "RESULT", "WRAPPED WITH", "UNDER", "FINGERPRINT", "PROOF", "EXPIRES"}, rows)
 	const indent = "               "
+	why := map[string]string{} // the reasons told, and for which key
 	for i, r := range results {
 		together := sharing(results, i)
 		if len(together) == 0 {
@@ -189,6 +190,12 @@ func (a *app) printResults(results []importer.Result) {
 		case r.Result == importer.Unchanged && r.WrappingKeySHA256 == "":
 			wrapped(a.out, "  why          ", indent, "KMS holds the key's material with the life that is asked for; nothing was wrapped")
 		case r.Mechanism != "":
+			reasons := fmt.Sprint(r.PassedOver)
+			if before, told := why[reasons]; told && len(r.PassedOver) > 0 {
+				wrapped(a.out, "  why          ", indent, whyText(r)+", for the reasons given with "+before+" above")
+				break
+			}
+			why[reasons] = r.Key
 			wrapped(a.out, "  why          ", indent, whyText(r))
 			a.printPassedOver(r.PassedOver, indent)
 		}

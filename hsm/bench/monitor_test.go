@@ -15,8 +15,8 @@ import (
 
 // BenchmarkMonitor shows what is lost in [BenchmarkWrap] with several sessions: Go's runtime has a thread that watches the others, as often as every 20 µs, and on
 // a busy machine it takes the processor from one that holds SoftHSM's lock. "ratio" is that of BenchmarkWrap, in a process of its own; "seldom-ratio" is
-// the same where the kernel wakes that thread every 2 ms at the most (PR_SET_TIMERSLACK). hsmbridge does not run like that: a token that waits in its calls
-// would get fewer of them.
+// the same where the kernel wakes that thread every 2 ms at the most (PR_SET_TIMERSLACK). hsmbridge does not run like that: the slack is in every timer, also in
+// those with which a library waits for its device.
 func BenchmarkMonitor(b *testing.B) {
 	for _, spec := range []string{"RSA_2048", "RSA_4096"} {
 		for _, sessions := range []int{2, 4, 8, 16} {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 
+	"hsmbridge/configs"
 	"hsmbridge/daemon/audit"
 	"hsmbridge/daemon/ceremony"
 	"hsmbridge/daemon/control"
@@ -18,9 +19,12 @@ func (d *Daemon) CeremonyStep(ctx context.Context, actor string, s control.Cerem
 	if !slices.Contains([]string{"ceremony-fetch", "ceremony-upload"}, s.Kind) {
 		return fmt.Errorf("%q is no step that is taken outside of the HSM room: %w", s.Kind, control.ErrRefused)
 	}
+	k, _ := d.config.Load().Key(s.Key)
+	ours := slices.ContainsFunc(k.Destinations, func(c configs.Destination) bool { return c.ARN == s.Destination })
 	return d.store.AddEvent(ctx, store.Event{
 		Kind: s.Kind, Actor: actor, Key: s.Key, Destination: s.Destination, Message: s.Message,
-		Fields: map[string]string{"request": s.Request, "sha256": s.SHA256, "file": s.File},
+		Fields:   map[string]string{"request": s.Request, "sha256": s.SHA256, "file": s.File},
+		Imported: ours && s.Imported && s.Kind == "ceremony-upload",
 	})
 }
 

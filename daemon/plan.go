@@ -58,7 +58,7 @@ func (d *Daemon) history(ctx context.Context) (schedule.History, error) {
 	}
 	for _, s := range destinations {
 		h.Targets[schedule.Target{Key: s.Key, Destination: s.Destination}] = schedule.State{
-			NeedsPerson: s.NeedsPerson, Present: s.Present, ValidTo: s.ValidTo, Life: s.Life, First: s.FirstAt, Imported: s.ImportedAt, Drilled: s.DrilledAt, Scheduled: s.ScheduledAt,
+			NeedsPerson: s.NeedsPerson, Present: s.Present, ValidTo: s.ValidTo, Life: s.Life, First: s.FirstAt, Imported: s.SettledAt, Drilled: s.DrilledAt, Scheduled: s.ScheduledAt,
 		}
 	}
 	keys, err := d.store.Keys(ctx)

@@ -206,17 +206,9 @@ func (d *Daemon) lookAtReplicas(ctx context.Context) error {
 // unlooked lists what is to be looked at now, at most so many.
 func (d *Daemon) unlooked(ctx context.Context, c *configs.Config) ([]look, error) {
 	const most, soon = 200, 5 * time.Second
-	rows, err := d.store.Replicas(ctx, "")
+	known, byKey, err := d.held(ctx)
 	if err != nil {
 		return nil, err
-	}
-	known, err := d.store.Generations(ctx)
-	if err != nil {
-		return nil, err
-	}
-	byKey := map[string][]store.Replica{}
-	for _, r := range rows {
-		byKey[r.Key] = append(byKey[r.Key], r)
 	}
 	var out []look
 	for _, k := range c.Keys {
@@ -244,45 +236,6 @@ func (d *Daemon) unlooked(ctx context.Context, c *configs.Config) ([]look, error
 		}
 	}
 	return out, nil
-}
-
-// generations are those that tokens have to hold: before anything is known, the first.
-func generations(known []store.Material) []store.Material {
-	if len(known) == 0 {
-		return []store.Material{{Generation: 1}}
-	}
-	return known
-}
-
-// replicaStates tells of the tokens of keys that several tokens hold.
-func replicaStates(k configs.Key, known []store.Material, rows []store.Replica) []control.Replica {
-	if len(k.Replicas) == 0 {
-		return nil
-	}
-	var out []control.Replica
-	for _, m := range generations(known) {
-		want := runner.Reference(k, m, rows)
-		for _, t := range k.Tokens() {
-			r := control.Replica{Replica: store.Replica{Key: k.Name, Generation: m.Generation, Token: t, Problem: "not looked at yet"}, Required: t == k.Token}
-			if x, ok := k.Replica(t); ok {
-				r.Required = x.Required
-			}
-			for _, row := range rows {
-				if row.Key == k.Name && row.Generation == m.Generation && row.Token == t {
-					r.Replica = row
-				}
-			}
-			r.Agrees = want != "" && r.Identity == want
-			if !r.Agrees && r.Problem == "" {
-				r.Problem = "another key: it has to be " + want
-				if want == "" {
-					r.Problem = "it is not known yet which key it has to be"
-				}
-			}
-			out = append(out, r)
-		}
-	}
-	return out
 }
 
 // daemons are the daemons on a shared database, this one first.
@@ -316,17 +269,9 @@ func (d *Daemon) unserved(ctx context.Context, s *control.Status, c *configs.Con
 	if !replicated(c) {
 		return nil
 	}
-	rows, err := d.store.Replicas(ctx, "")
+	known, byKey, err := d.held(ctx)
 	if err != nil {
 		return err
-	}
-	known, err := d.store.Generations(ctx)
-	if err != nil {
-		return err
-	}
-	byKey := map[string][]store.Replica{}
-	for _, r := range rows {
-		byKey[r.Key] = append(byKey[r.Key], r)
 	}
 	for _, k := range c.Keys {
 		for _, r := range replicaStates(k, known[k.Name], byKey[k.Name]) {

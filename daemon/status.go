@@ -182,6 +182,7 @@ func (d *Daemon) Keys(ctx context.Context, name string) ([]control.ManagedKey, e
 		rows, rerr := d.store.Replicas(ctx, name)
 		if k, ok := d.config.Load().Key(name); ok {
 			out[0].Replicas = replicaStates(k, out[0].Materials, rows)
+			d.withTokens(out[0].Replicas)
 		}
 		err = rerr
 	}

@@ -108,7 +108,7 @@ func (d *Daemon) unseen(ctx context.Context, most int) ([]target, error) {
 		for _, dest := range k.Destinations {
 			s, ok := last[schedule.Target{Key: k.Name, Destination: dest.ARN}]
 			// What was never imported is not looked at: the import does that. A time in the future was noted under a wrong clock.
-			if ok && !s.ImportedAt.IsZero() && (s.SeenAt.Before(before) || s.SeenAt.After(d.now().Add(time.Minute))) {
+			if ok && !s.SettledAt.IsZero() && (s.SeenAt.Before(before) || s.SeenAt.After(d.now().Add(time.Minute))) {
 				list = append(list, target{k, dest, s.SeenAt})
 			}
 		}

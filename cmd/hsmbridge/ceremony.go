@@ -196,7 +196,7 @@ func (a *app) writeRequest(ctx context.Context, q approval.Request, t ceremony.T
 	if err := ceremony.WriteNew(name+ceremony.RequestExt, text, 0o644); err != nil {
 		return errors.Join(err, os.Remove(name+ceremony.TokensExt))
 	}
-	if err := a.tell(ctx, "ceremony-fetch", q, text, "import parameters were fetched for a ceremony", name+ceremony.RequestExt); err != nil {
+	if err := a.tell(ctx, "ceremony-fetch", q, text, "import parameters were fetched for a ceremony", name+ceremony.RequestExt, false); err != nil {
 		return errors.Join(fmt.Errorf("%w; the files were removed", err), os.Remove(name+ceremony.TokensExt), os.Remove(name+ceremony.RequestExt))
 	}
 	fmt.Fprintf(a.out, "%s\n  the request: officers sign it, and it goes into the HSM room\n%s\n  the import tokens: they stay here\n\n", name+ceremony.RequestExt, name+ceremony.TokensExt)

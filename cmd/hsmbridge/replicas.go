@@ -117,9 +117,9 @@ func (a *app) printReplicas(list []control.Replica) {
 		if !r.Seen.IsZero() {
 			seen = r.Seen.UTC().Format(time.RFC3339) + " by " + r.Daemon
 		}
-		rows = append(rows, []string{strconv.FormatInt(r.Generation, 10), token, dash(r.Serial), dash(r.Identity), yesNo(r.Agrees), seen})
+		rows = append(rows, []string{strconv.FormatInt(r.Generation, 10), token, dash(r.TokenState), dash(r.Serial), dash(r.Identity), yesNo(r.Agrees), dash(seen), dash(r.Object)})
 	}
-	table(a.out, []string{"GENERATION", "TOKEN", "SERIAL", "HOLDS", "THE SAME", "SEEN"}, rows)
+	table(a.out, []string{"GENERATION", "TOKEN", "STATE", "SERIAL", "HOLDS", "THE SAME", "SEEN", "OBJECT"}, rows)
 	for _, r := range list {
 		if !r.Agrees {
 			wrapped(a.out, fmt.Sprintf("  %s, generation %d: ", r.Token, r.Generation), "    ", r.Problem)

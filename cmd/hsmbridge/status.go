@@ -173,6 +173,11 @@ func (a *app) keyStatus(ctx context.Context, c *control.Client, name string) err
 	if a.json {
 		return writeJSON(a.out, k)
 	}
+	a.printKey(k)
+	return nil
+}
+
+func (a *app) printKey(k control.ManagedKey) {
 	where := "token " + k.Token
 	if len(k.Tokens) > 1 {
 		where = "tokens " + strings.Join(k.Tokens, ", ")
@@ -197,6 +202,7 @@ func (a *app) keyStatus(ctx context.Context, c *control.Client, name string) err
 			{"expires", moment(d.ValidTo, d.Present)},
 			{"renewal", moment(k.Renewals[i], false)},
 			{"imported", moment(d.ImportedAt, false)},
+			{"first seen", firstSeen(d.FirstSeenAt)},
 			{"proof", d.Proof},
 			{"last drill", moment(d.DrilledAt, false)},
 			{"seen", moment(d.SeenAt, false)},
@@ -216,7 +222,6 @@ func (a *app) keyStatus(ctx context.Context, c *control.Client, name string) err
 		table(a.out, []string{"GENERATION", "OBJECT", "CHECK VALUE", "IN USE SINCE"}, rows)
 	}
 	a.printReplicas(k.Replicas)
-	return nil
 }
 
 // since tells of an act of a person; empty: there was none.
@@ -229,6 +234,14 @@ func since(at time.Time, by, reason string) string {
 		s += ": " + reason
 	}
 	return s
+}
+
+// firstSeen tells of material that KMS was found to hold, and that no import here is known to have put there.
+func firstSeen(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return moment(t, false) + ", KMS held it already; no import is in the journal"
 }
 
 func moment(t time.Time, never bool) string {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"hsmbridge/daemon/control"
+	"hsmbridge/daemon/store"
 )
 
 // The screen is one screen: what does not fit is counted.
@@ -30,5 +31,35 @@ func TestStatusExpiries(t *testing.T) {
 	(&app{out: &out}).printStatus(s)
 	if strings.Contains(out.String(), "later") {
 		t.Errorf("of ten:\n%s", out.String())
+	}
+}
+
+// An import is one that the journal knows; of other material the screen says when KMS was first found to hold it. Of each copy it says where it is
+// and whether it is the key.
+func TestStatusOfKey(t *testing.T) {
+	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	k := control.ManagedKey{
+		Name: "payments", Token: "a", Tokens: []string{"a", "b"}, KeySpec: "SYMMETRIC_DEFAULT", Expires: "90d", Renewals: make([]time.Time, 3),
+		Destinations: []store.Destination{{Destination: "arn:ours", Present: true, ImportedAt: at}, {Destination: "arn:found", Present: true, FirstSeenAt: at}, {Destination: "arn:new"}},
+		Replicas: []control.Replica{
+			{Replica: store.Replica{Generation: 1, Token: "a", Identity: "check value 1a2b3c", Serial: "100", Daemon: "one", Seen: at}, Object: "pkcs11:object=payments", TokenState: "open", Required: true, Agrees: true},
+			{Replica: store.Replica{Generation: 1, Token: "b", Problem: "not looked at yet"}, Object: "pkcs11:object=copy", TokenState: "unreached"},
+		},
+	}
+	var out bytes.Buffer
+	(&app{out: &out}).printKey(k)
+	for _, want := range []string{
+		"payments, SYMMETRIC_DEFAULT in tokens a, b, expires 90d\n",
+		"arn:ours\n  KMS key      -\n  expires      never\n  imported     2026-01-01T00:00:00Z\n\n",
+		"arn:found\n  KMS key      -\n  expires      never\n  first seen   2026-01-01T00:00:00Z, KMS held it already; no import is in the journal\n\n",
+		"arn:new\n  KMS key      -\n\n",
+		"GENERATION  TOKEN             STATE      SERIAL  HOLDS               THE SAME  SEEN                         OBJECT\n",
+		"1           a                 open       100     check value 1a2b3c  yes       2026-01-01T00:00:00Z by one  pkcs11:object=payments\n",
+		"1           b (not required)  unreached  -       -                   no        -                            pkcs11:object=copy\n",
+		"  b, generation 1: not looked at yet\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("it does not say %q:\n%s", want, out.String())
+		}
 	}
 }

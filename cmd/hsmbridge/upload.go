@@ -24,8 +24,8 @@ import (
 	"hsmbridge/hsm/wrapping"
 )
 
-// tell writes a step of the ceremony into the daemon's audit log, where one serves. The room's log and the report have it in any case.
-func (a *app) tell(ctx context.Context, kind string, q approval.Request, text []byte, message, file string) error {
+// tell writes a step of the ceremony into the daemon's audit log, where one serves; imported says that KMS took the key material. The room's log and the report have it in any case.
+func (a *app) tell(ctx context.Context, kind string, q approval.Request, text []byte, message, file string, imported bool) error {
 	c, err := a.daemon()
 	if err != nil {
 		return err
@@ -35,7 +35,7 @@ func (a *app) tell(ctx context.Context, kind string, q approval.Request, text []
 		return nil
 	}
 	err = c.CeremonyStep(ctx, control.CeremonyStep{
-		Kind: kind, Key: q.Key, Destination: q.Destination, Message: message, Request: q.ID, SHA256: ceremony.Digest(text), File: approval.OneLine(filepath.Base(file)),
+		Kind: kind, Key: q.Key, Destination: q.Destination, Message: message, Request: q.ID, SHA256: ceremony.Digest(text), File: approval.OneLine(filepath.Base(file)), Imported: imported,
 	})
 	if err != nil {
 		return fmt.Errorf("the daemon's audit log does not have this step: %w", err)
@@ -95,11 +95,11 @@ func (a *app) upload(ctx context.Context, file string, signatures []string) erro
 	}
 	im := &importer.Importer{KMS: conn.destination, Record: a.record}
 	r := request(c, u.key, u.dest, importOptions{renew: u.q.Action == string(importer.ActionReimport)})
-	if err := a.tell(ctx, "ceremony-upload", u.q, u.text, "what was wrapped in the HSM room is uploaded next", file); err != nil {
+	if err := a.tell(ctx, "ceremony-upload", u.q, u.text, "what was wrapped in the HSM room is uploaded next", file, false); err != nil {
 		return fmt.Errorf("%w; nothing was sent", err)
 	}
 	result, err := im.Upload(ctx, r, importer.Action(u.q.Action), ready(u))
-	if terr := a.tell(context.WithoutCancel(ctx), "ceremony-upload", u.q, u.text, "the upload ended: "+firstLine(message(result, err)), file); terr != nil {
+	if terr := a.tell(context.WithoutCancel(ctx), "ceremony-upload", u.q, u.text, "the upload ended: "+firstLine(message(result, err)), file, result.Result != importer.Failed); terr != nil {
 		a.complain(terr)
 	}
 	if err != nil && result.Result == importer.Failed {

@@ -57,6 +57,7 @@ type CeremonyStep struct {
 	Request     string `json:"request"`
 	SHA256      string `json:"sha256"` // of the request's text
 	File        string `json:"file"`
+	Imported    bool   `json:"imported,omitempty"` // KMS took the key material
 }
 
 // CeremonyLog is the log of an HSM room, as the file is.

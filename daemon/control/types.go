@@ -98,8 +98,10 @@ type Token struct {
 // Replica is what a token holds of a key that several tokens hold.
 type Replica struct {
 	store.Replica
-	Required bool `json:"required"` // new material waits for it
-	Agrees   bool `json:"agrees"`   // it is the material that it has to be; else see problem
+	Object     string `json:"object"`      // PKCS#11 URI by which the token has it
+	TokenState string `json:"token_state"` // as in Token, at this daemon or else at one that reaches the token; unreached: none that is alive does
+	Required   bool   `json:"required"`    // new material waits for it
+	Agrees     bool   `json:"agrees"`      // it is the material that it has to be; else see problem
 }
 
 // Site is a daemon among those that share a database.

@@ -173,6 +173,7 @@ func (r *run) importAgain(ctx context.Context, ready Ready, validTo time.Time) e
 	if err != nil {
 		return err
 	}
+	r.proving = true
 	out, err := r.kms.ImportKeyMaterial(ctx, kmsclient.ImportRequest{
 		KeyARN: r.req.Destination, ValidTo: validTo, ImportType: "EXISTING_KEY_MATERIAL", KeyMaterialID: id, ImportToken: ready.ProofToken,
 		EncryptedKeyMaterial: ready.ProofWrapped, Description: r.description(),

@@ -41,6 +41,7 @@ type Event struct {
 	Destination string
 	Message     string
 	Fields      []Field
+	Imported    bool // of StepImport: KMS took the material, and not for a proof alone
 }
 
 // Field is a name and a value of an event, in the order in which they are shown.
@@ -50,7 +51,7 @@ func (r *run) record(ctx context.Context, step Step, message string, fields ...s
 	if r.Record == nil {
 		return nil
 	}
-	e := Event{Time: r.now(), Step: step, Key: r.req.Name, Destination: r.req.Destination, Message: message}
+	e := Event{Time: r.now(), Step: step, Key: r.req.Name, Destination: r.req.Destination, Message: message, Imported: step == StepImport && !r.proving}
 	for i := 0; i+1 < len(fields); i += 2 {
 		if fields[i+1] != "" {
 			e.Fields = append(e.Fields, Field{fields[i], fields[i+1]})

@@ -24,6 +24,11 @@ type generation struct {
 	pending bool   // it waits for rotation there
 }
 
+// ObjectIn is the URI by which a token has the object of a generation of a key that it holds.
+func ObjectIn(k configs.Key, token string, generation int64) pkcs11uri.URI {
+	return k.ObjectIn(token, objectOf(k, generation))
+}
+
 // objectOf names the key object of a generation: the configured one, then LABEL.2, LABEL.3 ...
 func objectOf(k configs.Key, n int64) pkcs11uri.URI {
 	u := k.URI

@@ -15,7 +15,7 @@ func Revocable(c *configs.Config, name string, known []store.Destination) (confi
 	k.Name = name
 	k.Destinations = slices.Clone(k.Destinations)
 	for _, d := range known {
-		if d.Key != name || d.ImportedAt.IsZero() && !d.Present || configured(c, d.Destination) {
+		if d.Key != name || d.SettledAt.IsZero() && d.ImportedAt.IsZero() && !d.Present || configured(c, d.Destination) {
 			continue
 		}
 		k.Destinations = append(k.Destinations, reached(c, configs.Destination{ARN: d.Destination}))

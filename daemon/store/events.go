@@ -23,6 +23,8 @@ type Event struct {
 	Job         int64             `json:"job,omitempty"`
 	Message     string            `json:"message"`
 	Fields      map[string]string `json:"fields,omitempty"`
+
+	Imported bool `json:"-"` // on the way in: KMS took key material at that time, and not for a proof alone; the destination keeps when
 }
 
 // event adds an event to the transaction, and so to the audit log.
@@ -33,7 +35,14 @@ func (tx *Tx) event(ctx context.Context, e Event) error {
 	if e.Actor == "" {
 		e.Actor = tx.s.daemon
 	}
-	return tx.append(ctx, e)
+	if err := tx.append(ctx, e); err != nil || !e.Imported {
+		return err
+	}
+	if err := tx.destination(ctx, e.Key, e.Destination); err != nil {
+		return err
+	}
+	_, err := tx.exec(ctx, "UPDATE destinations SET sent_at = ? WHERE key_name = ? AND destination = ?", micros(e.Time), e.Key, e.Destination)
+	return err
 }
 
 // eventsInOrder lets transactions that add events commit one after the other, so that nobody who has read up to an ID misses a smaller one

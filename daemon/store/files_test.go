@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"hsmbridge/test/postgres"
 )
 
@@ -143,8 +145,21 @@ func TestFirstSchema(t *testing.T) {
 		if k := must[map[string]Key](t)(s.Keys(t.Context()))["payments"]; k.PausedBy != "alice" || k.WaivedReason != "soon" {
 			t.Errorf("the key is %+v", k)
 		}
-		if d := must[[]Destination](t)(s.Destinations(t.Context())); len(d) != 1 || d[0].MaterialID != "m1" || d[0].Life != 90*24*time.Hour {
+		if d := must[[]Destination](t)(s.Destinations(t.Context())); len(d) != 4 || d[0].MaterialID != "m1" || d[0].Life != 90*24*time.Hour {
 			t.Errorf("the destinations are %+v", d)
+		} else {
+			at := func(second int64) time.Time { return time.Unix(1800000000+second, 0).UTC() }
+			for i, want := range []Destination{
+				{Destination: "arn", ImportedAt: at(0), SettledAt: at(0)},
+				{Destination: "arn:drilled", ImportedAt: at(1), SettledAt: at(1)},
+				{Destination: "arn:found", FirstSeenAt: at(2), SettledAt: at(2)},
+				{Destination: "arn:unproved", ImportedAt: at(3), SettledAt: at(4)},
+			} {
+				got := Destination{Destination: d[i].Destination, ImportedAt: d[i].ImportedAt, FirstSeenAt: d[i].FirstSeenAt, SettledAt: d[i].SettledAt}
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("when it was imported (-want +got):\n%s", diff)
+				}
+			}
 		}
 		if m := must[[]Material](t)(s.Materials(t.Context(), "payments")); len(m) != 1 || m[0].IDs["arn"] != "m1" {
 			t.Errorf("the materials are %+v", m)
@@ -152,7 +167,7 @@ func TestFirstSchema(t *testing.T) {
 		if j := must[[]Job](t)(s.Jobs(t.Context(), JobFilter{})); len(j) != 1 || j[0].Reason != "first" {
 			t.Errorf("the jobs are %+v", j)
 		}
-		if i := must[[]Import](t)(s.Imports(t.Context(), "payments", 0, 10)); len(i) != 1 || i[0].RequestIDs[0] != "r1" {
+		if i := must[[]Import](t)(s.Imports(t.Context(), "payments", 0, 10)); len(i) != 3 || i[2].RequestIDs[0] != "r1" {
 			t.Errorf("the imports are %+v", i)
 		}
 		if e := must[[]Event](t)(s.Events(t.Context(), EventFilter{})); len(e) != 1 || e[0].Fields["a"] != "b" {

@@ -28,9 +28,11 @@ type Destination struct {
 	ValidTo     time.Time     `json:"valid_to,omitzero"`
 	MaterialID  string        `json:"key_material_id,omitempty"`
 	Rotations   int64         `json:"rotations"`
-	FirstAt     time.Time     `json:"first_at,omitzero"`    // the first import, as far as is known
-	ImportedAt  time.Time     `json:"imported_at,omitzero"` // the last one
-	Life        time.Duration `json:"-"`                    // that was asked for at the last import
+	FirstAt     time.Time     `json:"first_at,omitzero"`      // the first import, or when KMS was first found to hold the material
+	ImportedAt  time.Time     `json:"imported_at,omitzero"`   // the last import that the journal knows; zero: none
+	FirstSeenAt time.Time     `json:"first_seen_at,omitzero"` // where no import is known: when KMS was first found to hold the material, by whomever it was imported
+	SettledAt   time.Time     `json:"-"`                      // the last job's import, or the first that found the material there: what the planner counts from; zero: never
+	Life        time.Duration `json:"-"`                      // that was asked for at the last import
 	DrilledAt   time.Time     `json:"drilled_at,omitzero"`
 	ScheduledAt time.Time     `json:"scheduled_at,omitzero"`
 	ProvedAt    time.Time     `json:"proved_at,omitzero"`
@@ -78,7 +80,7 @@ func (s *Store) See(ctx context.Context, seen []Seen) error {
 	})
 }
 
-const selectDestinations = `SELECT key_name, destination, seen_at, kms_state, present, valid_to, material_id, rotations, first_at, imported_at, life,
+const selectDestinations = `SELECT key_name, destination, seen_at, kms_state, present, valid_to, material_id, rotations, first_at, imported_at, sent_at, life,
 	drilled_at, scheduled_at, proved_at, proof, needs_person, error, error_class, error_code, error_at FROM destinations`
 
 // Destinations lists what is known of all destinations.
@@ -118,9 +120,9 @@ func (s *Store) Troubled(ctx context.Context, most int) ([]Destination, error) {
 // which is most of a row, is left out.
 func (s *Store) Times(ctx context.Context) ([]Destination, error) {
 	return query(ctx, s, s.read, func(scan func(...any) error) (d Destination, err error) {
-		var seen, present, validTo, first, imported, life, drilled, scheduled, person int64
-		err = scan(&d.Key, &d.Destination, &seen, &present, &validTo, &d.Rotations, &first, &imported, &life, &drilled, &scheduled, &person)
-		d.SeenAt, d.ValidTo, d.FirstAt, d.ImportedAt, d.DrilledAt, d.ScheduledAt = stamp(seen), stamp(validTo), stamp(first), stamp(imported), stamp(drilled), stamp(scheduled)
+		var seen, present, validTo, first, settled, life, drilled, scheduled, person int64
+		err = scan(&d.Key, &d.Destination, &seen, &present, &validTo, &d.Rotations, &first, &settled, &life, &drilled, &scheduled, &person)
+		d.SeenAt, d.ValidTo, d.FirstAt, d.SettledAt, d.DrilledAt, d.ScheduledAt = stamp(seen), stamp(validTo), stamp(first), stamp(settled), stamp(drilled), stamp(scheduled)
 		d.Present, d.NeedsPerson, d.Life = present != 0, person != 0, time.Duration(life)*time.Microsecond
 		return d, err
 	}, "SELECT key_name, destination, seen_at, present, valid_to, rotations, first_at, imported_at, life, drilled_at, scheduled_at, needs_person FROM destinations")
@@ -128,10 +130,14 @@ func (s *Store) Times(ctx context.Context) ([]Destination, error) {
 
 func scanDestination(scan func(...any) error) (Destination, error) {
 	var d Destination
-	var seen, present, validTo, first, imported, life, drilled, scheduled, proved, person, errorAt int64
-	err := scan(&d.Key, &d.Destination, &seen, &d.State, &present, &validTo, &d.MaterialID, &d.Rotations, &first, &imported, &life,
+	var seen, present, validTo, first, settled, sent, life, drilled, scheduled, proved, person, errorAt int64
+	err := scan(&d.Key, &d.Destination, &seen, &d.State, &present, &validTo, &d.MaterialID, &d.Rotations, &first, &settled, &sent, &life,
 		&drilled, &scheduled, &proved, &d.Proof, &person, &d.Error, &d.ErrorClass, &d.ErrorCode, &errorAt)
-	d.SeenAt, d.ValidTo, d.FirstAt, d.ImportedAt, d.DrilledAt, d.ScheduledAt, d.ProvedAt, d.ErrorAt = stamp(seen), stamp(validTo), stamp(first), stamp(imported), stamp(drilled), stamp(scheduled), stamp(proved), stamp(errorAt)
+	d.SeenAt, d.ValidTo, d.FirstAt, d.SettledAt, d.ImportedAt = stamp(seen), stamp(validTo), stamp(first), stamp(settled), stamp(sent)
+	d.DrilledAt, d.ScheduledAt, d.ProvedAt, d.ErrorAt = stamp(drilled), stamp(scheduled), stamp(proved), stamp(errorAt)
+	if sent == 0 {
+		d.FirstSeenAt = d.SettledAt
+	}
 	d.Present, d.NeedsPerson, d.Life = present != 0, person != 0, time.Duration(life)*time.Microsecond
 	return d, err
 }

@@ -138,6 +138,11 @@ func TestJobLife(t *testing.T) {
 			t.Errorf("%d jobs woke, queued %v", n, q.ids)
 		}
 		l, j = begin(t, s, j)
+		took := c.Now()
+		if err := s.Step(t.Context(), l, j, Event{Kind: "import", Destination: "arn", Time: took, Message: "KMS took the key material", Imported: true}); err != nil {
+			t.Fatal(err)
+		}
+		c.Advance(time.Second)
 		o := Outcome{
 			State: Done, Message: "imported", Imported: []Success{{Destination: "arn", Life: 90 * 24 * time.Hour, Proof: "mac-match", Sent: true, Scheduled: true}},
 			Seen:      []Seen{{Key: "k", Destination: "arn", State: "Enabled", Present: true, ValidTo: validTo, MaterialID: "id", Rotations: 2}},
@@ -152,7 +157,7 @@ func TestJobLife(t *testing.T) {
 		}
 		destinations := must[[]Destination](t)(s.Destinations(t.Context()))
 		wantDestination := Destination{
-			Key: "k", Destination: "arn", SeenAt: c.Now(), State: "Enabled", Present: true, ValidTo: validTo, MaterialID: "id", Rotations: 2, FirstAt: c.Now(), ImportedAt: c.Now(),
+			Key: "k", Destination: "arn", SeenAt: c.Now(), State: "Enabled", Present: true, ValidTo: validTo, MaterialID: "id", Rotations: 2, FirstAt: c.Now(), ImportedAt: took, SettledAt: c.Now(),
 			Life: 90 * 24 * time.Hour, DrilledAt: c.Now(), ScheduledAt: c.Now(), ProvedAt: c.Now(), Proof: "mac-match",
 		}
 		if diff := cmp.Diff([]Destination{wantDestination}, destinations); diff != "" {
@@ -173,7 +178,7 @@ func TestJobLife(t *testing.T) {
 		for _, e := range must[[]Event](t)(s.Events(t.Context(), EventFilter{Job: j.ID})) {
 			kinds = append(kinds, e.Kind)
 		}
-		if want := []string{"queued", "wrap", "finished", "finished"}; !cmp.Equal(want, kinds) {
+		if want := []string{"queued", "wrap", "finished", "import", "finished"}; !cmp.Equal(want, kinds) {
 			t.Errorf("the journal is %v", kinds)
 		}
 		if _, err := s.Lock(t.Context(), "k"); err != nil {
@@ -182,6 +187,52 @@ func TestJobLife(t *testing.T) {
 		if fresh := add(t, s, q, want); fresh.ID == j.ID {
 			t.Error("a job that is over is open")
 		}
+	})
+}
+
+// When KMS took the material is the time of the import, whatever became of the job; what KMS held already was seen, and imported by nobody here.
+func TestImportedAndSeen(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, c *clock) {
+		s, q := one(open), &queue{}
+		began := c.Now()
+		run := func(sent bool, o Outcome) Destination {
+			t.Helper()
+			c.Advance(time.Hour)
+			j := add(t, s, q, Job{Key: "k", Destination: "arn", Kind: KindImport})
+			l, j := begin(t, s, j)
+			if err := s.Step(t.Context(), l, j, Event{Kind: "import", Destination: "arn", Message: "KMS took the key material", Imported: sent}); err != nil {
+				t.Fatal(err)
+			}
+			c.Advance(time.Minute)
+			if err := s.FinishJob(t.Context(), l, j, o, q.enqueue); err != nil {
+				t.Fatal(err)
+			}
+			d := must[[]Destination](t)(s.DestinationsOf(t.Context(), "k"))[0]
+			times := must[[]Destination](t)(s.Times(t.Context()))[0]
+			if !times.SettledAt.Equal(d.SettledAt) || !times.FirstAt.Equal(d.FirstAt) {
+				t.Errorf("the planner sees %+v of %+v", times, d)
+			}
+			return d
+		}
+		at := func(hours, minutes int) time.Time {
+			return began.Add(time.Duration(hours)*time.Hour + time.Duration(minutes)*time.Minute)
+		}
+		done := func(sent bool) Outcome {
+			return Outcome{State: Done, Imported: []Success{{Destination: "arn", Sent: sent}}}
+		}
+		hold := func(when string, d Destination, imported, firstSeen, settled time.Time) {
+			t.Helper()
+			if !d.ImportedAt.Equal(imported) || !d.FirstSeenAt.Equal(firstSeen) || !d.SettledAt.Equal(settled) {
+				t.Errorf("%s: imported %s, first seen %s, settled %s", when, d.ImportedAt, d.FirstSeenAt, d.SettledAt)
+			}
+		}
+		var never time.Time
+		hold("found there, with a proof", run(false, done(false)), never, at(1, 1), at(1, 1))
+		hold("found there again", run(false, done(false)), never, at(1, 1), at(1, 1))
+		hold("taken, and the proof failed", run(true, Outcome{State: Failed, Error: "no proof"}), at(3, 2), never, at(1, 1))
+		hold("found there after that", run(false, done(false)), at(3, 2), never, at(1, 1))
+		hold("imported", run(true, done(true)), at(5, 4), never, at(5, 5))
+		hold("found there after that", run(false, done(false)), at(5, 4), never, at(5, 5))
 	})
 }
 

@@ -52,7 +52,7 @@ func TestBrowser(t *testing.T) {
 		h.ServeHTTP(w, r)
 	}))
 	t.Cleanup(srv.Close)
-	for _, path := range []string{"", "requests/7K3M-9QXA-0B2C-D4EF"} {
+	for _, path := range []string{"", "requests/7K3M-9QXA-0B2C-D4EF", "keys/payments"} {
 		document, complaints := browse(t, srv.URL+Root+path, "40000")
 		if len(complaints) > 0 {
 			t.Errorf("%q: the browser complains: %s", path, complaints)

@@ -25,6 +25,7 @@ const (
 	pageKeys   = 50
 	someJobs   = 20
 	someAsked  = 50
+	someCopies = 50
 )
 
 // overview is the first page: what expires when, what waits for a person, what runs, what happened last.
@@ -238,10 +239,16 @@ func (s *Server) token(r *http.Request) (view, error) {
 		rows = append(rows, row)
 	}
 	slices.SortFunc(rows, func(a, b proved) int { return strings.Compare(string(a.KeySpec), string(b.KeySpec)) })
+	copies, total, err := s.Service.Copies(r.Context(), name, someCopies)
+	if err != nil {
+		return view{}, err
+	}
 	return view{Title: "Token " + name, Section: "tokens", Status: st, Data: struct {
 		Token  control.Token
 		Proved []proved
-	}{st.Tokens[i], rows}}, nil
+		Copies []control.Replica
+		Total  int
+	}{st.Tokens[i], rows, copies, total}}, nil
 }
 
 func (s *Server) events(r *http.Request) (view, error) {

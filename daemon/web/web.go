@@ -35,6 +35,7 @@ type Service interface {
 	Request(ctx context.Context, name string) (control.Request, error)
 	Approve(ctx context.Context, actor, name, signature string) (control.Request, error)
 	Reject(ctx context.Context, actor, name, reason, signature string) (control.Request, error)
+	Copies(ctx context.Context, token string, limit int) (list []control.Replica, total int, err error)
 	Capabilities(ctx context.Context, token string) (map[wrapping.KeySpec]wrapping.Capabilities, error)
 }
 

@@ -71,11 +71,32 @@ func (s *service) Keys(_ context.Context, name string) ([]control.ManagedKey, er
 		return nil, fmt.Errorf("there is no key %q: %w", name, control.ErrNotFound)
 	}
 	return []control.ManagedKey{{
-		Name: name, Token: "demo", KeySpec: "SYMMETRIC_DEFAULT", Expires: "90d", Renewals: []time.Time{noon},
-		State:        store.Key{WaivedBy: "ann", WaivedReason: hostile, PausedAt: noon, PausedBy: "bob"},
-		Destinations: []store.Destination{{Destination: "arn:aws:kms:eu-central-1:111122223333:key/1", Present: true, ValidTo: noon.AddDate(0, 1, 0), State: "Enabled", Error: hostile, ErrorCode: "X"}},
-		Materials:    []store.Material{{Generation: 1, Object: "pkcs11:object=payments", CheckValue: "1a2b3c", Created: noon}},
+		Name: name, Token: "demo", Tokens: []string{"demo", "far", "spare"}, KeySpec: "SYMMETRIC_DEFAULT", Expires: "90d", Renewals: []time.Time{noon, {}}, Replicas: copies(),
+		State: store.Key{WaivedBy: "ann", WaivedReason: hostile, PausedAt: noon, PausedBy: "bob"},
+		Destinations: []store.Destination{
+			{Destination: "arn:aws:kms:eu-central-1:111122223333:key/1", Present: true, ValidTo: noon.AddDate(0, 1, 0), State: "Enabled", Error: hostile, ErrorCode: "X", ImportedAt: noon.AddDate(0, -2, 0)},
+			{Destination: "arn:aws:kms:eu-west-1:111122223333:key/2", Present: true, State: "Enabled", FirstSeenAt: noon.AddDate(0, -1, 0)},
+		},
+		Materials: []store.Material{{Generation: 1, Object: "pkcs11:object=payments", CheckValue: "1a2b3c", Created: noon}},
 	}}, nil
+}
+
+// copies are what three tokens hold of a key: the key, another one, and nobody knows.
+func copies() []control.Replica {
+	return []control.Replica{
+		{Replica: store.Replica{Key: "payments", Generation: 1, Token: "demo", Identity: "check value 1a2b3c", Serial: "1234", Daemon: "here", Seen: noon}, Object: "pkcs11:object=payments;type=secret-key", TokenState: "open", Required: true, Agrees: true},
+		{Replica: store.Replica{Key: "payments", Generation: 1, Token: "far", Identity: "check value ffffff", Problem: "another key: it has to be check value 1a2b3c", Serial: hostile, Daemon: hostile, Seen: noon.Add(-time.Hour)}, Object: "pkcs11:object=" + hostile, TokenState: "parked", Required: true},
+		{Replica: store.Replica{Key: "payments", Generation: 1, Token: "spare", Problem: "not looked at yet"}, Object: "pkcs11:object=payments.copy;type=secret-key", TokenState: "unreached"},
+	}
+}
+
+func (*service) Copies(_ context.Context, token string, _ int) ([]control.Replica, int, error) {
+	for _, c := range copies() {
+		if c.Token == token {
+			return []control.Replica{c}, 3, nil
+		}
+	}
+	return nil, 0, nil
 }
 
 func (*service) Expiries(context.Context) (at []time.Time, never int, err error) {
@@ -233,11 +254,17 @@ func TestWhatPagesSay(t *testing.T) {
 		"":                             {"7K3M-9QXA-0B2C-D4EF", "Expired already: 1.", "Later than a year from now: 1.", "Never: 3.", "June 2026: 2", "These are the next 1 of 31", "hsmbridge retry signing", "few PIN tries are left"},
 		"requests/7K3M-9QXA-0B2C-D4EF": {"different:</b> last time <code>RSAES_OAEP_SHA_1", "ssh-keygen -Y sign -n hsmbridge-approval", "Whoever signs this text lets hsmbridge", "May still sign: alice, bob."},
 		"tokens/demo":                  {"SYMMETRIC_DEFAULT: RSAES_OAEP_SHA_1 with CKM_RSA_PKCS_OAEP", "failed: CKR_ARGUMENTS_BAD (0x7)"},
-		"tokens/far":                   {"hsmbridge resume --token far", "hsmbridge probe far"},
+		"tokens/far":                   {"hsmbridge resume --token far", "hsmbridge probe far", "check value ffffff", "These are 1 of 3, what is not the same first."},
 		"keys?search=key-11":           {"key-110", "key-119"},
 		"keys":                         {"key-049", "after=key-049"},
 		"events?before=100":            {`<td>99</td>`},
 		"events":                       {`before=151`},
+		"keys/payments": {
+			"<dt>imported</dt><dd>2026-03-20 12:00</dd>", "<dt>first seen</dt><dd>2026-04-20 12:00, KMS held it already; no import is in the journal</dd>",
+			`<dt>tokens</dt><dd><a href="/ui/tokens/demo">demo</a>, <a href="/ui/tokens/far">far</a>, <a href="/ui/tokens/spare">spare</a></dd>`,
+			"<code>check value 1a2b3c</code></td><td><span class=\"good\">yes</span></td>", `, serial 1234<br><code>pkcs11:object=payments;type=secret-key</code></td><td class="token-open">open</td>`, `<td class="token-parked">parked</td>`, "<b class=\"bad\">no</b>: another key: it has to be check value 1a2b3c",
+			`2026-05-20 11:00</time> <span class="dim">by &lt;script`, `(not required)</span><br><code>pkcs11:object=payments.copy;type=secret-key</code></td><td class="token-unreached">unreached</td><td>–</td><td><b class="bad">no</b>: not looked at yet</td><td>–</td>`,
+		},
 	} {
 		_, body, _ := ask(t, http.MethodGet, srv.URL+Root+path, nil, nil)
 		for _, w := range want {

@@ -42,6 +42,16 @@ func (p *process) waits(t *testing.T, key string) (j store.Job) {
 	return j
 }
 
+// destination is what a daemon knows of a key's first destination.
+func (p *process) destination(key string) store.Destination {
+	p.t.Helper()
+	list, err := p.client.Keys(p.t.Context(), key)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return list[0].Destinations[0]
+}
+
 // The database is lost, of a key that was rotated. A daemon with an empty one finds out by itself what KMS and the token hold, and then
 // restores what is deleted behind its back.
 func TestDatabaseLost(t *testing.T) {
@@ -57,12 +67,20 @@ func TestDatabaseLost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if d := before[0].Destinations[0]; d.ImportedAt.IsZero() || !d.FirstSeenAt.IsZero() {
+		t.Errorf("what was imported is %s", asJSON(d))
+	}
 	p.kill()
 	w.loseDatabase()
 	p = w.start("one", "")
 	for _, j := range p.settled() {
 		if j.State != store.Done {
 			t.Errorf("a job ended as %s", asJSON(j))
+		}
+	}
+	for _, name := range []string{"k", "mac"} { // proved anew, for k by a second wrap that KMS took
+		if d := p.destination(name); !d.ImportedAt.IsZero() || d.FirstSeenAt.IsZero() || d.Proof == "unproved" {
+			t.Errorf("what the lost database knew to have been imported is %s", asJSON(d))
 		}
 	}
 	p.ask(store.KindReconcile, "k", false)
@@ -88,6 +106,11 @@ func TestDatabaseLost(t *testing.T) {
 	p.ask(store.KindReconcile, "mac", false)
 	until(t, "the restoration", func() bool { return w.emu.State(arn) == "Enabled" && w.emu.State(mac) == "Enabled" })
 	p.settled()
+	for _, name := range []string{"k", "mac"} {
+		if d := p.destination(name); d.ImportedAt.IsZero() || !d.FirstSeenAt.IsZero() {
+			t.Errorf("what was restored is %s", asJSON(d))
+		}
+	}
 	p.kill()
 	if got := w.objects(); got["k"] != 1 || got["k.2"] != 1 || got["mac"] != 1 || len(got) != 3 {
 		t.Errorf("the token holds %v", got)

@@ -2,6 +2,9 @@ package fleet
 
 import (
 	"context"
+	"io"
+	"net"
+	"net/http"
 	"regexp"
 	"slices"
 	"strings"
@@ -12,6 +15,7 @@ import (
 
 	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/store"
+	"hsmbridge/daemon/web"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -100,6 +104,12 @@ func TestSites(t *testing.T) {
 			if now := s.emu.Count("ImportKeyMaterial"); now != before {
 				t.Errorf("%d imports were sent after the other one had done it", now-before)
 			}
+			if x.name == "killed" {
+				soon(t, "the first one's absence", func() bool {
+					r := replicasOf(two, "k")
+					return len(r) == 2 && r[0].Token == "hsm" && r[0].TokenState == "unreached" && r[1].TokenState == "open"
+				})
+			}
 			if jobs := jobsOf(two); len(jobs) != 1 {
 				t.Errorf("the jobs are %s", asJSON(jobs))
 			}
@@ -152,6 +162,28 @@ func looked(p *process, key, token string) bool {
 	return slices.ContainsFunc(replicasOf(p, key), func(r control.Replica) bool { return r.Token == token && !r.Seen.IsZero() })
 }
 
+// officersPage is a page for officers, as a daemon serves it on its socket.
+func officersPage(t *testing.T, socket, path string) string {
+	t.Helper()
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}}
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://localhost"+web.Root+path, http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := c.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // it was only read
+	page, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(page)
+}
+
 // The other HSM holds another key under the same name. It is never used: not for the first import, which waits, and not when the
 // first HSM is gone. When a copy stands there it goes on by itself.
 func TestSitesOtherKey(t *testing.T) {
@@ -172,6 +204,15 @@ func TestSitesOtherKey(t *testing.T) {
 	}
 	if !slices.ContainsFunc(p.events("k"), func(e store.Event) bool { return e.Kind == "replica" && strings.Contains(e.Message, "another key") }) {
 		t.Errorf("no event says so: %s", asJSON(p.events("k")))
+	}
+	for _, x := range []struct{ path, says string }{
+		{"keys/k", `(?s)tokens/hsm">hsm</a>, serial [0-9a-f]+<br><code>pkcs11:object=k;[^<]*</code></td><td class="token-open">open</td><td><code>check value [0-9a-f]+</code></td><td><span class="good">yes.*tokens/other">other</a>, serial [0-9a-f]+<br>[^ ]*</td><td class="token-open">.*<b class="bad">no</b>: another key`},
+		{"tokens/other", `keys/k">k</a><br><code>pkcs11:object=k;[^<]*</code></td><td>1</td><td><code>check value [0-9a-f]+</code></td><td><b class="bad">no</b>: another key`},
+		{"tokens/hsm", `keys/k">k</a><br><code>pkcs11:object=k;[^<]*</code></td><td>1</td><td><code>check value [0-9a-f]+</code></td><td><span class="good">yes`},
+	} {
+		if page := officersPage(t, s.socket("one"), x.path); !regexp.MustCompile(x.says).MatchString(page) {
+			t.Errorf("the page %s does not say %s:\n%s", x.path, x.says, page)
+		}
 	}
 	s.other.Tool(t, "--delete-object", "--type", "secrkey", "--label", "k")
 	hold(t, s.other, "k", wrapping.SymmetricDefault, key)

@@ -84,14 +84,12 @@ func (d *Daemon) places(c *configs.Config, open []store.Job) []jobs.Place {
 }
 
 // workers is how many jobs of a place are under way at a time: one of them sends the next request for import parameters, the others are
-// before it (four answers of KMS) or behind it (the wrap, and four more). With fewer the quota would not be used up.
+// before it (four answers of KMS) or behind it (the wrap, and four more). With fewer the quota would not be used up; nor, where there is none
+// to wait for, the HSM.
 func workers(perSecond float64) int {
 	const (
 		fewest, most = 4, 16
 		seconds      = 3 // that a job takes, at most, without its wait for the quota
 	)
-	if perSecond > worthLimiting {
-		return fewest // nothing is waited for
-	}
 	return int(min(most, max(fewest, math.Ceil(perSecond*seconds))))
 }

@@ -21,8 +21,8 @@ func (e *UnknownOutcomeError) Error() string {
 	if e.Interrupted {
 		return fmt.Sprintf("whether KMS imported %s is not known: the import was interrupted before the answer of %s came; run it again, it looks at KMS before it imports", e.Key, e.Destination)
 	}
-	return fmt.Sprintf("whether KMS imported %s is not known: its answer was lost and %s does not show the material yet; "+
-		"run the import again, it looks at KMS before it imports: %v", e.Key, e.Destination, e.Err)
+	return fmt.Sprintf("whether KMS imported %s is not known: its answer was lost and %s does not show that it did; "+
+		"run it again, it looks at KMS before it imports: %v", e.Key, e.Destination, e.Err)
 }
 
 // Unwrap gives the error of the call.

@@ -96,18 +96,21 @@ func (r *run) upload(ctx context.Context, act Action, ready Ready) error {
 		return err
 	}
 	out, err := r.kms.ImportKeyMaterial(ctx, req)
-	if err == nil {
+	switch {
+	case err == nil:
 		r.confirmed = true
 		r.result.RequestIDs = append(r.result.RequestIDs, out.RequestID)
 		err = r.record(context.WithoutCancel(ctx), StepImport, "KMS took the key material", "request_id", out.RequestID, "key_material_id", out.KeyMaterialID)
-	} else if unknownEffect(err) {
-		out, err = r.readBack(ctx, validTo, err)
+	case unknownEffect(err):
+		out, err = r.readBack(ctx, validTo, fmt.Errorf("import %s into KMS: %w", r.req.Name, err))
+	default:
+		return fmt.Errorf("import %s into KMS: %w", r.req.Name, err)
 	}
 	if r.confirmed || r.seen {
 		r.result.setImported(act, validTo, out)
 	}
 	if err != nil {
-		return fmt.Errorf("import %s into KMS: %w", r.req.Name, err)
+		return err
 	}
 	return r.proveReady(ctx, ready, validTo)
 }

@@ -91,3 +91,21 @@ func TestSharing(t *testing.T) {
 		}
 	}
 }
+
+// TestCountBad: what is not known is counted apart from what failed.
+func TestCountBad(t *testing.T) {
+	done, failed := importer.Result{Result: importer.Imported}, importer.Result{Result: importer.Failed, Error: "x"}
+	unproved, unknown := importer.Result{Result: importer.Imported, Error: "the proof"}, importer.Result{Result: importer.Unknown, Error: "x"}
+	for _, tt := range []struct {
+		results []importer.Result
+		want    string
+	}{
+		{[]importer.Result{done, failed, unproved}, "2 of 3 destinations failed"},
+		{[]importer.Result{done, unknown}, "whether KMS took it is not known of 1 of 2 destinations"},
+		{[]importer.Result{unknown, failed, unknown}, "1 of 3 destinations failed, whether KMS took it is not known of 2 of 3 destinations"},
+	} {
+		if got := countBad(tt.results); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}

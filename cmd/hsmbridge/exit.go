@@ -41,7 +41,7 @@ func exitTable() []struct {
 		{exitConfig, "the configuration is wrong or cannot be read; nothing was done"},
 		{exitRefused, "refused: this key, destination or permission has to be changed first"},
 		{exitToken, "the token: PIN refused or parked, not there, session or module broken"},
-		{exitKMS, "AWS KMS: not reachable, throttled, in the wrong state, or it holds another key"},
+		{exitKMS, "AWS KMS: not reachable, throttled, in the wrong state, it holds another key, or does not show whether it took this one"},
 		{exitPartly, "some destinations are done and some are not; the output says which"},
 		{exitApproval, "officers have to approve it and were asked; nothing is lost, and it goes on by itself when they have"},
 		{exitInterrupted, "interrupted"},

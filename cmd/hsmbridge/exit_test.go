@@ -23,6 +23,8 @@ func TestResultsCode(t *testing.T) {
 		{"refused", []importer.Result{failed("caller")}, exitRefused},
 		{"all refused", []importer.Result{failed("caller"), failed("caller"), failed("caller")}, exitRefused},
 		{"KMS", []importer.Result{failed("kms"), failed("kms")}, exitKMS},
+		{"KMS does not show whether it took it", []importer.Result{{Result: importer.Unknown, Error: "x", ErrorClass: "kms"}}, exitKMS},
+		{"of one of them that is not known", []importer.Result{done, {Result: importer.Unknown, Error: "x", ErrorClass: "kms"}}, exitPartly},
 		{"token", []importer.Result{failed("token")}, exitToken},
 		{"session and module are the token's too", []importer.Result{failed("session"), failed("token"), failed("library")}, exitToken},
 		{"no class", []importer.Result{failed("")}, exitUnexpected},

@@ -99,16 +99,31 @@ func (a *app) importKeys(ctx context.Context, names []string, all bool, o import
 	case ctx.Err() != nil:
 		return context.Canceled
 	case code != exitDone:
-		bad := 0
-		for _, r := range results {
-			if r.Error != "" {
-				bad++
-			}
-		}
-		fmt.Fprintf(a.err, "hsmbridge: %d of %d destinations failed; what was imported stays, run the same command again for the rest\n", bad, len(results))
+		fmt.Fprintf(a.err, "hsmbridge: %s; what was imported stays, run the same command again for the rest\n", countBad(results))
 		return &exitError{code, errShown}
 	}
 	return nil
+}
+
+// countBad says how many results are no success: KMS took nothing or something is wrong, or whether it took it is not known.
+func countBad(results []importer.Result) string {
+	failed, unknown := 0, 0
+	for _, r := range results {
+		switch {
+		case r.Result == importer.Unknown:
+			unknown++
+		case r.Error != "":
+			failed++
+		}
+	}
+	var parts []string
+	if failed > 0 || unknown == 0 {
+		parts = append(parts, fmt.Sprintf("%d of %d destinations failed", failed, len(results)))
+	}
+	if unknown > 0 {
+		parts = append(parts, fmt.Sprintf("whether KMS took it is not known of %d of %d destinations", unknown, len(results)))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // importKey imports one of the run's keys to all its destinations. Without results, it was interrupted before anything was begun.
@@ -215,16 +230,23 @@ func (a *app) printResults(results []importer.Result) {
 		}
 		if r.Error != "" {
 			for i, line := range strings.Split(r.Error, "\n") {
-				first := "  error        "
-				if r.Result == importer.Waits {
-					first = "  waits        "
-				}
+				first := fmt.Sprintf("  %-12s ", errorLabel(r.Result))
 				if i > 0 {
 					first = indent
 				}
 				wrapped(a.out, first, indent, line)
 			}
 		}
+	}
+}
+
+// errorLabel says what the error of a result is.
+func errorLabel(o importer.Outcome) string {
+	switch o {
+	case importer.Waits, importer.Unknown:
+		return string(o)
+	default:
+		return "error"
 	}
 }
 

@@ -32,6 +32,7 @@ type kms struct {
 //
 //	kmskey SPEC NAME...    makes KMS keys and puts their ARNs into the environment variables
 //	subst FILE...          replaces $NAME in files
+//	cut OPERATION          the next request for the operation is lost before KMS does it
 //	count OPERATION N      KMS was asked for the operation exactly N times
 //	values FILE FIELD V... the lines of JSON in the file have these values in the field
 //	same FILE A FILE B     field A of each line of JSON in the first file is field B of that line in the second
@@ -95,6 +96,9 @@ func TestTokenScripts(t *testing.T) {
 				for _, name := range args {
 					ts.Check(os.WriteFile(ts.MkAbs(name), []byte(os.Expand(ts.ReadFile(name), ts.Getenv)), 0o600))
 				}
+			},
+			"cut": func(ts *testscript.TestScript, _ bool, args []string) {
+				of(ts).server.AddFault(kmsemu.Fault{Operation: args[0], Cut: "before"})
 			},
 			"count": func(ts *testscript.TestScript, _ bool, args []string) {
 				if got := of(ts).server.Count(args[0]); strconv.Itoa(got) != args[1] {

@@ -99,21 +99,30 @@ func (a *app) upload(ctx context.Context, file string, signatures []string) erro
 		return fmt.Errorf("%w; nothing was sent", err)
 	}
 	result, err := im.Upload(ctx, r, importer.Action(u.q.Action), ready(u))
-	if terr := a.tell(context.WithoutCancel(ctx), "ceremony-upload", u.q, u.text, "the upload ended: "+firstLine(message(result, err)), file, result.Result != importer.Failed); terr != nil {
+	if terr := a.tell(context.WithoutCancel(ctx), "ceremony-upload", u.q, u.text, "the upload ended: "+firstLine(message(result, err)), file, result.Result.Took()); terr != nil {
 		a.complain(terr)
 	}
 	if err != nil && result.Result == importer.Failed {
 		return err
 	}
-	if werr := a.writeResult(ctx, u, result); werr != nil {
-		err = errors.Join(err, werr)
+	if result.Result != importer.Unknown { // of that there is no report, so that the same command can be given again
+		if werr := a.writeResult(ctx, u, result); werr != nil {
+			err = errors.Join(err, werr)
+		}
 	}
-	if a.json {
-		err = errors.Join(err, writeJSON(a.out, result))
-	} else {
-		a.printResults([]importer.Result{result})
+	if serr := a.show(result); serr != nil {
+		err = errors.Join(err, serr)
 	}
 	return err
+}
+
+// show prints the result of an upload.
+func (a *app) show(r importer.Result) error {
+	if a.json {
+		return writeJSON(a.out, r)
+	}
+	a.printResults([]importer.Result{r})
+	return nil
 }
 
 func message(r importer.Result, err error) string {

@@ -70,7 +70,7 @@ type (
 	}
 	// Outcome tells: how an import ended.
 	Outcome struct {
-		Result string `json:"result,omitempty"` // imported, reimported, restored, unchanged, waits, failed
+		Result string `json:"result,omitempty"` // imported, reimported, restored, unchanged, waits, failed, unknown: KMS does not show whether it took it
 		Proof  string `json:"proof,omitempty"`  // what shows that KMS holds the same key
 	}
 	// Finished tells: how an attempt of a job ended.

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"hsmbridge/daemon/store"
 )
@@ -225,6 +226,11 @@ func (s *service) Backup(_ context.Context, actor, file string) error {
 // serve serves a service on a socket that everybody can reach.
 func serve(t *testing.T, s Service, operators ...string) string {
 	t.Helper()
+	return serveWith(t, s, zap.NewNop(), operators...)
+}
+
+func serveWith(t *testing.T, s Service, log *zap.Logger, operators ...string) string {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "control") //nolint:usetesting // not below the test's own folder, which is its user's only
 	if err != nil {
 		t.Fatal(err)
@@ -238,7 +244,7 @@ func serve(t *testing.T, s Service, operators ...string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := (&Server{Service: s, Operators: func() []string { return operators }, Log: zap.NewNop()}).Serve(l)
+	srv := (&Server{Service: s, Operators: func() []string { return operators }, Log: log}).Serve(l)
 	t.Cleanup(func() { _ = srv.Close() })
 	return socket
 }
@@ -422,6 +428,39 @@ func TestFollow(t *testing.T) {
 	})
 	if !errors.Is(err, context.Canceled) || !reflect.DeepEqual(got, []string{"first", "second"}) {
 		t.Errorf("followed %v, %v", got, err)
+	}
+}
+
+// patient lists jobs when nobody waits for them any more.
+type patient struct {
+	*service
+	asked chan struct{}
+}
+
+func (p *patient) Jobs(ctx context.Context, _ store.JobFilter) ([]store.Job, error) {
+	close(p.asked)
+	<-ctx.Done()
+	return nil, fmt.Errorf("database: %w", ctx.Err())
+}
+
+// Whoever gives up a request is no error of the daemon.
+func TestGivenUp(t *testing.T) {
+	p := &patient{service: &service{}, asked: make(chan struct{})}
+	core, logs := observer.New(zap.InfoLevel)
+	c := NewClient(serveWith(t, p, zap.New(core)))
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-p.asked
+		cancel()
+	}()
+	if _, err := c.Jobs(ctx, store.JobFilter{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("the caller is told %v", err)
+	}
+	for end := time.Now().Add(30 * time.Second); logs.Len() == 0 && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if all := logs.All(); len(all) != 1 || all[0].Level != zap.InfoLevel || !strings.Contains(all[0].Message, "did not wait for its answer") {
+		t.Errorf("the log has %+v", all)
 	}
 }
 

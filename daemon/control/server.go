@@ -196,6 +196,10 @@ func (s *Server) handle(rt route, w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out, err := rt.do(r.Context(), s.Service, req)
+	if err != nil && r.Context().Err() != nil && errors.Is(err, context.Canceled) {
+		s.Log.Info("whoever made a request did not wait for its answer", zap.String("user", p.name()), zap.String("request", rt.method+" "+rt.path))
+		return
+	}
 	if err != nil {
 		s.fail(w, rt, p, err)
 		return

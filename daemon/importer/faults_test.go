@@ -207,9 +207,11 @@ func (b *bench) row(t *testing.T, c callOf, f fault) (first, second string) {
 		t.Errorf("%s: the call was never made", at)
 	}
 	switch {
-	case result.Result != importer.Failed && !there:
+	case took(result) && !there:
 		t.Errorf("%s: it says %s, and KMS does not hold the material", at, result.Result)
-	case err == nil && (result.Result == importer.Failed || result.Proof == importer.Unproved && result.ProofReason == ""):
+	case errors.As(err, new(*importer.UnknownOutcomeError)) != (result.Result == importer.Unknown):
+		t.Errorf("%s: it says %s, and the error is %v", at, result.Result, err)
+	case err == nil && (!took(result) || result.Proof == importer.Unproved && result.ProofReason == ""):
 		t.Errorf("%s: no error, and %+v", at, result)
 	case err != nil && importer.Class(err) == "":
 		t.Errorf("%s: an error without a class: %v", at, err)
@@ -218,7 +220,7 @@ func (b *bench) row(t *testing.T, c callOf, f fault) (first, second string) {
 	emu.ClearFaults()
 	broken.mend()
 	again, err := im.Run(t.Context(), r)
-	if err != nil || again.Result == importer.Failed || again.Proof == importer.Unproved || emu.State(info.ARN) != "Enabled" {
+	if err != nil || !took(again) || again.Proof == importer.Unproved || emu.State(info.ARN) != "Enabled" {
 		t.Errorf("%s: run again: %+v, %v", at, again, err)
 	}
 	if list, err := client.ListKeyMaterials(t.Context(), info.ARN); c.spec == wrapping.SymmetricDefault && (err != nil || len(list) != 1) {
@@ -227,10 +229,15 @@ func (b *bench) row(t *testing.T, c callOf, f fault) (first, second string) {
 	return first, outcome(again, err, true)
 }
 
+// took says that by the result KMS holds the material.
+func took(r importer.Result) bool {
+	return r.Result != importer.Failed && r.Result != importer.Unknown
+}
+
 // outcome is a result in a few words.
 func outcome(r importer.Result, err error, there bool) string {
 	s := string(r.Result)
-	if r.Result != importer.Failed {
+	if took(r) {
 		s += ", " + string(r.Proof)
 	}
 	if err != nil {
@@ -239,14 +246,9 @@ func outcome(r importer.Result, err error, there bool) string {
 		if errors.As(err, &untrusted) {
 			code = "untrusted parameters"
 		}
-		s += ": " + code
-		var unknown *importer.UnknownOutcomeError
-		if errors.As(err, &unknown) {
-			s += ", the outcome is not known"
-		}
-		s += " (" + importer.Class(err) + ")"
+		s += ": " + code + " (" + importer.Class(err) + ")"
 	}
-	if there && r.Result == importer.Failed {
+	if there && !took(r) {
 		s += "; KMS holds the key"
 	}
 	return s
@@ -315,7 +317,7 @@ Made by ` + "`go test ./daemon/importer -run KMSFaults -update`" + `, which hold
 again without the fault. In every row the second run leaves KMS with the key, once and proved, and no run says that KMS holds a key
 which it does not.
 
-The import is given as its result and the proof, or the error's code and its class, by which daemon/runner/retry.go decides what the daemon does: all of
+The import is given as its result and the proof, or the error's code and its class (*unknown*: ImportKeyMaterial was sent, and KMS does not show whether it took effect), by which daemon/runner/retry.go decides what the daemon does: all of
 these are tried again, but for untrusted parameters, which need a person. Calls that change nothing are sent twice here (five times by default); ImportKeyMaterial is sent once, and what became of it is
 read back. Faults are the emulator's (docs/emulator.md), or done to the connection.
 `

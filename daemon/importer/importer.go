@@ -103,8 +103,7 @@ type Importer struct {
 // when err is not nil.
 func (im *Importer) Run(ctx context.Context, r Request) (Result, error) {
 	run := &run{Importer: im, req: r, result: newResult(r)}
-	err := run.all(ctx)
-	return run.finish(ctx, err), err
+	return run.finish(ctx, run.all(ctx))
 }
 
 // run is the state of one import.
@@ -117,8 +116,10 @@ type run struct {
 	info   kmsclient.KeyInfo
 	result Result
 
+	made      bool                    // the key was generated in the token
 	before    []kmsclient.KeyMaterial // the materials that KMS listed at first
 	confirmed bool                    // KMS itself answered that it took the material
+	seen      bool                    // KMS's answer was lost, and it shows that it took the material
 	proving   bool                    // the next wrap is the second one, for the proof
 }
 
@@ -161,7 +162,7 @@ func (r *run) generate(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("generate %s in the token: %w", r.req.Name, err)
 	}
-	r.key = key
+	r.key, r.made = key, true
 	return r.record(ctx, StepGenerate, fmt.Sprintf("generated a %s key in the token", r.req.KeySpec), "label", key.Label)
 }
 
@@ -179,11 +180,9 @@ func (r *run) importMaterial(ctx context.Context) error {
 	}
 	out, err := r.wrapAndImport(ctx, req)
 	if err != nil && unknownEffect(err) {
-		if out, err = r.readBack(ctx, validTo, err); err == nil {
-			r.note("KMS's answer was lost on the way; that it took effect was read back")
-		}
+		out, err = r.readBack(ctx, validTo, err)
 	}
-	if err == nil || r.confirmed {
+	if r.confirmed || r.seen {
 		r.result.setImported(r.plan.Action, validTo, out) // true also when the journal then failed
 	}
 	return err

@@ -16,7 +16,8 @@ func (im *Importer) RunKey(ctx context.Context, requests []Request) []Result {
 	if err := im.mayGenerate(ctx, requests); err != nil {
 		for _, r := range requests {
 			run := &run{Importer: im, req: r, result: newResult(r)}
-			results = append(results, run.finish(ctx, err))
+			result, _ := run.finish(ctx, err) // the result carries the error
+			results = append(results, result)
 		}
 		return results
 	}

@@ -21,8 +21,8 @@ func (e *UnknownOutcomeError) Error() string {
 	if e.Interrupted {
 		return fmt.Sprintf("whether KMS imported %s is not known: the import was interrupted before the answer of %s came; run it again, it looks at KMS before it imports", e.Key, e.Destination)
 	}
-	return fmt.Sprintf("whether KMS imported %s is not known: its answer was lost and %s does not show the material yet; "+
-		"run the import again, it looks at KMS before it imports: %v", e.Key, e.Destination, e.Err)
+	return fmt.Sprintf("whether KMS imported %s is not known: its answer was lost and %s does not show that it did; "+
+		"run it again, it looks at KMS before it imports: %v", e.Key, e.Destination, e.Err)
 }
 
 // Unwrap gives the error of the call.
@@ -43,7 +43,7 @@ func (r *run) readBack(ctx context.Context, validTo time.Time, cause error) (kms
 	for range tries {
 		if id := r.appeared(ctx, validTo); id != "" {
 			return kmsclient.ImportResult{KeyARN: r.req.Destination, KeyMaterialID: id},
-				r.record(ctx, StepImport, "KMS's answer was lost; ListKeyRotations shows that it took the key material", "key_material_id", id)
+				r.recordSeen(ctx, "KMS's answer was lost; ListKeyRotations shows that it took the key material", id)
 		}
 		info, err := r.kms.DescribeKey(ctx, r.req.Destination)
 		if err == nil || ctx.Err() == nil {
@@ -51,13 +51,20 @@ func (r *run) readBack(ctx context.Context, validTo time.Time, cause error) (kms
 		}
 		if err == nil && !r.byID() && info.State != "PendingImport" && info.ValidTo.Equal(validTo) && (fresh || r.changes(validTo)) {
 			return kmsclient.ImportResult{KeyARN: info.ARN, KeyMaterialID: info.CurrentKeyMaterialID},
-				r.record(ctx, StepImport, "KMS's answer was lost; DescribeKey shows that it took the key material", "key_material_id", info.CurrentKeyMaterialID)
+				r.recordSeen(ctx, "KMS's answer was lost; DescribeKey shows that it took the key material", info.CurrentKeyMaterialID)
 		}
 		if err := r.wait(ctx, step); err != nil {
 			break
 		}
 	}
 	return kmsclient.ImportResult{}, &UnknownOutcomeError{Key: r.req.Name, Destination: r.req.Destination, Err: cause, Interrupted: looks == 0}
+}
+
+// recordSeen records that KMS took the material, also when the run is being stopped.
+func (r *run) recordSeen(ctx context.Context, message, id string) error {
+	r.seen = true
+	r.note("KMS's answer was lost on the way; that it took effect was read back")
+	return r.record(context.WithoutCancel(ctx), StepImport, message, "key_material_id", id)
 }
 
 // byID says that the material is one of several, which only their list tells apart.

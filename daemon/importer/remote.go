@@ -64,8 +64,7 @@ func (im *Importer) Upload(ctx context.Context, r Request, act Action, ready Rea
 	only := *im
 	only.Authorize = nil // nothing is wrapped here
 	run := &run{Importer: &only, req: r, result: newResult(r)}
-	err := run.upload(ctx, act, ready)
-	return run.finish(ctx, err), err
+	return run.finish(ctx, run.upload(ctx, act, ready))
 }
 
 func (r *run) upload(ctx context.Context, act Action, ready Ready) error {
@@ -97,20 +96,21 @@ func (r *run) upload(ctx context.Context, act Action, ready Ready) error {
 		return err
 	}
 	out, err := r.kms.ImportKeyMaterial(ctx, req)
-	if err == nil {
+	switch {
+	case err == nil:
 		r.confirmed = true
 		r.result.RequestIDs = append(r.result.RequestIDs, out.RequestID)
 		err = r.record(context.WithoutCancel(ctx), StepImport, "KMS took the key material", "request_id", out.RequestID, "key_material_id", out.KeyMaterialID)
-	} else if unknownEffect(err) {
-		if out, err = r.readBack(ctx, validTo, err); err == nil {
-			r.note("KMS's answer was lost on the way; that it took effect was read back")
-		}
+	case unknownEffect(err):
+		out, err = r.readBack(ctx, validTo, fmt.Errorf("import %s into KMS: %w", r.req.Name, err))
+	default:
+		return fmt.Errorf("import %s into KMS: %w", r.req.Name, err)
 	}
-	if err == nil || r.confirmed {
+	if r.confirmed || r.seen {
 		r.result.setImported(act, validTo, out)
 	}
 	if err != nil {
-		return fmt.Errorf("import %s into KMS: %w", r.req.Name, err)
+		return err
 	}
 	return r.proveReady(ctx, ready, validTo)
 }

@@ -73,8 +73,17 @@ const (
 	Reimported Outcome = "reimported" // KMS took the same material again, with a new expiry
 	Unchanged  Outcome = "unchanged"  // KMS already held it with the life asked for
 	Waits      Outcome = "waits"      // officers were asked; nothing was wrapped yet
-	Failed     Outcome = "failed"
+	Failed     Outcome = "failed"     // KMS did not take it; before unknown was told apart, it was told as this too
+	Unknown    Outcome = "unknown"    // ImportKeyMaterial was sent and KMS does not show whether it took effect; the next run finds out
 )
+
+// Outcomes are all there are.
+func Outcomes() []Outcome {
+	return []Outcome{Imported, Restored, Reimported, Unchanged, Waits, Failed, Unknown}
+}
+
+// Took says that KMS took key material.
+func (o Outcome) Took() bool { return o == Imported || o == Restored || o == Reimported }
 
 // Result is what happened to one destination of one key.
 type Result struct {
@@ -148,13 +157,19 @@ func (r *Result) expiresAt() time.Time { return r.expires }
 func (r Result) ExpiresAt() time.Time { return r.expires }
 
 // finish completes the result and records the outcome: what KMS took stays told as imported when only its
-// proof failed. When even that cannot be recorded, the result says so.
-func (r *run) finish(ctx context.Context, err error) Result {
+// proof failed. When even that cannot be recorded, the result says so. The error is err, in plain words where the
+// run was interrupted.
+func (r *run) finish(ctx context.Context, err error) (Result, error) {
 	message := string(r.result.Result)
-	if err != nil {
+	if err = r.interrupted(ctx, err); err != nil {
 		r.result.Error, r.result.ErrorClass = err.Error(), Class(err)
-		if r.result.Result == Failed && r.result.ErrorClass == ClassApproval {
+		var unknown *UnknownOutcomeError
+		switch {
+		case r.result.Result != Failed:
+		case r.result.ErrorClass == ClassApproval:
 			r.result.Result = Waits
+		case errors.As(err, &unknown):
+			r.result.Result = Unknown
 		}
 		if errors.Is(err, ErrNotSameKey) {
 			r.result.Result = Failed // whatever KMS took, it is not this key
@@ -165,7 +180,7 @@ func (r *run) finish(ctx context.Context, err error) Result {
 	if rerr := r.record(ctx, StepOutcome, message, "result", string(r.result.Result), "proof", string(r.result.Proof)); rerr != nil {
 		r.note("the outcome could not be recorded: " + rerr.Error())
 	}
-	return r.result
+	return r.result, err
 }
 
 // Class is the class of an error, which decides what happens next: "caller" (this key or request: stop and

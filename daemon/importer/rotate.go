@@ -34,18 +34,21 @@ func (im *Importer) Rotate(ctx context.Context, r Request) error {
 		return fmt.Errorf("rotate %s: %w", r.Name, err)
 	}
 	const step, tries = 2 * time.Second, 30
+	pending := &RotationPendingError{Key: r.Name, Destination: r.Destination}
 	for range tries {
 		switch current, err := run.isCurrent(ctx); {
+		case err != nil && ctx.Err() != nil:
+			return pending
 		case err != nil:
-			return err
+			return fmt.Errorf("KMS was asked to rotate %s, and whether it did is not known yet; the next try looks before it asks again: %w", r.Destination, err)
 		case current:
 			return run.record(context.WithoutCancel(ctx), StepRotated, "KMS encrypts with the new key material", "key_material_id", r.KeyMaterialID)
 		}
 		if err := run.wait(ctx, step); err != nil {
-			return err
+			break
 		}
 	}
-	return &RotationPendingError{Key: r.Name, Destination: r.Destination}
+	return pending
 }
 
 // RotationPendingError says that a rotation was asked for and that KMS does not show it yet.
@@ -73,6 +76,7 @@ func (im *Importer) Revoke(ctx context.Context, r Request) (deleted int, err err
 	if run.kms, err = im.KMS(ctx, r.Destination); err != nil {
 		return 0, fmt.Errorf("reach KMS for %s: %w", r.Name, err)
 	}
+	var lost error // the last answer to a deletion that did not come
 	for range kmsclient.MaxRotations + 2 {
 		o, err := im.Observe(ctx, r)
 		if err != nil {
@@ -97,7 +101,7 @@ func (im *Importer) Revoke(ctx context.Context, r Request) (deleted int, err err
 		if err := run.record(ctx, StepDelete, fmt.Sprintf("%d key materials are deleted from KMS", len(ids))); err != nil {
 			return deleted, err
 		}
-		unknown := false
+		lost = nil
 		for _, id := range ids {
 			switch err := run.kms.DeleteImportedKeyMaterial(ctx, r.Destination, id); {
 			case err == nil:
@@ -106,16 +110,17 @@ func (im *Importer) Revoke(ctx context.Context, r Request) (deleted int, err err
 					return deleted, err
 				}
 			case kmsclient.OutcomeUnknown(err):
-				unknown = true // the next look tells
+				lost = err // the next look tells
 			default:
 				return deleted, fmt.Errorf("delete the key material of %s: %w", r.Name, err)
 			}
 		}
-		if !unknown {
+		if lost == nil {
 			return deleted, nil
 		}
 	}
-	return deleted, &UnknownOutcomeError{Key: r.Name, Destination: r.Destination}
+	return deleted, fmt.Errorf("whether KMS deleted all key material of %s is not known: its answers were lost again and again, and %s shows material still; "+
+		"what was deleted stays deleted, and the next try looks at KMS and deletes what is left: %w", r.Name, r.Destination, lost)
 }
 
 // Observation is what KMS shows of a destination.

@@ -145,7 +145,7 @@ func (t *task) generate(ctx context.Context, token importer.Token, k configs.Key
 	return t.record(ctx, importer.Event{Time: t.Now(), Step: importer.StepGenerate, Key: k.Name, Message: message})
 }
 
-// neverImported says that nobody and nothing knows of an import of the key.
+// neverImported says that nobody and nothing knows of an import of the key. One that ended as [importer.Unknown] counts: KMS may have taken it.
 func (t *task) neverImported(ctx context.Context, im *importer.Importer, token importer.Token, k configs.Key) (bool, error) {
 	if done, err := t.Store.Imported(ctx, k.Name, string(importer.Failed), string(importer.Waits)); err != nil || done {
 		return false, err

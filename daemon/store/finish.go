@@ -15,7 +15,7 @@ type Import struct {
 	Key               string    `json:"key"`
 	Destination       string    `json:"destination"`
 	Generation        int64     `json:"generation"`
-	Result            string    `json:"result"`
+	Result            string    `json:"result" jsonschema_description:"imported, restored, reimported, unchanged, waits, failed, or unknown: ImportKeyMaterial was sent and KMS does not show whether it took effect; the next run finds out"`
 	Finished          time.Time `json:"finished"`
 	Algorithm         string    `json:"wrapping_algorithm"`
 	WrappingKeySpec   string    `json:"wrapping_key_spec"`

@@ -260,6 +260,7 @@ func (s *soak) account() {
 	for id := range s.asked {
 		s.t.Errorf("job %d was asked for and is not there", id)
 	}
+	results := s.results(jobs)
 	took := 0
 	for _, r := range s.emu.Requests() {
 		if r.Operation == "ImportKeyMaterial" && r.Code == "" {
@@ -309,9 +310,37 @@ func (s *soak) account() {
 			s.t.Errorf("the token has %d keys %q", n, label)
 		}
 	}
-	s.t.Logf("%d jobs: %d done, %d reported %v; %d requests were refused at once. KMS took %d imports, %d of them are in the journal as such, the others were found by the read-back. "+
+	s.t.Logf("%d jobs: %d done, %d reported %v; %d requests were refused at once. The imports ended as %v. KMS took %d imports, %d of them are in the journal as such, the others were found by the read-back. "+
 		"%d times trouble, %d faults, %d answers cut; the daemon was started %d times: killed %d times, stopped %d, ended by a fault or replaced %d",
-		len(jobs), states[store.Done], reported, codes, s.refusedAsks, took, journalled, s.injections, injected, s.cuts.Load(), s.starts, s.kills, s.stops, s.ends)
+		len(jobs), states[store.Done], reported, codes, s.refusedAsks, results, took, journalled, s.injections, injected, s.cuts.Load(), s.starts, s.kills, s.stops, s.ends)
+}
+
+// results counts how imports ended, and holds that each ended in one way: well, or with a reason. Of which it is not known whether KMS took it is reported, and
+// a job that is done did not end with such a one.
+func (s *soak) results(jobs []store.Job) map[string]int {
+	s.t.Helper()
+	imports, err := s.p.client.Imports(s.t.Context(), "", 0, 10000) // the latest; more are not given
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	done, seen, results := map[int64]bool{}, map[int64]bool{}, map[string]int{}
+	for _, j := range jobs {
+		done[j.ID] = j.State == store.Done
+	}
+	for _, i := range imports {
+		results[i.Result]++
+		bad := slices.Contains([]importer.Outcome{importer.Failed, importer.Unknown, importer.Waits}, importer.Outcome(i.Result))
+		switch last := !seen[i.Job]; {
+		case !slices.Contains(importer.Outcomes(), importer.Outcome(i.Result)):
+			s.t.Errorf("an import ended in no known way: %s", asJSON(i))
+		case bad && i.Error == "":
+			s.t.Errorf("an import ended without success and without a reason: %s", asJSON(i))
+		case last && done[i.Job] && (bad || i.Error != ""):
+			s.t.Errorf("job %d is done, and its last import is not: %s", i.Job, asJSON(i))
+		}
+		seen[i.Job] = true
+	}
+	return results
 }
 
 // eventsAfter gives a page of the journal.

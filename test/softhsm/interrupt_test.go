@@ -1,9 +1,11 @@
 package softhsm_test
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -40,7 +42,8 @@ func TestInterrupted(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer f.Close() //nolint:errcheck // the command writes to it
-			cmd.Stderr = f
+			var stdout bytes.Buffer
+			cmd.Stderr, cmd.Stdout = f, &stdout
 			stderr := func() string {
 				b, err := os.ReadFile(log)
 				if err != nil {
@@ -62,6 +65,16 @@ func TestInterrupted(t *testing.T) {
 			}
 			if code := cmd.ProcessState.ExitCode(); tt.signal == syscall.SIGINT && (code != 130 || !strings.Contains(stderr(), "interrupted; 1 of 2 keys were not begun: run it again")) {
 				t.Errorf("exit code %d: %s", code, stderr())
+			}
+			if tt.signal == syscall.SIGINT {
+				if !regexp.MustCompile(`(?m)^mac +unknown `).MatchString(stdout.String()) || !strings.Contains(stdout.String(), "\n  unknown      whether KMS imported mac is not known") {
+					t.Errorf("it prints: %s", stdout.String())
+				}
+				for _, bare := range []string{"context canceled", "Canceled"} {
+					if strings.Contains(stdout.String()+stderr(), bare) {
+						t.Errorf("it prints the bare words %q: %s%s", bare, stdout.String(), stderr())
+					}
+				}
 			}
 			e2e.Until(t, "the import", func() bool { return emu.Count("ImportKeyMaterial") != "0" })
 			out := e2e.Run(t, config, "import", "mac", "--json")

@@ -1,0 +1,72 @@
+package fleet
+
+import (
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"hsmbridge/daemon"
+	"hsmbridge/daemon/control"
+	"hsmbridge/daemon/importer"
+	"hsmbridge/daemon/store"
+	"hsmbridge/hsm/wrapping"
+	"hsmbridge/kmsclient/kmsemu"
+)
+
+// Of an import KMS does not show whether it took it. The daemon says so and tries it again. When the key is gone from the token meanwhile, none is
+// made in its place: KMS may have that one.
+func TestUnknownOutcome(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, kmsemu.Options{})
+	arn := w.key("mac", wrapping.HMAC256)
+	var lost atomic.Bool
+	lost.Store(true)
+	w.hook(func(op string) {
+		if op == "ImportKeyMaterial" && lost.Load() {
+			panic(http.ErrAbortHandler)
+		}
+	}, nil)
+	x := monitor(t, w, func(*daemon.Options) {})
+	stop, err := x.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	c := control.NewClient(w.socket("one"))
+	var job store.Job
+	until(t, "a job that waits", func() bool {
+		list, err := c.Jobs(t.Context(), store.JobFilter{Key: "mac", Open: true})
+		if err != nil || len(list) == 0 || list[0].State != store.Waiting {
+			return false
+		}
+		job = list[0]
+		return true
+	})
+	if job.ErrorClass != "kms" || !strings.Contains(job.Error, "whether KMS imported mac is not known") {
+		t.Errorf("the job is %s", asJSON(job))
+	}
+	rows, err := c.Imports(t.Context(), "mac", 0, 10)
+	if err != nil || len(rows) == 0 || rows[0].Result != string(importer.Unknown) || rows[0].Error != job.Error {
+		t.Errorf("the imports are %s, %v", asJSON(rows), err)
+	}
+	if _, body := x.get(t, "/metrics"); !strings.Contains(body, `hsmbridge_imports_total{action="import",result="unknown"}`) || strings.Contains(body, `result="failed"`) {
+		t.Errorf("the metrics are %s", body)
+	}
+	w.token.Tool(t, "--login", "--pin", w.token.PIN, "--delete-object", "--type", "secrkey", "--label", "mac")
+	lost.Store(false)
+	if err := c.Job(t.Context(), "retry", job.ID); err != nil {
+		t.Log(err) // it has begun by itself
+	}
+	until(t, "the end of the job", func() bool {
+		list, err := c.Jobs(t.Context(), store.JobFilter{ID: job.ID})
+		return err == nil && len(list) == 1 && list[0].State == store.Failed
+	})
+	if got := w.objects(); len(got) != 0 || w.emu.State(arn) == "Enabled" {
+		t.Errorf("the token holds %v, and the KMS key is %s", got, w.emu.State(arn))
+	}
+}

@@ -16,14 +16,15 @@ import (
 	"hsmbridge/test/shim"
 )
 
-// BenchmarkDevice has a daemon renew many keys of an HSM that wraps one key at a time and needs 20 ms or 100 ms for it, with everything that an import is:
+// BenchmarkDevice has a daemon renew many keys of an HSM that wraps one key at a time and needs 20, 50 or 100 ms for it, with everything that an import is:
 // the journal on disk, KMS, the proof. A loop in C that does nothing but wrap shows what the HSM can do. "ratio" is the daemon's share of that: 1 means
-// that the HSM never waits for the daemon. AWS's quotas are lifted, and KMS takes processors of the same machine.
+// that the HSM never waits for the daemon. The time is that from the first job's begin to the last one's end. AWS's quotas are lifted, and KMS takes
+// processors of the same machine; so does SoftHSM, more for each key that the token holds, so there are not many.
 func BenchmarkDevice(b *testing.B) {
 	for _, d := range []struct {
 		busy string
 		keys int
-	}{{"20ms", 150}, {"100ms", 50}} {
+	}{{"20ms", 80}, {"50ms", 80}, {"100ms", 60}} {
 		b.Run(d.busy, func(b *testing.B) { benchDevice(b, "C_WrapKey: busy "+d.busy, d.keys) })
 	}
 }
@@ -51,14 +52,14 @@ func benchDevice(b *testing.B, rule string, keys int) {
 	var through, inC, spent float64
 	before := wraps()
 	for b.Loop() {
-		used, began := cpu(b, p), time.Now()
+		used := cpu(b, p)
 		if _, err := p.client.Start(b.Context(), control.StartRequest{Keys: names, Kind: store.KindImport, Renew: true}); err != nil {
 			b.Fatal(err)
 		}
 		for open(b, p) {
 			time.Sleep(50 * time.Millisecond)
 		}
-		took, all := time.Since(began).Seconds(), wraps()
+		all := wraps()
 		made := all - before
 		before = all
 		jobs, err := p.client.Jobs(b.Context(), store.JobFilter{Limit: keys})
@@ -68,7 +69,9 @@ func benchDevice(b *testing.B, rule string, keys int) {
 		if bad := slices.IndexFunc(jobs, func(j store.Job) bool { return j.State != store.Done }); bad >= 0 || made != keys {
 			b.Fatalf("%d wraps for %d keys; %+v", made, keys, jobs[max(bad, 0)])
 		}
-		through += float64(made) / took
+		begun := slices.MinFunc(jobs, func(a, b store.Job) int { return a.Started.Compare(b.Started) }).Started
+		ended := slices.MaxFunc(jobs, func(a, b store.Job) int { return a.Finished.Compare(b.Finished) }).Finished
+		through += float64(made) / ended.Sub(begun).Seconds()
 		spent += (cpu(b, p) - used).Seconds() * 1000 / float64(made)
 		inC += wrapsInC(b, m, names[0], 100)
 	}

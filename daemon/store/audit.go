@@ -156,7 +156,7 @@ func (s *Store) AuditKeys(ctx context.Context) ([][]byte, error) {
 
 // SetAuditKey notes the key that signs checkpoints from now on, with its record.
 func (s *Store) SetAuditKey(ctx context.Context, der []byte, e Event) error {
-	return s.Tx(ctx, func(tx *Tx) error {
+	return s.noted(ctx, func(tx *Tx) error {
 		if _, err := tx.exec(ctx, "UPDATE audit_log SET public_key = ?, since = ?", base64.StdEncoding.EncodeToString(der), micros(s.now())); err != nil {
 			return err
 		}

@@ -24,7 +24,9 @@ type Event struct {
 	Message     string            `json:"message"`
 	Fields      map[string]string `json:"fields,omitempty"`
 
-	Imported bool `json:"-"` // on the way in: KMS took key material at that time, and not for a proof alone; the destination keeps when
+	// On the way in; the destination keeps when.
+	Sending  bool `json:"-"` // key material goes to KMS next, which may hold it from then on
+	Imported bool `json:"-"` // KMS took key material, and not for a proof alone
 }
 
 // event adds an event to the transaction, and so to the audit log.
@@ -35,23 +37,28 @@ func (tx *Tx) event(ctx context.Context, e Event) error {
 	if e.Actor == "" {
 		e.Actor = tx.s.daemon
 	}
-	if err := tx.append(ctx, e); err != nil || !e.Imported {
+	if err := tx.append(ctx, e); err != nil || !e.Imported && !e.Sending {
 		return err
 	}
 	if err := tx.destination(ctx, e.Key, e.Destination); err != nil {
 		return err
 	}
-	_, err := tx.exec(ctx, "UPDATE destinations SET sent_at = ? WHERE key_name = ? AND destination = ?", micros(e.Time), e.Key, e.Destination)
+	set, args := "tried_at = ?", []any{micros(e.Time)}
+	if e.Imported {
+		set, args = set+", sent_at = ?", append(args, micros(e.Time))
+	}
+	_, err := tx.exec(ctx, "UPDATE destinations SET "+set+" WHERE key_name = ? AND destination = ?", append(args, e.Key, e.Destination)...)
 	return err
 }
 
 // eventsInOrder lets transactions that add events commit one after the other, so that nobody who has read up to an ID misses a smaller one
 // that is committed later. SQLite has one writer anyway.
 func (tx *Tx) eventsInOrder(ctx context.Context) error {
-	if !tx.s.postgres {
+	if !tx.s.postgres || tx.alone {
 		return nil
 	}
 	_, err := tx.exec(ctx, "SELECT pg_advisory_xact_lock(7305804402566557797)")
+	tx.alone = err == nil
 	return err
 }
 
@@ -65,7 +72,7 @@ func (s *Store) LastEvent(ctx context.Context) (id int64, err error) {
 
 // AddEvent adds an event by itself.
 func (s *Store) AddEvent(ctx context.Context, e Event) error {
-	return s.Tx(ctx, func(tx *Tx) error { return tx.event(ctx, e) })
+	return s.noted(ctx, func(tx *Tx) error { return tx.event(ctx, e) })
 }
 
 // EventFilter says which events are wanted.

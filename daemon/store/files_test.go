@@ -150,12 +150,12 @@ func TestFirstSchema(t *testing.T) {
 		} else {
 			at := func(second int64) time.Time { return time.Unix(1800000000+second, 0).UTC() }
 			for i, want := range []Destination{
-				{Destination: "arn", ImportedAt: at(0), SettledAt: at(0)},
-				{Destination: "arn:drilled", ImportedAt: at(1), SettledAt: at(1)},
+				{Destination: "arn", ImportedAt: at(0), TriedAt: at(0), SettledAt: at(0)},
+				{Destination: "arn:drilled", ImportedAt: at(1), TriedAt: at(1), SettledAt: at(1)},
 				{Destination: "arn:found", FirstSeenAt: at(2), SettledAt: at(2)},
-				{Destination: "arn:unproved", ImportedAt: at(3), SettledAt: at(4)},
+				{Destination: "arn:unproved", ImportedAt: at(3), TriedAt: at(3), SettledAt: at(4)},
 			} {
-				got := Destination{Destination: d[i].Destination, ImportedAt: d[i].ImportedAt, FirstSeenAt: d[i].FirstSeenAt, SettledAt: d[i].SettledAt}
+				got := Destination{Destination: d[i].Destination, ImportedAt: d[i].ImportedAt, FirstSeenAt: d[i].FirstSeenAt, TriedAt: d[i].TriedAt, SettledAt: d[i].SettledAt}
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Errorf("when it was imported (-want +got):\n%s", diff)
 				}

@@ -60,7 +60,7 @@ type Success struct {
 
 // FinishJob ends an attempt: state, imports, what was seen, event and lock, in one transaction. Without the lock nothing is changed.
 func (s *Store) FinishJob(ctx context.Context, l *Lease, j Job, o Outcome, enqueue Enqueue) error {
-	return s.Tx(ctx, func(tx *Tx) error {
+	return s.noted(ctx, func(tx *Tx) error {
 		if err := tx.release(ctx, l); err != nil {
 			return err
 		}
@@ -102,13 +102,10 @@ func (s *Store) FinishJob(ctx context.Context, l *Lease, j Job, o Outcome, enque
 	})
 }
 
-// stillWaits queues a job again at once that was to wait for a request which was signed or closed in this moment.
+// stillWaits queues a job again at once that was to wait for a request which was signed or closed in this moment: both are in transactions of noted.
 func (tx *Tx) stillWaits(ctx context.Context, o *Outcome) error {
 	if o.State != Waiting || o.Waits == "" {
 		return nil
-	}
-	if err := tx.eventsInOrder(ctx); err != nil { // whoever signs does so too
-		return err
 	}
 	var state RequestState
 	if err := tx.QueryRowContext(ctx, tx.s.rebind("SELECT state FROM requests WHERE name = ?"), o.Waits).Scan(&state); err != nil {

@@ -78,7 +78,7 @@ type Enqueue func(ctx context.Context, tx *sql.Tx, jobs []Job) error
 
 // AddJobs makes jobs and queues them, in one transaction. For a job of which one is open already, that one is given back.
 func (s *Store) AddJobs(ctx context.Context, jobs []Job, enqueue Enqueue) (all []Job, err error) {
-	err = s.Tx(ctx, func(tx *Tx) error {
+	err = s.noted(ctx, func(tx *Tx) error {
 		var added []Job
 		all = all[:0]
 		for _, j := range jobs {
@@ -109,10 +109,7 @@ func (tx *Tx) addJob(ctx context.Context, j *Job) (id int64, isNew bool, err err
 		return 0, false, fmt.Errorf("database: %w", err)
 	}
 	if j.Since > 0 {
-		if err := tx.eventsInOrder(ctx); err != nil { // nothing ends between the look and the insert
-			return 0, false, err
-		}
-		var ended int64
+		var ended int64 // nothing ends between the look and the insert
 		if err := tx.QueryRowContext(ctx, tx.s.rebind("SELECT count(*) FROM events WHERE key_name = ? AND kind = 'finished' AND id > ?"), j.Key, j.Since).Scan(&ended); err != nil {
 			return 0, false, fmt.Errorf("database: %w", err)
 		}
@@ -263,7 +260,7 @@ var (
 // Step writes down a step of a running job, before the next one begins. Its errors stop the job: [ErrLeaseLost], [ErrRevoked], [ErrCancelled].
 func (s *Store) Step(ctx context.Context, l *Lease, j Job, e Event) error {
 	return l.renewing(func() error {
-		return s.Tx(ctx, func(tx *Tx) error {
+		return s.noted(ctx, func(tx *Tx) error {
 			if err := tx.hold(ctx, l); err != nil {
 				return err
 			}
@@ -334,7 +331,7 @@ func (s *Store) Wake(ctx context.Context, parks []string, enqueue Enqueue) (n in
 
 // Hurry lets a waiting job begin now, and gives false if there is none.
 func (s *Store) Hurry(ctx context.Context, id int64, actor string, enqueue Enqueue) (found bool, err error) {
-	err = s.Tx(ctx, func(tx *Tx) error {
+	err = s.noted(ctx, func(tx *Tx) error {
 		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'waiting' AND id = ?", id)
 		if err != nil || len(list) == 0 {
 			return err
@@ -369,6 +366,9 @@ func (s *Store) Reclaim(ctx context.Context, own bool, enqueue Enqueue) (list []
 	err = s.Tx(ctx, func(tx *Tx) error {
 		condition, args := "NOT EXISTS (SELECT 1 FROM locks WHERE locks.name = jobs.key_name AND locks.owner = jobs.daemon AND locks.until >= {{clock}})", []any{}
 		if own {
+			if err := tx.eventsInOrder(ctx); err != nil {
+				return err
+			}
 			if _, err := tx.exec(ctx, "UPDATE locks SET until = 0, owner = '' WHERE owner = ?", s.daemon); err != nil {
 				return err
 			}
@@ -376,6 +376,9 @@ func (s *Store) Reclaim(ctx context.Context, own bool, enqueue Enqueue) (list []
 		}
 		list, err = query(ctx, s, tx, scanJob, selectJobs+" WHERE state = 'running' AND "+condition, args...)
 		if err != nil || len(list) == 0 {
+			return err
+		}
+		if err := tx.eventsInOrder(ctx); err != nil { // not for nothing in each minute
 			return err
 		}
 		if list, err = tx.requeue(ctx, list, enqueue); err != nil {
@@ -437,7 +440,7 @@ func (tx *Tx) requeue(ctx context.Context, list []Job, enqueue Enqueue) (mine []
 
 // Cancel ends a job that is not yet over; a running one stops before its next step.
 func (s *Store) Cancel(ctx context.Context, id int64, actor string) (found bool, err error) {
-	err = s.Tx(ctx, func(tx *Tx) error {
+	err = s.noted(ctx, func(tx *Tx) error {
 		list, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE id = ? AND state IN ('queued', 'running', 'waiting')", id)
 		if err != nil || len(list) == 0 {
 			return err

@@ -86,7 +86,7 @@ func (s *Store) Pause(ctx context.Context, key, actor string, resume bool) (chan
 	if resume {
 		at, by, when, kind, message = 0, "", "paused_at <> 0", "resume", "resumed"
 	}
-	err = s.Tx(ctx, func(tx *Tx) error {
+	err = s.noted(ctx, func(tx *Tx) error {
 		if err := tx.addKey(ctx, key); err != nil {
 			return err
 		}
@@ -114,7 +114,7 @@ func (tx *Tx) useRequest(ctx context.Context, request, actor string) error {
 // Revoke marks the key, so that nothing is imported any more, cancels its other jobs and queues the job that deletes the material.
 // request is the name of the one by which officers approved it, if they had to.
 func (s *Store) Revoke(ctx context.Context, key, actor, reason, request string, enqueue Enqueue) (j Job, err error) {
-	err = s.Tx(ctx, func(tx *Tx) error {
+	err = s.noted(ctx, func(tx *Tx) error {
 		if err := tx.useRequest(ctx, request, actor); err != nil {
 			return err
 		}
@@ -152,7 +152,7 @@ func (s *Store) Revoke(ctx context.Context, key, actor, reason, request string, 
 
 // Restore takes a revocation back; the planner imports the key again.
 func (s *Store) Restore(ctx context.Context, key, actor string) error {
-	return s.Tx(ctx, func(tx *Tx) error {
+	return s.noted(ctx, func(tx *Tx) error {
 		if err := tx.setKey(ctx, key, "revoked_at = 0, revoked_by = ''"); err != nil {
 			return err
 		}
@@ -165,7 +165,7 @@ func (s *Store) Restore(ctx context.Context, key, actor string) error {
 
 // Waive lets a key be imported although no second token holds a copy. request is as for [Store.Revoke].
 func (s *Store) Waive(ctx context.Context, key, actor, reason, request string) error {
-	return s.Tx(ctx, func(tx *Tx) error {
+	return s.noted(ctx, func(tx *Tx) error {
 		if err := tx.useRequest(ctx, request, actor); err != nil {
 			return err
 		}
@@ -187,7 +187,7 @@ type Parked struct {
 
 // Park notes that a token is not to be used, by this daemon or another. A restart does not forget it: a wrong PIN is not tried again.
 func (s *Store) Park(ctx context.Context, p Parked) error {
-	return s.Tx(ctx, func(tx *Tx) error {
+	return s.noted(ctx, func(tx *Tx) error {
 		if _, err := tx.exec(ctx, `INSERT INTO parked (token, daemon, parked_at, code, reason) VALUES (?, ?, ?, ?, ?)
 			ON CONFLICT (token) DO UPDATE SET daemon = excluded.daemon, parked_at = excluded.parked_at, code = excluded.code, reason = excluded.reason`,
 			p.Token, s.daemon, micros(s.now()), p.Code, p.Reason); err != nil {
@@ -226,7 +226,7 @@ func (s *Store) EndLogin(ctx context.Context, token string) error {
 
 // Unpark lets a token be used again, and gives false if it was not parked.
 func (s *Store) Unpark(ctx context.Context, token, actor, why string) (found bool, err error) {
-	err = s.Tx(ctx, func(tx *Tx) error {
+	err = s.noted(ctx, func(tx *Tx) error {
 		n, err := tx.exec(ctx, "DELETE FROM parked WHERE token = ? AND code <> ?", token, LoginBegun)
 		if err != nil {
 			return err

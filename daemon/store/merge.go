@@ -23,11 +23,8 @@ var ErrOtherHistory = errors.New("the log has another history")
 // gaps, and to begin with the very records that were taken over before: otherwise nothing is taken, and the error is [ErrOtherHistory]. A
 // log that ends earlier than what is there is an older copy, of which nothing is new.
 func (s *Store) Merge(ctx context.Context, origin string, records []Merging) (n int, err error) {
-	err = s.Tx(ctx, func(tx *Tx) error {
+	err = s.noted(ctx, func(tx *Tx) error {
 		n = 0
-		if err := tx.eventsInOrder(ctx); err != nil {
-			return err
-		}
 		have, err := query(ctx, s, tx, func(scan func(...any) error) (string, error) {
 			var hash string
 			err := scan(&hash)

@@ -75,7 +75,7 @@ func scanRequest(scan func(...any) error) (Request, error) {
 
 // AddRequest keeps a new request, with its whole text in the audit log. With a lease it belongs to a running job, which has to hold it.
 func (s *Store) AddRequest(ctx context.Context, l *Lease, r Request, message string) error {
-	return s.Tx(ctx, func(tx *Tx) error {
+	return s.noted(ctx, func(tx *Tx) error {
 		if l != nil {
 			if err := tx.hold(ctx, l); err != nil {
 				return err
@@ -163,7 +163,7 @@ type Judged struct {
 // Sign keeps an officer's signature that counts, with the event e. judge then sees all signatures of the request, in the same transaction,
 // and says whether they are enough; then the job that waits is queued.
 func (s *Store) Sign(ctx context.Context, name string, g Signature, e Event, judge func(all []Signature) (Judged, error), enqueue Enqueue) (r Request, err error) {
-	err = s.Tx(ctx, func(tx *Tx) error {
+	err = s.noted(ctx, func(tx *Tx) error {
 		if r, err = tx.openRequest(ctx, name); err != nil {
 			return err
 		}
@@ -198,11 +198,8 @@ func (s *Store) Sign(ctx context.Context, name string, g Signature, e Event, jud
 	return r, err
 }
 
-// openRequest reads a request that is open, when nobody else can change it.
+// openRequest reads a request that is open. In a transaction of noted, nobody else can change it.
 func (tx *Tx) openRequest(ctx context.Context, name string) (Request, error) {
-	if err := tx.eventsInOrder(ctx); err != nil {
-		return Request{}, err
-	}
 	list, err := query(ctx, tx.s, tx, scanRequest, selectRequests+" WHERE name = ?", name)
 	switch {
 	case err != nil:
@@ -228,7 +225,7 @@ func (tx *Tx) hurry(ctx context.Context, job int64, enqueue Enqueue) error {
 // EndRequest closes an open request: rejected by an officer (with the event of the signature), withdrawn by whoever asked, or used. The job
 // that waits looks at once.
 func (s *Store) EndRequest(ctx context.Context, name string, state RequestState, actor, reason string, signed *Event, enqueue Enqueue) (r Request, err error) {
-	err = s.Tx(ctx, func(tx *Tx) error {
+	err = s.noted(ctx, func(tx *Tx) error {
 		if r, err = tx.openRequest(ctx, name); err != nil {
 			return err
 		}
@@ -260,7 +257,7 @@ func (tx *Tx) endRequest(ctx context.Context, r *Request, state RequestState, ac
 
 // Allow writes down, immediately before a wrap, that officers approved it: a step of the job, with the event e.
 func (s *Store) Allow(ctx context.Context, l *Lease, j Job, request int64, e Event) error {
-	return s.Tx(ctx, func(tx *Tx) error {
+	return s.noted(ctx, func(tx *Tx) error {
 		if err := tx.hold(ctx, l); err != nil {
 			return err
 		}
@@ -314,10 +311,7 @@ func (s *Store) ExpireRequests(ctx context.Context, enqueue Enqueue) (n int, err
 	if err != nil || len(list) == 0 {
 		return 0, err // no transaction each minute for nothing
 	}
-	err = s.Tx(ctx, func(tx *Tx) error {
-		if err := tx.eventsInOrder(ctx); err != nil {
-			return err
-		}
+	err = s.noted(ctx, func(tx *Tx) error {
 		if list, err = query(ctx, s, tx, scanRequest, selectRequests+due, micros(s.now())); err != nil {
 			return err
 		}

@@ -70,7 +70,11 @@ type Replica struct {
 
 // SeeReplica notes what a token holds of a key. With e it is an event: something is otherwise than before.
 func (s *Store) SeeReplica(ctx context.Context, r Replica, e *Event) error {
-	return s.Tx(ctx, func(tx *Tx) error {
+	in := s.Tx
+	if e != nil {
+		in = s.noted
+	}
+	return in(ctx, func(tx *Tx) error {
 		if _, err := tx.exec(ctx, `INSERT INTO replicas (key_name, generation, token, identity, problem, serial, daemon, seen_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT (key_name, generation, token) DO UPDATE SET identity = excluded.identity, problem = excluded.problem, serial = excluded.serial,
 			daemon = excluded.daemon, seen_at = excluded.seen_at`, r.Key, r.Generation, r.Token, r.Identity, r.Problem, r.Serial, s.daemon, micros(s.now())); err != nil {
@@ -118,7 +122,7 @@ func (s *Store) HurryKey(ctx context.Context, key string, codes []string, enqueu
 
 // ParkHere notes that this daemon alone is not to use a token.
 func (s *Store) ParkHere(ctx context.Context, p Parked) error {
-	return s.Tx(ctx, func(tx *Tx) error {
+	return s.noted(ctx, func(tx *Tx) error {
 		if _, err := tx.exec(ctx, `INSERT INTO parked_here (token, daemon, parked_at, code, reason) VALUES (?, ?, ?, ?, ?)
 			ON CONFLICT (token, daemon) DO UPDATE SET parked_at = excluded.parked_at, code = excluded.code, reason = excluded.reason`,
 			p.Token, s.daemon, micros(s.now()), p.Code, p.Reason); err != nil {

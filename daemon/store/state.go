@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -31,6 +32,7 @@ type Destination struct {
 	FirstAt     time.Time     `json:"first_at,omitzero"`      // the first import, or when KMS was first found to hold the material
 	ImportedAt  time.Time     `json:"imported_at,omitzero"`   // the last import that the journal knows; zero: none
 	FirstSeenAt time.Time     `json:"first_seen_at,omitzero"` // where no import is known: when KMS was first found to hold the material, by whomever it was imported
+	TriedAt     time.Time     `json:"-"`                      // when key material last went to KMS, whatever became of it; zero: never
 	SettledAt   time.Time     `json:"-"`                      // the last job's import, or the first that found the material there: what the planner counts from; zero: never
 	Life        time.Duration `json:"-"`                      // that was asked for at the last import
 	DrilledAt   time.Time     `json:"drilled_at,omitzero"`
@@ -70,8 +72,11 @@ func (tx *Tx) see(ctx context.Context, s Seen) error {
 
 // See notes what KMS showed.
 func (s *Store) See(ctx context.Context, seen []Seen) error {
+	inOrder := slices.SortedFunc(slices.Values(seen), func(a, b Seen) int { // in which others change several rows
+		return cmp.Or(strings.Compare(a.Key, b.Key), strings.Compare(a.Destination, b.Destination))
+	})
 	return s.Tx(ctx, func(tx *Tx) error {
-		for _, one := range seen {
+		for _, one := range inOrder {
 			if err := tx.see(ctx, one); err != nil {
 				return err
 			}
@@ -80,7 +85,7 @@ func (s *Store) See(ctx context.Context, seen []Seen) error {
 	})
 }
 
-const selectDestinations = `SELECT key_name, destination, seen_at, kms_state, present, valid_to, material_id, rotations, first_at, imported_at, sent_at, life,
+const selectDestinations = `SELECT key_name, destination, seen_at, kms_state, present, valid_to, material_id, rotations, first_at, imported_at, sent_at, tried_at, life,
 	drilled_at, scheduled_at, proved_at, proof, needs_person, error, error_class, error_code, error_at FROM destinations`
 
 // Destinations lists what is known of all destinations.
@@ -120,20 +125,20 @@ func (s *Store) Troubled(ctx context.Context, most int) ([]Destination, error) {
 // which is most of a row, is left out.
 func (s *Store) Times(ctx context.Context) ([]Destination, error) {
 	return query(ctx, s, s.read, func(scan func(...any) error) (d Destination, err error) {
-		var seen, present, validTo, first, settled, life, drilled, scheduled, person int64
-		err = scan(&d.Key, &d.Destination, &seen, &present, &validTo, &d.Rotations, &first, &settled, &life, &drilled, &scheduled, &person)
-		d.SeenAt, d.ValidTo, d.FirstAt, d.SettledAt, d.DrilledAt, d.ScheduledAt = stamp(seen), stamp(validTo), stamp(first), stamp(settled), stamp(drilled), stamp(scheduled)
+		var seen, present, validTo, first, settled, tried, life, drilled, scheduled, person int64
+		err = scan(&d.Key, &d.Destination, &seen, &present, &validTo, &d.Rotations, &first, &settled, &tried, &life, &drilled, &scheduled, &person)
+		d.SeenAt, d.ValidTo, d.FirstAt, d.SettledAt, d.TriedAt, d.DrilledAt, d.ScheduledAt = stamp(seen), stamp(validTo), stamp(first), stamp(settled), stamp(tried), stamp(drilled), stamp(scheduled)
 		d.Present, d.NeedsPerson, d.Life = present != 0, person != 0, time.Duration(life)*time.Microsecond
 		return d, err
-	}, "SELECT key_name, destination, seen_at, present, valid_to, rotations, first_at, imported_at, life, drilled_at, scheduled_at, needs_person FROM destinations")
+	}, "SELECT key_name, destination, seen_at, present, valid_to, rotations, first_at, imported_at, tried_at, life, drilled_at, scheduled_at, needs_person FROM destinations")
 }
 
 func scanDestination(scan func(...any) error) (Destination, error) {
 	var d Destination
-	var seen, present, validTo, first, settled, sent, life, drilled, scheduled, proved, person, errorAt int64
-	err := scan(&d.Key, &d.Destination, &seen, &d.State, &present, &validTo, &d.MaterialID, &d.Rotations, &first, &settled, &sent, &life,
+	var seen, present, validTo, first, settled, sent, tried, life, drilled, scheduled, proved, person, errorAt int64
+	err := scan(&d.Key, &d.Destination, &seen, &d.State, &present, &validTo, &d.MaterialID, &d.Rotations, &first, &settled, &sent, &tried, &life,
 		&drilled, &scheduled, &proved, &d.Proof, &person, &d.Error, &d.ErrorClass, &d.ErrorCode, &errorAt)
-	d.SeenAt, d.ValidTo, d.FirstAt, d.SettledAt, d.ImportedAt = stamp(seen), stamp(validTo), stamp(first), stamp(settled), stamp(sent)
+	d.SeenAt, d.ValidTo, d.FirstAt, d.SettledAt, d.ImportedAt, d.TriedAt = stamp(seen), stamp(validTo), stamp(first), stamp(settled), stamp(sent), stamp(tried)
 	d.DrilledAt, d.ScheduledAt, d.ProvedAt, d.ErrorAt = stamp(drilled), stamp(scheduled), stamp(proved), stamp(errorAt)
 	if sent == 0 {
 		d.FirstSeenAt = d.SettledAt
@@ -144,7 +149,7 @@ func scanDestination(scan func(...any) error) (Destination, error) {
 
 // ClearErrors lets the planner begin anew with a key: a person says that the cause is mended.
 func (s *Store) ClearErrors(ctx context.Context, key, actor, why string) error {
-	return s.Tx(ctx, func(tx *Tx) error {
+	return s.noted(ctx, func(tx *Tx) error {
 		if err := tx.clearErrors(ctx, key); err != nil {
 			return err
 		}

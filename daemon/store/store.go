@@ -223,7 +223,8 @@ type Tx struct {
 	*sql.Tx
 	s *Store
 
-	size  int64                // of the audit log; 0: not known
+	alone bool                 // nobody else can add to the audit log
+	size  int64                // of it; 0: not known
 	added bool                 // to the audit log
 	fresh map[int64]audit.Hash // hashes of the audit log that the transaction made
 }
@@ -248,6 +249,17 @@ func (s *Store) Tx(ctx context.Context, f func(tx *Tx) error) error {
 		return nil
 	}
 	return s.copy(ctx)
+}
+
+// noted is [Store.Tx] for what adds to the audit log, or may: the log's lock is taken before any row that others change too, so that no two of
+// them wait for each other.
+func (s *Store) noted(ctx context.Context, f func(tx *Tx) error) error {
+	return s.Tx(ctx, func(tx *Tx) error {
+		if err := tx.eventsInOrder(ctx); err != nil {
+			return err
+		}
+		return f(tx)
+	})
 }
 
 // Require has f called after each transaction that added to the audit log: it copies what was added, and its error is that of the

@@ -157,7 +157,7 @@ func TestJobLife(t *testing.T) {
 		}
 		destinations := must[[]Destination](t)(s.Destinations(t.Context()))
 		wantDestination := Destination{
-			Key: "k", Destination: "arn", SeenAt: c.Now(), State: "Enabled", Present: true, ValidTo: validTo, MaterialID: "id", Rotations: 2, FirstAt: c.Now(), ImportedAt: took, SettledAt: c.Now(),
+			Key: "k", Destination: "arn", SeenAt: c.Now(), State: "Enabled", Present: true, ValidTo: validTo, MaterialID: "id", Rotations: 2, FirstAt: c.Now(), ImportedAt: took, TriedAt: took, SettledAt: c.Now(),
 			Life: 90 * 24 * time.Hour, DrilledAt: c.Now(), ScheduledAt: c.Now(), ProvedAt: c.Now(), Proof: "mac-match",
 		}
 		if diff := cmp.Diff([]Destination{wantDestination}, destinations); diff != "" {

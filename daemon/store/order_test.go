@@ -1,0 +1,76 @@
+package store
+
+import (
+	"sync"
+	"testing"
+	"time"
+)
+
+// What is written about a key at the same time, by jobs, by people and by the look at KMS, never waits in a circle: PostgreSQL would give up one of
+// them, and a step of an import would be lost from the audit log.
+func TestNothingWaitsInACircle(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, c *clock) {
+		s := open("one", 0)
+		q := &queue{}
+		jobs, err := s.AddJobs(t.Context(), []Job{{Key: "k", Destination: "a", Kind: KindImport, Reason: "first", Token: "hsm", RequestedBy: "x"}}, q.enqueue)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := s.Lock(t.Context(), "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		j, err := s.StartJob(t.Context(), l, jobs[0].ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := []Seen{{Key: "k", Destination: "b", Rotations: -1}, {Key: "k", Destination: "a", Rotations: -1}}
+		done := make(chan struct{})
+		time.AfterFunc(time.Second, func() { close(done) })
+		var wg sync.WaitGroup
+		for _, act := range []struct {
+			name string
+			do   func() error
+		}{
+			{"step", func() error {
+				return s.Step(t.Context(), l, j, Event{Kind: "import", Destination: "a", Time: c.Now(), Message: "m", Imported: true})
+			}},
+			{"clear", func() error { return s.ClearErrors(t.Context(), "k", "alice", "mended") }},
+			{"restore", func() error { return s.Restore(t.Context(), "k", "alice") }},
+			{"revoke", func() error {
+				_, err := s.Revoke(t.Context(), "k", "alice", "lost", "", q.enqueue)
+				return err
+			}},
+			{"pause", func() error {
+				_, err := s.Pause(t.Context(), "k", "alice", time.Now().UnixNano()%2 == 0)
+				return err
+			}},
+			{"see", func() error { return s.See(t.Context(), seen) }},
+			{"upload", func() error {
+				return s.AddEvent(t.Context(), Event{Kind: "ceremony-upload", Key: "k", Destination: "b", Message: "m", Imported: true})
+			}},
+		} {
+			wg.Go(func() {
+				for {
+					select {
+					case <-done:
+						return
+					default:
+					}
+					if err := act.do(); err != nil {
+						t.Errorf("%s: %v", act.name, err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		list, err := s.DestinationsOf(t.Context(), "k")
+		if err != nil || len(list) != 2 || list[0].ImportedAt.IsZero() || list[1].ImportedAt.IsZero() {
+			t.Errorf("%+v, %v", list, err)
+		}
+		if err := l.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -24,6 +24,7 @@ func (d *Daemon) CeremonyStep(ctx context.Context, actor string, s control.Cerem
 	return d.store.AddEvent(ctx, store.Event{
 		Kind: s.Kind, Actor: actor, Key: s.Key, Destination: s.Destination, Message: s.Message,
 		Fields:   map[string]string{"request": s.Request, "sha256": s.SHA256, "file": s.File},
+		Sending:  ours && s.Kind == "ceremony-upload",
 		Imported: ours && s.Imported && s.Kind == "ceremony-upload",
 	})
 }

@@ -84,7 +84,7 @@ func TestCeremonyImport(t *testing.T) {
 		}
 	}
 	list, err := d.store.Destinations(t.Context())
-	if err != nil || len(list) != 1 || list[0].Key != "key-000000" || !list[0].ImportedAt.Equal(now) || !list[0].SettledAt.IsZero() || !list[0].FirstSeenAt.IsZero() {
+	if err != nil || len(list) != 2 || list[1].Key != "key-000001" || list[1].Destination != arn(1, 0) || !list[1].ImportedAt.IsZero() || !list[1].TriedAt.Equal(now) || list[0].Key != "key-000000" || !list[0].ImportedAt.Equal(now) || !list[0].SettledAt.IsZero() || !list[0].FirstSeenAt.IsZero() {
 		t.Errorf("%+v, %v", list, err)
 	}
 }

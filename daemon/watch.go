@@ -107,8 +107,8 @@ func (d *Daemon) unseen(ctx context.Context, most int) ([]target, error) {
 	for _, k := range c.Keys {
 		for _, dest := range k.Destinations {
 			s, ok := last[schedule.Target{Key: k.Name, Destination: dest.ARN}]
-			// What was never imported is not looked at: the import does that. A time in the future was noted under a wrong clock.
-			if ok && !s.SettledAt.IsZero() && (s.SeenAt.Before(before) || s.SeenAt.After(d.now().Add(time.Minute))) {
+			// Where nothing was ever sent nothing is looked at: the import does that. A time in the future was noted under a wrong clock.
+			if ok && (!s.SettledAt.IsZero() || !s.TriedAt.IsZero()) && (s.SeenAt.Before(before) || s.SeenAt.After(d.now().Add(time.Minute))) {
 				list = append(list, target{k, dest, s.SeenAt})
 			}
 		}

@@ -99,7 +99,7 @@ func (a *app) upload(ctx context.Context, file string, signatures []string) erro
 		return fmt.Errorf("%w; nothing was sent", err)
 	}
 	result, err := im.Upload(ctx, r, importer.Action(u.q.Action), ready(u))
-	if terr := a.tell(context.WithoutCancel(ctx), "ceremony-upload", u.q, u.text, "the upload ended: "+firstLine(message(result, err)), file, result.Result.Took()); terr != nil {
+	if terr := a.tell(context.WithoutCancel(ctx), "ceremony-upload", u.q, u.text, "the upload ended: "+firstLine(message(result, err)), file, result.Took()); terr != nil {
 		a.complain(terr)
 	}
 	if err != nil && result.Result == importer.Failed {

@@ -197,7 +197,8 @@ func (s *Server) handle(rt route, w http.ResponseWriter, r *http.Request) {
 	}
 	out, err := rt.do(r.Context(), s.Service, req)
 	if err != nil && r.Context().Err() != nil && errors.Is(err, context.Canceled) {
-		s.Log.Info("whoever made a request did not wait for its answer", zap.String("user", p.name()), zap.String("request", rt.method+" "+rt.path))
+		s.Log.Info("whoever made a request did not wait for its answer", zap.String("user", p.name()), zap.String("request", rt.method+" "+rt.path), zap.Error(err))
+		reply(w, http.StatusServiceUnavailable, Problem{Error: "the request was given up by whoever made it, and what was done of it is not known: look with hsmbridge status"})
 		return
 	}
 	if err != nil {

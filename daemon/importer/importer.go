@@ -116,6 +116,7 @@ type run struct {
 	info   kmsclient.KeyInfo
 	result Result
 
+	uploading bool                    // what was wrapped in an HSM room
 	made      bool                    // the key was generated in the token
 	before    []kmsclient.KeyMaterial // the materials that KMS listed at first
 	confirmed bool                    // KMS itself answered that it took the material

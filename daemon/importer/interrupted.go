@@ -12,6 +12,7 @@ type InterruptedError struct {
 	Key, Destination string
 	Result           Outcome // what was done before: Failed says that KMS was not changed
 	Generated        bool    // the key was made in the token for it
+	Upload           bool    // what was wrapped in an HSM room was imported, which is done once
 	Err              error   // wraps [context.Canceled]
 }
 
@@ -27,7 +28,11 @@ func (e *InterruptedError) Error() string {
 	if e.Result == Unchanged {
 		held = "KMS holds the key material as before"
 	}
-	return fmt.Sprintf("%s of %s (%s), and the proof was interrupted; run it again, it proves what KMS holds", held, e.Key, e.Destination)
+	next := "run it again, it proves what KMS holds"
+	if e.Upload {
+		next = "it stays unproved: a new request (hsmbridge ceremony fetch --renew) proves it"
+	}
+	return fmt.Sprintf("%s of %s (%s), and the proof was interrupted; %s", held, e.Key, e.Destination, next)
 }
 
 // Unwrap gives the error of the call that was ended.
@@ -39,5 +44,5 @@ func (r *run) interrupted(ctx context.Context, err error) error {
 	if !errors.Is(err, context.Canceled) || !errors.Is(ctx.Err(), context.Canceled) || errors.As(err, &unknown) {
 		return err
 	}
-	return &InterruptedError{Key: r.req.Name, Destination: r.req.Destination, Result: r.result.Result, Generated: r.made, Err: err}
+	return &InterruptedError{Key: r.req.Name, Destination: r.req.Destination, Result: r.result.Result, Generated: r.made, Upload: r.uploading, Err: err}
 }

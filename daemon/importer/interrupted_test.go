@@ -163,6 +163,14 @@ func TestInterruptedProof(t *testing.T) {
 	}
 }
 
+// What was wrapped in an HSM room is uploaded once: there is nothing to run again.
+func TestInterruptedUpload(t *testing.T) {
+	err := &importer.InterruptedError{Key: "k", Destination: "arn", Result: importer.Imported, Upload: true, Err: context.Canceled}
+	if got := err.Error(); strings.Contains(got, "run it again") || !strings.Contains(got, "hsmbridge ceremony fetch --renew") {
+		t.Error(got)
+	}
+}
+
 // TestInterruptedAfterGenerate says that the key which was made stays.
 func TestInterruptedAfterGenerate(t *testing.T) {
 	i := newInterruptible(t)

@@ -63,7 +63,7 @@ type Ready struct {
 func (im *Importer) Upload(ctx context.Context, r Request, act Action, ready Ready) (Result, error) {
 	only := *im
 	only.Authorize = nil // nothing is wrapped here
-	run := &run{Importer: &only, req: r, result: newResult(r)}
+	run := &run{Importer: &only, req: r, result: newResult(r), uploading: true}
 	return run.finish(ctx, run.upload(ctx, act, ready))
 }
 

@@ -73,7 +73,7 @@ const (
 	Reimported Outcome = "reimported" // KMS took the same material again, with a new expiry
 	Unchanged  Outcome = "unchanged"  // KMS already held it with the life asked for
 	Waits      Outcome = "waits"      // officers were asked; nothing was wrapped yet
-	Failed     Outcome = "failed"     // KMS did not take it; before unknown was told apart, it was told as this too
+	Failed     Outcome = "failed"     // KMS did not take it, or the proof says that it is another key; before unknown was told apart, it was told as this too
 	Unknown    Outcome = "unknown"    // ImportKeyMaterial was sent and KMS does not show whether it took effect; the next run finds out
 )
 
@@ -81,9 +81,6 @@ const (
 func Outcomes() []Outcome {
 	return []Outcome{Imported, Restored, Reimported, Unchanged, Waits, Failed, Unknown}
 }
-
-// Took says that KMS took key material.
-func (o Outcome) Took() bool { return o == Imported || o == Restored || o == Reimported }
 
 // Result is what happened to one destination of one key.
 type Result struct {
@@ -107,6 +104,7 @@ type Result struct {
 	ErrorClass        string                   `json:"error_class,omitempty"` // caller, session, token, library, kms or approval
 
 	expires time.Time
+	took    bool
 }
 
 func newResult(r Request) Result {
@@ -139,6 +137,7 @@ func (r *Result) setWrapped(p wrapping.Plan, params kmsclient.ImportParameters) 
 }
 
 func (r *Result) setImported(a Action, validTo time.Time, out kmsclient.ImportResult) {
+	r.took = true
 	r.Result = map[Action]Outcome{ActionImport: Imported, ActionRestore: Restored, ActionReimport: Reimported}[a]
 	r.KeyMaterialID = out.KeyMaterialID
 	r.setExpires(validTo)
@@ -155,6 +154,9 @@ func (r *Result) expiresAt() time.Time { return r.expires }
 
 // ExpiresAt is when the material expires in KMS; zero: never, or nothing was imported.
 func (r Result) ExpiresAt() time.Time { return r.expires }
+
+// Took says that KMS took key material, whatever the proof said of it then.
+func (r Result) Took() bool { return r.took }
 
 // finish completes the result and records the outcome: what KMS took stays told as imported when only its
 // proof failed. When even that cannot be recorded, the result says so. The error is err, in plain words where the

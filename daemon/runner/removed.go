@@ -7,7 +7,7 @@ import (
 	"hsmbridge/daemon/store"
 )
 
-// Revocable is a key as it is revoked: with every destination that its material went to, also those that the configuration has no more, or
+// Revocable is a key as it is revoked: with every destination that its material went to, whatever became of it, also those that the configuration has no more, or
 // when it has the whole key no more. A KMS key that another managed key feeds now is not touched. Where the configuration does not say how
 // a destination is reached, it is reached as the others of its account and Region are. false: nothing is known of the key.
 func Revocable(c *configs.Config, name string, known []store.Destination) (configs.Key, bool) {
@@ -15,7 +15,7 @@ func Revocable(c *configs.Config, name string, known []store.Destination) (confi
 	k.Name = name
 	k.Destinations = slices.Clone(k.Destinations)
 	for _, d := range known {
-		if d.Key != name || d.SettledAt.IsZero() && d.ImportedAt.IsZero() && !d.Present || configured(c, d.Destination) {
+		if d.Key != name || d.SettledAt.IsZero() && d.TriedAt.IsZero() && !d.Present || configured(c, d.Destination) {
 			continue
 		}
 		k.Destinations = append(k.Destinations, reached(c, configs.Destination{ARN: d.Destination}))

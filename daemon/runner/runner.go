@@ -274,7 +274,7 @@ func (t *task) record(ctx context.Context, e importer.Event) error {
 	for _, f := range e.Fields {
 		fields[f.Name] = f.Value
 	}
-	if err := t.Store.Step(ctx, t.lease, t.job, store.Event{Kind: string(e.Step), Time: e.Time, Destination: e.Destination, Message: e.Message, Fields: fields, Imported: e.Imported}); err != nil {
+	if err := t.Store.Step(ctx, t.lease, t.job, store.Event{Kind: string(e.Step), Time: e.Time, Destination: e.Destination, Message: e.Message, Fields: fields, Sending: e.Step == importer.StepWrap, Imported: e.Imported}); err != nil {
 		return unwritten(err)
 	}
 	t.mu.Lock()

@@ -82,7 +82,7 @@ func TestZombie(t *testing.T) {
 func TestTwoDaemonsOneKilled(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, kmsemu.Options{})
-	const keys = 30
+	const keys = 60 // more than both have under way at a time
 	arns := map[string]string{}
 	for i := range keys {
 		name := "k" + itoa(i)
@@ -94,7 +94,7 @@ func TestTwoDaemonsOneKilled(t *testing.T) {
 	two := w.start("two", db, envLease+"=2s")
 	var once sync.Once
 	w.hook(func(op string) {
-		if op == "ImportKeyMaterial" && imported.Add(1) == keys/2 {
+		if op == "ImportKeyMaterial" && imported.Add(1) == keys*3/4 {
 			once.Do(func() { _ = one.Process.Kill() })
 		}
 	}, nil)

@@ -363,8 +363,8 @@ func TestSitesNobodyReaches(t *testing.T) {
 	if s.emu.State(arn) != "Enabled" {
 		t.Errorf("KMS says %s", s.emu.State(arn))
 	}
-	st, err := two.client.Status(t.Context())
-	if err != nil || len(st.Daemons) != 2 {
-		t.Errorf("the daemons are %s, %v", asJSON(st.Daemons), err)
-	}
+	soon(t, "the sight of the other daemon", func() bool {
+		st, err := two.client.Status(t.Context())
+		return err == nil && len(st.Daemons) == 2
+	})
 }

@@ -2,9 +2,11 @@ package fleet
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"hsmbridge/daemon"
 	"hsmbridge/daemon/control"
@@ -69,4 +71,54 @@ func TestUnknownOutcome(t *testing.T) {
 	if got := w.objects(); len(got) != 0 || w.emu.State(arn) == "Enabled" {
 		t.Errorf("the token holds %v, and the KMS key is %s", got, w.emu.State(arn))
 	}
+}
+
+// Of an import KMS shows only later that it took it, when the key was revoked meanwhile and the revocation found nothing. The daemon goes on looking at
+// such a KMS key, and deletes what came late.
+func TestRevokedUnknown(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, kmsemu.Options{})
+	w.kms = ", watch_every: 1m"
+	arn := w.key("mac", wrapping.HMAC256)
+	w.emu.SetLag(time.Minute)
+	w.hook(nil, func(op string) {
+		if op == "ImportKeyMaterial" {
+			panic(http.ErrAbortHandler)
+		}
+	})
+	var later atomic.Int64
+	x := monitor(t, w, func(o *daemon.Options) {
+		o.Now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+	})
+	stop, err := x.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	c := control.NewClient(w.socket("one"))
+	until(t, "an import of which nothing is known", func() bool {
+		rows, err := c.Imports(t.Context(), "mac", 0, 10)
+		return err == nil && len(rows) > 0 && rows[0].Result == string(importer.Unknown)
+	})
+	w.emu.SetLag(0)
+	if _, err := c.Revoke(t.Context(), "mac", control.ReasonRequest{Reason: "leak", Confirm: "mac"}); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the end of the revocation", func() bool {
+		list, err := c.Jobs(t.Context(), store.JobFilter{Key: "mac"})
+		return err == nil && slices.ContainsFunc(list, func(j store.Job) bool { return j.Kind == store.KindRevoke && j.State == store.Done })
+	})
+	if n := w.emu.Count("DeleteImportedKeyMaterial"); n > 0 {
+		t.Fatalf("%d deletions of what KMS does not show yet", n)
+	}
+	w.emu.Advance(2 * time.Minute)
+	if s := w.emu.State(arn); s != "Enabled" {
+		t.Fatalf("the KMS key is %s", s)
+	}
+	later.Store(int64(2 * time.Minute))
+	until(t, "the deletion of what came late", func() bool { return w.emu.State(arn) == "PendingImport" })
 }

@@ -223,6 +223,9 @@ func (n *adoption) create(ctx context.Context, creator *adopt.Creator) ([]adopt.
 	told := n.meter("adopting keys")
 	list := make([]adopt.Proposal, 0, len(n.rows))
 	for i, r := range n.rows {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		if n.o.create {
 			ensured, made, err := creator.Ensure(ctx, r)
 			r = ensured

@@ -171,6 +171,39 @@ func TestExistingKeyDoesNotFit(t *testing.T) {
 	}
 }
 
+// What was sent when the run was interrupted is waited for, and gets its alias; nothing more is sent.
+func TestCreateEndsWhatItSent(t *testing.T) {
+	clients := start(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	c := &Creator{Client: func(ctx context.Context, region string) (KMS, error) {
+		k, err := clients(ctx, region)
+		return stopping{k, cancel}, err
+	}}
+	rows := fleet(t)
+	rows[0].MultiRegion, rows[0].Regions = false, []string{"eu-central-1"}
+	if _, n, err := c.Ensure(ctx, rows[0]); err != nil || n != 1 {
+		t.Errorf("%d, %v", n, err)
+	}
+	if _, n, err := c.Ensure(ctx, rows[1]); !errors.Is(err, context.Canceled) || n != 0 {
+		t.Errorf("%d, %v", n, err)
+	}
+	found, err := Discover(t.Context(), clientOf(t, clients, "eu-central-1"), nil)
+	if err != nil || len(found) != 1 || len(found[0].Aliases) != 1 {
+		t.Errorf("%+v, %v", found, err)
+	}
+}
+
+// stopping is a KMS; while it creates a key, the run is interrupted.
+type stopping struct {
+	KMS
+	stop func()
+}
+
+func (s stopping) CreateKey(ctx context.Context, r kmsclient.CreateKeyRequest) (kmsclient.KeyInfo, error) {
+	s.stop()
+	return s.KMS.CreateKey(ctx, r)
+}
+
 // What is found becomes a configuration that loads, whatever keys are called.
 func TestProposals(t *testing.T) {
 	clients := start(t)

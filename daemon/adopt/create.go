@@ -11,7 +11,8 @@ import (
 )
 
 // Creator creates the KMS keys that a fleet is missing. Run again it creates nothing twice: a key is found by its alias, or by [NameTag]
-// when the alias is not there yet.
+// when the alias is not there yet. What was sent to KMS is waited for, also when the context ends meanwhile: KMS would go on with it, and
+// a run right after might not find it yet.
 type Creator struct {
 	Client func(ctx context.Context, region string) (KMS, error)
 	Policy string // key policy, JSON; empty: the account's default
@@ -150,7 +151,7 @@ func (c *Creator) ensure(ctx context.Context, r Row, name, primary string) (arn 
 	if r.Alias == "" || c.DryRun {
 		return arn, made, nil
 	}
-	if err := there.kms.CreateAlias(ctx, r.Alias, arn); err != nil {
+	if err := there.kms.CreateAlias(context.WithoutCancel(ctx), r.Alias, arn); err != nil {
 		return arn, made, fmt.Errorf("the KMS key %s is there and has no alias yet; run the same command again: %w", arn, err)
 	}
 	there.byAlias[r.Alias] = arn
@@ -181,6 +182,9 @@ func (c *Creator) create(ctx context.Context, r Row, name, primary string, there
 		tags = map[string]string{}
 	}
 	tags[NameTag] = r.Name
+	if err := ctx.Err(); err != nil {
+		return "", err //nolint:wrapcheck // nothing was sent
+	}
 	var info kmsclient.KeyInfo
 	var err error
 	if r.MultiRegion && primary != "" {
@@ -189,9 +193,9 @@ func (c *Creator) create(ctx context.Context, r Row, name, primary string, there
 		if lerr != nil {
 			return "", lerr
 		}
-		info, err = at.kms.ReplicateKey(ctx, kmsclient.ReplicaRequest{PrimaryARN: primary, Region: name, Description: r.Description, Policy: c.Policy, Tags: tags})
+		info, err = at.kms.ReplicateKey(context.WithoutCancel(ctx), kmsclient.ReplicaRequest{PrimaryARN: primary, Region: name, Description: r.Description, Policy: c.Policy, Tags: tags})
 	} else {
-		info, err = there.kms.CreateKey(ctx, kmsclient.CreateKeyRequest{KeySpec: r.KeySpec, Description: r.Description, MultiRegion: r.MultiRegion, Policy: c.Policy, Tags: tags})
+		info, err = there.kms.CreateKey(context.WithoutCancel(ctx), kmsclient.CreateKeyRequest{KeySpec: r.KeySpec, Description: r.Description, MultiRegion: r.MultiRegion, Policy: c.Policy, Tags: tags})
 	}
 	if kmsclient.OutcomeUnknown(err) {
 		return "", fmt.Errorf("whether the KMS key was created is not known; run the same command again, it finds it by its tag %s: %w", NameTag, err)

@@ -117,9 +117,13 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
 		for _, dest := range k.Destinations {
 			x := known.destination(k.Name, dest.ARN)
 			s.Counts.Destinations++
-			if x.Present {
+			switch {
+			case x.Present:
 				s.Counts.Ready++
-			} else if !whole.Revoked() {
+			case whole.Revoked():
+			case x.SeenAt.IsZero():
+				s.Counts.Unseen++
+			default:
 				s.Counts.Missing++
 			}
 			if x.NeedsPerson && !whole.Revoked() {

@@ -82,10 +82,11 @@ func (t *Token) Find(ctx context.Context, u pkcs11uri.URI) (wrapping.Key, error)
 
 func (t *Token) notFound(s pkcs11.SessionHandle, u pkcs11uri.URI) error {
 	e := &Error{Op: "find " + u.String(), ErrClass: ClassCaller, Cause: "the token " + t.identity.Label + " holds no such key", Err: ErrNotFound}
+	e.Fix = "correct the key's uri, or have the key made: generate: if-missing in the configuration, or hsmbridge keys generate"
 	if stored, err := t.matching(s, pkcs11uri.URI{}); err == nil {
 		// To read the attributes of thousands of keys takes a token minutes.
 		if some, err := t.describeAll(s, stored[:min(len(stored), mostListed)]); err == nil {
-			e.Fix = "it holds: " + listSome(some, len(stored))
+			e.Cause += "; it holds: " + listSome(some, len(stored))
 		}
 	}
 	return e

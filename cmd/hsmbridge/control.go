@@ -145,23 +145,19 @@ func (a *app) retryCommand() *cobra.Command {
 		Long: "The cause of an error is mended: forget the keys' errors and begin what is due now. With --job the names are numbers of waiting jobs.",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			done := "its errors are forgotten, and what is due begins"
-			if job {
-				done = "begins now"
-			}
-			return a.each(args, done, func(c *control.Client, n string) error {
+			return a.eachSays(args, func(c *control.Client, n string) (string, error) {
 				if !job {
 					open, err := c.Retry(cmd.Context(), n)
-					if err == nil && len(open) == 0 {
-						fmt.Fprintf(a.err, "hsmbridge: nothing of %s waits or is due; to import it all the same: hsmbridge import %s --renew\n", n, n)
+					if len(open) == 0 {
+						return "its errors are forgotten; nothing waits or is due; to import it all the same: hsmbridge import " + n + " --renew", err
 					}
-					return err
+					return "its errors are forgotten, and what is due begins", err
 				}
 				id, err := strconv.ParseInt(n, 10, 64)
 				if err != nil {
-					return usageError(fmt.Errorf("%q is not the number of a job", n))
+					return "", usageError(fmt.Errorf("%q is not the number of a job", n))
 				}
-				return c.Job(cmd.Context(), "retry", id)
+				return "begins now", c.Job(cmd.Context(), "retry", id)
 			})
 		},
 	}

@@ -101,8 +101,8 @@ func TestCountBad(t *testing.T) {
 		want    string
 	}{
 		{[]importer.Result{done, failed, unproved}, "2 of 3 destinations failed"},
-		{[]importer.Result{done, unknown}, "whether KMS took it is not known of 1 of 2 destinations"},
-		{[]importer.Result{unknown, failed, unknown}, "1 of 3 destinations failed, whether KMS took it is not known of 2 of 3 destinations"},
+		{[]importer.Result{done, unknown}, "for 1 of 2 destinations it is not known whether KMS took the key"},
+		{[]importer.Result{unknown, failed, unknown}, "1 of 3 destinations failed, for 2 of 3 destinations it is not known whether KMS took the key"},
 	} {
 		if got := countBad(tt.results); got != tt.want {
 			t.Errorf("%q, want %q", got, tt.want)

@@ -121,7 +121,7 @@ func countBad(results []importer.Result) string {
 		parts = append(parts, fmt.Sprintf("%d of %d destinations failed", failed, len(results)))
 	}
 	if unknown > 0 {
-		parts = append(parts, fmt.Sprintf("whether KMS took it is not known of %d of %d destinations", unknown, len(results)))
+		parts = append(parts, fmt.Sprintf("for %d of %d destinations it is not known whether KMS took the key", unknown, len(results)))
 	}
 	return strings.Join(parts, ", ")
 }
@@ -203,7 +203,7 @@ func (a *app) printResults(results []importer.Result) {
 		}
 		switch {
 		case r.Result == importer.Unchanged && r.WrappingKeySHA256 == "":
-			wrapped(a.out, "  why          ", indent, "KMS holds the key's material with the life that is asked for; nothing was wrapped")
+			wrapped(a.out, "  why          ", indent, "KMS holds the key's material with the life that is asked for, within a tenth; nothing was wrapped")
 		case r.Mechanism != "":
 			reasons := fmt.Sprint(r.PassedOver)
 			if before, told := why[reasons]; told && len(r.PassedOver) > 0 {
@@ -271,6 +271,9 @@ func sharing(results []importer.Result, i int) []importer.Result {
 
 func whyText(r importer.Result) string {
 	what := fmt.Sprintf("%s under %s, by %s", r.Algorithm, r.WrappingKeySpec, r.Mechanism)
+	if r.Result == importer.Unchanged {
+		what = "KMS holds it with the life that is asked for, within a tenth; it was wrapped for the proof alone: " + what
+	}
 	if r.PlanDigest == "" {
 		return what + ", in the HSM room"
 	}

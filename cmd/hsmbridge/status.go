@@ -48,8 +48,15 @@ func (a *app) printStatus(s control.Status) {
 	}
 	fmt.Fprintf(a.out, "%s %s, %s, up %s, %s\n", s.Daemon, s.Version, state, span(s.Now.Sub(s.Started)), s.Database)
 	n := s.Counts
-	fmt.Fprintf(a.out, "keys: %d, revoked: %d, paused: %d; destinations: %d, material there: %d, missing: %d; jobs running: %d, queued: %d, waiting: %d\n",
-		n.Keys, n.Revoked, n.Paused, n.Destinations, n.Ready, n.Missing, s.Jobs["running"], s.Jobs["queued"], s.Jobs["waiting"])
+	missing, why := strconv.Itoa(n.Missing), ""
+	if n.Unseen > 0 {
+		missing += fmt.Sprintf(", not looked at yet: %d", n.Unseen)
+	}
+	if s.Jobs["waiting"] > 0 {
+		why = " (hsmbridge jobs --open says what for)"
+	}
+	fmt.Fprintf(a.out, "keys: %d, revoked: %d, paused: %d; destinations: %d, material there: %d, missing: %s; jobs running: %d, queued: %d, waiting: %d%s\n",
+		n.Keys, n.Revoked, n.Paused, n.Destinations, n.Ready, missing, s.Jobs["running"], s.Jobs["queued"], s.Jobs["waiting"], why)
 	a.printAudit(s)
 	if s.Reload != "" {
 		wrapped(a.out, "! ", "  ", "the last reload was refused, the configuration before it is in use: "+firstLine(s.Reload))

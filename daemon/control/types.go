@@ -76,6 +76,7 @@ type Counts struct {
 	Destinations int `json:"destinations"`
 	Ready        int `json:"ready"`    // KMS holds the material
 	Missing      int `json:"missing"`  // it does not
+	Unseen       int `json:"unseen"`   // nobody has looked yet
 	Expiring     int `json:"expiring"` // KMS holds the material, until a time
 	Revoked      int `json:"revoked"`
 	Paused       int `json:"paused"`

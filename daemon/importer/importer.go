@@ -219,7 +219,7 @@ func (r *run) wrapAndImport(ctx context.Context, req kmsclient.ImportRequest) (k
 			r.result.RequestIDs = append(r.result.RequestIDs, out.RequestID)
 			r.confirmed = true
 			// What KMS did is recorded also when the run is being stopped.
-			return out, r.record(context.WithoutCancel(ctx), StepImport, "KMS took the key material", "request_id", out.RequestID, "key_material_id", out.KeyMaterialID)
+			return out, r.record(context.WithoutCancel(ctx), StepImport, r.taken(), "request_id", out.RequestID, "key_material_id", out.KeyMaterialID)
 		case kmsclient.Code(err) == "ExpiredImportTokenException" && try == 1:
 			r.note("the import parameters had expired and were fetched anew")
 		default:
@@ -315,3 +315,11 @@ func (im *Importer) wait(ctx context.Context, d time.Duration) error {
 }
 
 func (r *run) note(s string) { r.result.Notes = append(r.result.Notes, s) }
+
+// taken says what KMS took.
+func (r *run) taken() string {
+	if r.proving {
+		return "KMS took the same key material once more, for the proof"
+	}
+	return "KMS took the key material"
+}

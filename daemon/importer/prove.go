@@ -227,7 +227,7 @@ func (r *run) proveMaterial(ctx context.Context) error {
 	case kmsclient.Code(err) == "ValidationException" || kmsclient.IsUnsupportedOperation(err):
 		return &noProofError{fmt.Sprintf("this KMS endpoint does not take KeyMaterialId (%s)", kmsclient.Code(err))}
 	case err != nil:
-		return fmt.Errorf("the key was imported, its proof failed: %w", err)
+		return r.unproved(err)
 	case out.KeyMaterialID == "":
 		return &noProofError{"this KMS endpoint took the second import without confirming a key material ID"}
 	case out.KeyMaterialID != id:
@@ -302,4 +302,13 @@ func eventually[T any](ctx context.Context, r *run, read func() (T, error)) (T, 
 			return v, err
 		}
 	}
+}
+
+// unproved is the error of a proof that could not be made; what it is about stays in KMS.
+func (r *run) unproved(err error) error {
+	what := "the key was imported"
+	if r.result.Result == Unchanged {
+		what = "KMS holds the key as before"
+	}
+	return fmt.Errorf("%s, its proof failed: %w", what, err)
 }

@@ -21,8 +21,12 @@ func (e *UnknownOutcomeError) Error() string {
 	if e.Interrupted {
 		return fmt.Sprintf("whether KMS imported %s is not known: the import was interrupted before the answer of %s came; run it again, it looks at KMS before it imports", e.Key, e.Destination)
 	}
-	return fmt.Sprintf("whether KMS imported %s is not known: its answer was lost and %s does not show that it did; "+
-		"run it again, it looks at KMS before it imports: %v", e.Key, e.Destination, e.Err)
+	lost := ""
+	if code := kmsclient.Code(e.Err); code != "" {
+		lost = " (" + code + ")"
+	}
+	return fmt.Sprintf("whether KMS imported %s is not known: its answer was lost%s and %s does not show that it did; "+
+		"run it again, it looks at KMS before it imports", e.Key, lost, e.Destination)
 }
 
 // Unwrap gives the error of the call.

@@ -184,7 +184,7 @@ func (r *run) importAgain(ctx context.Context, ready Ready, validTo time.Time) e
 	case kmsclient.Code(err) == "ValidationException" || kmsclient.IsUnsupportedOperation(err):
 		return &noProofError{fmt.Sprintf("this KMS endpoint does not take KeyMaterialId (%s)", kmsclient.Code(err))}
 	case err != nil:
-		return fmt.Errorf("the key was imported, its proof failed: %w", err)
+		return r.unproved(err)
 	case out.KeyMaterialID != id:
 		return r.mismatch("key material IDs")
 	}

@@ -29,6 +29,7 @@ func (t *task) importTo(ctx context.Context, c *configs.Config, k configs.Key, d
 	if err != nil {
 		return o, err
 	}
+	o.Seen = []store.Seen{observed(k.Name, d, seen)} // also when nothing comes of it
 	if i := seen.Info; i.MultiRegion && !i.Primary && i.CurrentKeyMaterialID == "" && len(seen.Materials) == 0 {
 		return o, &Error{ErrCode: codePrimaryFirst, ErrClass: "kms", Message: fmt.Sprintf("%s is a replica, and its primary (%s) has no key material yet, which comes first", d.ARN, i.PrimaryARN)}
 	}
@@ -62,6 +63,9 @@ func (t *task) importTo(ctx context.Context, c *configs.Config, k configs.Key, d
 		}
 		got, err := im.Run(ctx, r)
 		o.Imports = append(o.Imports, row(got, g.Generation))
+		if got.Took() || got.Result == importer.Unknown {
+			o.Seen = nil // it is not so any more
+		}
 		if t.on != k.Token && errors.Is(err, wrapping.ErrKeyNotFound) {
 			_, lerr := t.Look(ctx, k, t.on, token, g.Material) // nobody tries it again before it is there
 			return o, &Error{ErrCode: codeNotHere, ErrClass: "token", Message: "token " + t.on + " does not hold " + k.Name + " any more", Err: errors.Join(err, lerr)}

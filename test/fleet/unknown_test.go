@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -121,4 +122,45 @@ func TestRevokedUnknown(t *testing.T) {
 	}
 	later.Store(int64(2 * time.Minute))
 	until(t, "the deletion of what came late", func() bool { return w.emu.State(arn) == "PendingImport" })
+}
+
+// A daemon that meets a key which KMS holds already says so, also when the proof cannot be made.
+func TestHeldAndNotProved(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, kmsemu.Options{})
+	w.key("aes", wrapping.SymmetricDefault)
+	earlier := w.start("zero", filepath.Join(w.dir, "another.db"))
+	earlier.settled()
+	earlier.kill()
+	w.hook(func(op string) {
+		if op == "ImportKeyMaterial" {
+			panic(http.ErrAbortHandler)
+		}
+	}, nil)
+	x := monitor(t, w, func(*daemon.Options) {})
+	stop, err := x.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	c := control.NewClient(w.socket("one"))
+	var job store.Job
+	until(t, "a proof that failed", func() bool {
+		list, err := c.Jobs(t.Context(), store.JobFilter{Key: "aes", Open: true})
+		if err != nil || len(list) == 0 || list[0].State != store.Waiting {
+			return false
+		}
+		job = list[0]
+		return true
+	})
+	if !strings.HasPrefix(job.Error, "KMS holds the key as before, its proof failed: ") {
+		t.Errorf("the job is %s", asJSON(job))
+	}
+	if s, err := c.Status(t.Context()); err != nil || s.Counts.Ready != 1 || s.Counts.Missing != 0 || s.Counts.Unseen != 0 {
+		t.Errorf("%+v, %v", s.Counts, err)
+	}
 }

@@ -64,6 +64,7 @@ func acquire(c Config) (*module, error) {
 var errModuleShared = errors.New("a PKCS#11 module is initialised once per process")
 
 func (m *module) load(c Config) error {
+	politeMonitor()
 	for name, value := range c.Environment {
 		if err := os.Setenv(name, value); err != nil {
 			return moduleError(c, "its environment cannot be set", err)

@@ -88,6 +88,9 @@ func BenchmarkSession(b *testing.B) {
 func BenchmarkWrap(b *testing.B) {
 	tok := softhsm.New(b, "bench").Token
 	h := hsmtest.Open(b, tok)
+	if os.Getenv(usualMonitor) != "" {
+		beUsual(b)
+	}
 	key, err := h.Generate(b.Context(), wrapping.SymmetricDefault, "bench", nil)
 	if err != nil {
 		b.Fatal(err)

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"hsmbridge/hsm/failure"
 	"hsmbridge/hsm/pkcs11uri"
@@ -66,6 +69,32 @@ func open(t testing.TB, s *remote.Starter, c remote.Config, secret string) *remo
 		}
 	})
 	return tok
+}
+
+// TestMonitorOfTheModule holds that in a module's process, which is where wraps are made, the thread with which Go's runtime watches the others gives way to them.
+func TestMonitorOfTheModule(t *testing.T) {
+	m := softhsm.New(t)
+	tok := open(t, new(remote.Starter), config(t, m.Token), m.PIN)
+	dir, err := os.Open(fmt.Sprintf("/proc/%d/task", tok.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = dir.Close() })
+	threads, err := dir.Readdirnames(-1)
+	if err != nil || len(threads) < 2 {
+		t.Fatal(threads, err)
+	}
+	thread, err := strconv.Atoi(threads[1]) // hsm's TestMonitor shows that this is the one
+	if err != nil {
+		t.Fatal(err)
+	}
+	attr, err := unix.SchedGetAttr(thread, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if attr.Policy != unix.SCHED_BATCH {
+		t.Errorf("the policy is %d, want SCHED_BATCH", attr.Policy)
+	}
 }
 
 // generated is a key in the token, the plan for it and a wrapping key whose private half the test has.

@@ -110,6 +110,10 @@ func (d *Daemon) snapshot(ctx context.Context) (metrics.Snapshot, error) {
 		for _, dest := range k.Destinations {
 			x := known.destination(k.Name, dest.ARN)
 			s.NeedPerson[k.Name] = s.NeedPerson[k.Name] || x.NeedsPerson
+			if x.SeenAt.IsZero() && !x.Present {
+				s.Unseen++
+				continue
+			}
 			m := metrics.Destination{Key: k.Name, Destination: dest.ARN, Ready: x.Present, Expiry: math.Inf(1), RotationsLeft: math.NaN(), SinceDrill: math.NaN()}
 			switch {
 			case !x.Present:

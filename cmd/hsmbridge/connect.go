@@ -43,19 +43,24 @@ func (a *app) connect(c *configs.Config, tokens []string) *connections {
 		app: a, config: c, pins: map[string]pin.Source{}, tokens: map[string]*remote.Token{}, failed: map[string]error{}, told: map[string]bool{},
 		kms: map[string]*kmsclient.Client{}, importers: map[string]*importer.Importer{},
 	}
+	conn.prepare(tokens)
+	return conn
+}
+
+// prepare adds tokens to those that may be opened.
+func (c *connections) prepare(tokens []string) {
 	for _, name := range tokens {
-		t, ok := c.Token(name)
-		if _, done := conn.pins[name]; done || !ok {
+		t, ok := c.config.Token(name)
+		if _, done := c.pins[name]; done || !ok {
 			continue
 		}
 		source, err := pin.Later(t)
 		if err != nil {
-			conn.failed[name] = &exitError{exitToken, err}
+			c.failed[name] = &exitError{exitToken, err}
 			continue
 		}
-		conn.pins[name] = source
+		c.pins[name] = source
 	}
-	return conn
 }
 
 // connectTokens loads the configuration and prepares the named tokens, or all of them, and gives their names.

@@ -65,6 +65,9 @@ func (a *app) plan(ctx context.Context, names []string, all bool, o importOption
 	}
 	defer conn.close() //nolint:errcheck // nothing was changed
 	var failed []error
+	for _, k := range keys {
+		conn.prepare(k.Tokens())
+	}
 	var plans []importer.Plan
 	for _, k := range keys {
 		im, err := conn.importer(ctx, k.Token)
@@ -74,13 +77,17 @@ func (a *app) plan(ctx context.Context, names []string, all bool, o importOption
 			}
 			continue
 		}
+		copies, err := conn.copies(ctx, k)
+		if err != nil {
+			failed = append(failed, err)
+		}
 		for _, d := range k.Destinations {
 			p, err := im.Plan(ctx, request(conn.config, k, d, o))
 			if err != nil {
 				failed = append(failed, err)
 				continue
 			}
-			if err := a.showPlan(p); err != nil {
+			if err := a.showPlan(p, copies); err != nil {
 				return err
 			}
 			plans = append(plans, p)
@@ -97,23 +104,24 @@ func (a *app) plan(ctx context.Context, names []string, all bool, o importOption
 	return several(failed)
 }
 
-// showPlan prints one plan, as JSON with the policy of its own.
-func (a *app) showPlan(p importer.Plan) error {
+// showPlan prints one plan with what the tokens of the key hold where there are several, as JSON with the policy of its own.
+func (a *app) showPlan(p importer.Plan, copies []replicaRow) error {
 	if !a.json {
-		a.printPlan(p)
+		a.printPlan(p, copies)
 		return nil
 	}
 	policy, err := kmsclient.Policy(permissionsOf(p))
 	if err != nil {
 		return err
 	}
-	return writeJSON(a.out, planOutput{p, policy})
+	return writeJSON(a.out, planOutput{p, copies, policy})
 }
 
 // planOutput is a plan with the IAM policy that its run needs.
 type planOutput struct {
 	importer.Plan
-	Policy jsonText `json:"iam_policy"`
+	Replicas []replicaRow `json:"replicas,omitempty"` // what each token of the key holds, the key's own first
+	Policy   jsonText     `json:"iam_policy"`
 }
 
 // jsonText is JSON that is already written.
@@ -160,7 +168,7 @@ func (a *app) printPolicies(plans []importer.Plan) error {
 	return nil
 }
 
-func (a *app) printPlan(p importer.Plan) {
+func (a *app) printPlan(p importer.Plan, copies []replicaRow) {
 	object := fmt.Sprintf("%q, id %s, %s", p.Object.Label, p.Object.ID, p.Object.KeyType)
 	if p.Object.Missing {
 		object = fmt.Sprintf("%q is not there and will be generated (%s)", p.Object.Label, p.Object.KeySpec)
@@ -177,7 +185,7 @@ func (a *app) printPlan(p importer.Plan) {
 		{"object", object},
 		{"action", describeAction(p)},
 		{"algorithm", fmt.Sprintf("%s under %s, by %s", p.Algorithm, p.WrappingKeySpec, p.Mechanism)},
-		{"expires", expiresText(p.Expires)},
+		{"expires", expiresText(p)},
 		{"proof", string(p.ProofMethod) + ": " + p.ProofHow},
 		{"plan digest", p.Digest},
 	} {
@@ -185,6 +193,23 @@ func (a *app) printPlan(p importer.Plan) {
 		if line[0] == "algorithm" {
 			a.printPassedOver(p.PassedOver, "               ")
 		}
+	}
+	differ := false
+	for i, r := range copies {
+		label := ""
+		if i == 0 {
+			label = "held by"
+		}
+		what := r.Identity
+		if r.Problem != "" {
+			what, differ = r.Problem, true
+		} else if i > 0 {
+			what += ", the same"
+		}
+		wrapped(a.out, fmt.Sprintf("  %-12s ", label), strings.Repeat(" ", 15), fmt.Sprintf("token %s: %s", r.Token, what))
+	}
+	if differ {
+		wrapped(a.out, "  note         ", strings.Repeat(" ", 15), "the daemon imports new material only when all required tokens of the key hold the same")
 	}
 	for _, n := range p.Notes {
 		wrapped(a.out, "  note         ", strings.Repeat(" ", 15), n)
@@ -219,11 +244,14 @@ func (a *app) printPassedOver(refused []wrapping.Refusal, indent string) {
 	}
 }
 
-func expiresText(s string) string {
-	if s == "never" {
-		return s
+func expiresText(p importer.Plan) string {
+	switch {
+	case p.Action == importer.ActionKeep && p.HeldUntil != nil:
+		return p.HeldUntil.UTC().Format(time.RFC3339) + ", as it is in KMS"
+	case p.Expires == "never":
+		return p.Expires
 	}
-	return s + " after the import"
+	return p.Expires + " after the import"
 }
 
 func describeAction(p importer.Plan) string {

@@ -67,6 +67,21 @@ func (a *app) replicas(ctx context.Context, conn *connections) error {
 	return nil
 }
 
+// copies opens the tokens of a key that several hold, and says what each holds, its own first. A token that cannot be opened says why.
+func (c *connections) copies(ctx context.Context, k configs.Key) (list []replicaRow, err error) {
+	if len(k.Replicas) == 0 {
+		return nil, nil
+	}
+	var closed []replicaRow
+	for _, name := range k.Tokens() {
+		if _, err := c.token(ctx, name); err != nil {
+			closed = append(closed, replicaRow{Key: k.Name, Token: name, Problem: "not looked at: " + firstLine(err.Error())})
+		}
+	}
+	list, err = c.held(ctx, k)
+	return append(list, closed...), err
+}
+
 // held asks the open tokens of a key.
 func (c *connections) held(ctx context.Context, k configs.Key) (list []replicaRow, err error) {
 	first := ""

@@ -338,8 +338,12 @@ func (a *app) printJobs(list []store.Job) error {
 			continue
 		}
 		first := fmt.Sprintf("%d: ", j.ID)
-		if j.State == store.Waiting {
+		switch j.State {
+		case store.Waiting:
 			first += "next try " + j.NotBefore.UTC().Format(time.RFC3339) + ": "
+		case store.Running, store.Queued:
+			first += "the attempt before: "
+		case store.Done, store.Failed, store.Cancelled:
 		}
 		fmt.Fprintln(a.out)
 		wrapped(a.out, first, "  ", j.Error)

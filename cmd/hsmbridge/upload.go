@@ -265,6 +265,9 @@ func (a *app) writeResult(ctx context.Context, u uploaded, r importer.Result) er
 		a.complain(fmt.Errorf("the report does not say where the steps are in the audit log: %w", err))
 	}
 	report.Result = fmt.Sprintf("%s in AWS KMS, %s", r.Result, r.Proof)
+	if r.Result == importer.Unchanged {
+		report.Result = fmt.Sprintf("AWS KMS held the key already when this was uploaded, %s", r.Proof)
+	}
 	if report.People == "" {
 		report.People = "unknown"
 	}

@@ -250,37 +250,6 @@ func TestUnknownIsRecorded(t *testing.T) {
 	}
 }
 
-// TestUploadUnknown: what was wrapped somewhere else is told so too, and can be sent again.
-func TestUploadUnknown(t *testing.T) {
-	w := newWorld(t, kmsemu.Options{})
-	w.token.add(t, "k", wrapping.HMAC256)
-	r := w.request("k", wrapping.HMAC256, w.destination(wrapping.HMAC256, ""))
-	params, err := w.kms.GetParametersForImport(t.Context(), r.Destination, string(wrapping.OAEPSHA256), string(wrapping.RSA3072))
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, err := w.token.Find(t.Context(), r.Object)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ready := importer.Ready{Token: params.ImportToken, Algorithm: wrapping.OAEPSHA256, WrappingKeySpec: wrapping.RSA3072, Message: []byte("message")}
-	if ready.Wrapped, err = w.token.Wrap(t.Context(), key, params.PublicKey, wrapping.Plan{Algorithm: ready.Algorithm, WrappingKeySpec: ready.WrappingKeySpec}); err != nil {
-		t.Fatal(err)
-	}
-	if ready.MAC, err = w.token.MAC(t.Context(), key, ready.Message); err != nil {
-		t.Fatal(err)
-	}
-	w.emu.AddFault(kmsemu.Fault{Operation: "ImportKeyMaterial", Cut: "before"})
-	got, err := w.Upload(t.Context(), r, importer.ActionImport, ready)
-	var unknown *importer.UnknownOutcomeError
-	if !errors.As(err, &unknown) || got.Result != importer.Unknown {
-		t.Errorf("%+v, %v", got, err)
-	}
-	if got, err = w.Upload(t.Context(), r, importer.ActionImport, ready); err != nil || got.Result != importer.Imported || got.Proof != importer.ProofMAC {
-		t.Errorf("again: %+v, %v", got, err)
-	}
-}
-
 // TestRevokeUnknown: what is not known of a deletion is told as that.
 func TestRevokeUnknown(t *testing.T) {
 	w := newWorld(t, kmsemu.Options{})

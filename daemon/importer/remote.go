@@ -58,8 +58,12 @@ type Ready struct {
 	WrappingKeySpec          wrapping.WrappingKeySpec
 }
 
+// proves says that there is something to prove by, whoever imported the material.
+func (r Ready) proves() bool { return len(r.MAC) > 0 || len(r.Public) > 0 || len(r.ProofWrapped) > 0 }
+
 // Upload imports what was wrapped somewhere else, and proves it. act is what KMS is expected to show; when it shows something else, nothing
-// is sent. Run again after a lost answer it finds what KMS did.
+// is sent. Run again after a lost answer it finds what KMS did: where KMS holds material with the life asked for already, it is proved to be the same,
+// and the result is [Unchanged].
 func (im *Importer) Upload(ctx context.Context, r Request, act Action, ready Ready) (Result, error) {
 	only := *im
 	only.Authorize = nil // nothing is wrapped here
@@ -78,7 +82,11 @@ func (r *run) upload(ctx context.Context, act Action, ready Ready) error {
 	r.info = remote.Info
 	r.result.WrappingKeySpec = ready.WrappingKeySpec
 	r.result.Algorithm, r.result.Mechanism, r.result.WrappingKeySHA256 = ready.Algorithm, ready.Mechanism, ready.WrappingKeySHA256
-	if remote.Action != act {
+	switch {
+	case remote.Action == act:
+	case remote.Action == ActionKeep && (act == ActionImport || act == ActionRestore) && ready.proves():
+		return r.proveUploaded(ctx, remote, ready)
+	default:
 		return r.refuse(fmt.Sprintf("KMS shows that the import would %s now, and what was wrapped and approved was to %s: it was uploaded already, or the KMS key was changed since", remote.Action, act),
 			"look with aws kms describe-key and list-key-rotations; if the material is still wanted, fetch a new request")
 	}
@@ -113,6 +121,18 @@ func (r *run) upload(ctx context.Context, act Action, ready Ready) error {
 		return err
 	}
 	return r.proveReady(ctx, ready, validTo)
+}
+
+// proveUploaded is an upload of which KMS shows the effect: an earlier one ended before its proof, or somebody else was quicker. What is proved is that KMS holds the
+// key of the room; how it came there does not matter.
+func (r *run) proveUploaded(ctx context.Context, remote Remote, ready Ready) error {
+	r.plan = Plan{Action: ActionKeep, heldID: remote.HeldID}
+	r.result.Result, r.result.KeyMaterialID = Unchanged, remote.HeldID
+	r.result.setExpires(remote.Info.ValidTo)
+	if err := r.record(ctx, StepIntent, "KMS holds key material with the life asked for already: it is proved next", "plan", ""); err != nil {
+		return err
+	}
+	return r.proveReady(ctx, ready, remote.Info.ValidTo)
 }
 
 // proveReady proves with what the room gave.

@@ -33,7 +33,8 @@ type Token struct {
 
 // Snapshot is what is read at a scrape.
 type Snapshot struct {
-	Destinations []Destination
+	Destinations []Destination // that were looked at
+	Unseen       int           // destinations that were not
 	Tokens       []Token
 	Jobs         map[string]int           // by state
 	NeedPerson   map[string]bool          // by key; all keys
@@ -170,6 +171,7 @@ func gauges() map[string]*prometheus.Desc {
 	}{
 		{"material_expiry_seconds", "Seconds until the key material expires in KMS; +Inf: never; 0 or less: it has expired.", []string{"key", "destination"}},
 		{"destination_ready", "1 while KMS holds the key material.", []string{"key", "destination"}},
+		{"destinations_unseen", "Destinations of which nobody has asked KMS yet.", nil},
 		{"rotations_left", "How often the KMS key can still be rotated on demand.", []string{"key", "destination"}},
 		{"last_drill_seconds", "Seconds since the token's copy of the key was last proved by an import.", []string{"key", "destination"}},
 		{"kms_clock_skew_seconds", "How far the clock of AWS KMS is ahead of this machine's.", []string{"region"}},
@@ -231,6 +233,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		set("rotations_left", d.RotationsLeft, d.Key, d.Destination)
 		set("last_drill_seconds", d.SinceDrill, d.Key, d.Destination)
 	}
+	set("destinations_unseen", float64(s.Unseen))
 	for _, t := range s.Tokens {
 		set("token_up", truth(t.Up), t.Name)
 		set("token_parked", truth(t.Parked), t.Name)

@@ -36,7 +36,7 @@ type service struct {
 func (*service) Status(context.Context) (control.Status, error) {
 	return control.Status{
 		Daemon: "here", Version: "1", Ready: true, Jobs: map[string]int{"running": 1}, Requests: 1, Counts: control.Counts{Expiring: 31},
-		Tokens: []control.Token{{Name: "demo", State: "open", Model: hostile, Serial: "1234"}, {Name: "far", State: "parked", Reason: "the PIN was refused", PINTriesLow: true}},
+		Tokens: []control.Token{{Name: "demo", State: "open", Model: hostile, Serial: "1234", Warnings: []string{hostile, "key sessions: may be copied"}}, {Name: "far", State: "parked", Reason: "the PIN was refused", PINTriesLow: true}},
 		Next:   []control.Expiry{{Key: "payments", Destination: "arn:aws:kms:eu-central-1:111122223333:key/1", ValidTo: noon.AddDate(0, 1, 0), Renewal: noon.AddDate(0, 0, 20)}},
 		People: []control.NeedsPerson{
 			{Key: "payments", Message: "waits for officers", Approval: true, Retry: "hsmbridge requests"},
@@ -74,7 +74,7 @@ func (s *service) Keys(_ context.Context, name string) ([]control.ManagedKey, er
 		Name: name, Token: "demo", Tokens: []string{"demo", "far", "spare"}, KeySpec: "SYMMETRIC_DEFAULT", Expires: "90d", Renewals: []time.Time{noon, {}}, Replicas: copies(),
 		State: store.Key{WaivedBy: "ann", WaivedReason: hostile, PausedAt: noon, PausedBy: "bob"},
 		Destinations: []store.Destination{
-			{Destination: "arn:aws:kms:eu-central-1:111122223333:key/1", Present: true, ValidTo: noon.AddDate(0, 1, 0), State: "Enabled", Error: hostile, ErrorCode: "X", ImportedAt: noon.AddDate(0, -2, 0)},
+			{Destination: "arn:aws:kms:eu-central-1:111122223333:key/1", Present: true, ValidTo: noon.AddDate(0, 1, 0), State: "Enabled", Error: hostile, ErrorCode: "X", ImportedAt: noon.AddDate(0, -2, 0), DrilledAt: noon.AddDate(0, 0, -3)},
 			{Destination: "arn:aws:kms:eu-west-1:111122223333:key/2", Present: true, State: "Enabled", FirstSeenAt: noon.AddDate(0, -1, 0)},
 		},
 		Materials: []store.Material{{Generation: 1, Object: "pkcs11:object=payments", CheckValue: "1a2b3c", Created: noon}},
@@ -104,7 +104,12 @@ func (*service) Expiries(context.Context) (at []time.Time, never int, err error)
 }
 
 func (*service) Jobs(context.Context, store.JobFilter) ([]store.Job, error) {
-	return []store.Job{{ID: 7, Key: "payments", Reason: hostile}}, nil
+	return []store.Job{
+		{ID: 7, Key: "payments", Reason: hostile, State: store.Waiting, NotBefore: noon.Add(time.Minute)},
+		{ID: 6, Key: "payments", State: store.Running, Started: noon.Add(2 * time.Minute)},
+		{ID: 5, Key: "payments", State: store.Queued, Created: noon.Add(3 * time.Minute)},
+		{ID: 4, Key: "payments", State: store.Done, Finished: noon.Add(4 * time.Minute)},
+	}, nil
 }
 
 func (*service) Events(_ context.Context, f store.EventFilter) ([]store.Event, error) {
@@ -251,15 +256,16 @@ func TestPages(t *testing.T) {
 func TestWhatPagesSay(t *testing.T) {
 	_, srv := start(t)
 	for path, want := range map[string][]string{
-		"":                             {"7K3M-9QXA-0B2C-D4EF", "Expired already: 1.", "Later than a year from now: 1.", "Never: 3.", "June 2026: 2", "These are the next 1 of 31", "hsmbridge retry signing", "few PIN tries are left"},
+		"":                             {"7K3M-9QXA-0B2C-D4EF", "Expired already: 1.", "Later than a year from now: 1.", "Never: 3.", "June 2026: 2", "These are the next 1 of 31", "hsmbridge retry signing", "few PIN tries are left", `<b class="bad">2 warnings</b>`},
 		"requests/7K3M-9QXA-0B2C-D4EF": {"different:</b> last time <code>RSAES_OAEP_SHA_1", "ssh-keygen -Y sign -n hsmbridge-approval", "Whoever signs this text lets hsmbridge", "May still sign: alice, bob."},
-		"tokens/demo":                  {"SYMMETRIC_DEFAULT: RSAES_OAEP_SHA_1 with CKM_RSA_PKCS_OAEP", "failed: CKR_ARGUMENTS_BAD (0x7)"},
+		"tokens/demo":                  {"SYMMETRIC_DEFAULT: RSAES_OAEP_SHA_1 with CKM_RSA_PKCS_OAEP", "failed: CKR_ARGUMENTS_BAD (0x7)", `<dt>attention</dt><dd class="bad">key sessions: may be copied</dd>`},
 		"tokens/far":                   {"hsmbridge resume --token far", "hsmbridge probe far", "check value ffffff", "These are 1 of 3, what is not the same first."},
 		"keys?search=key-11":           {"key-110", "key-119"},
 		"keys":                         {"key-049", "after=key-049"},
 		"events?before=100":            {`<td>99</td>`},
 		"events":                       {`before=151`},
 		"keys/payments": {
+			"<dt>last drill</dt><dd>2026-05-17 12:00</dd>", "<td>waiting</td><td>again at 2026-05-20 12:01</td>", "<td>running</td><td>since 2026-05-20 12:02</td>", "<td>queued</td><td>made 2026-05-20 12:03</td>", "<td>done</td><td>ended 2026-05-20 12:04</td>",
 			"<dt>imported</dt><dd>2026-03-20 12:00</dd>", "<dt>first seen</dt><dd>2026-04-20 12:00, KMS held it already; no import is in the journal</dd>",
 			`<dt>tokens</dt><dd><a href="/ui/tokens/demo">demo</a>, <a href="/ui/tokens/far">far</a>, <a href="/ui/tokens/spare">spare</a></dd>`,
 			"<code>check value 1a2b3c</code></td><td><span class=\"good\">yes</span></td>", `, serial 1234<br><code>pkcs11:object=payments;type=secret-key</code></td><td class="token-open">open</td>`, `<td class="token-parked">parked</td>`, "<b class=\"bad\">no</b>: another key: it has to be check value 1a2b3c",

@@ -68,6 +68,20 @@ func monitor(t *testing.T, w *world, change func(o *daemon.Options)) *monitored 
 	return x
 }
 
+// begin starts a daemon in this process. It ends with the test.
+func begin(t *testing.T, d *daemon.Daemon) {
+	t.Helper()
+	stop, err := d.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // signs is how many signs of life systemd got.
 func (x *monitored) signs() int { return x.tells("WATCHDOG=1") }
 
@@ -166,15 +180,7 @@ func TestCrashedModule(t *testing.T) {
 			}
 		}
 	})
-	stop, err := x.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := stop(); err != nil {
-			t.Error(err)
-		}
-	}()
+	begin(t, x.Daemon)
 	until(t, "the crash", func() bool { return logs.FilterMessageSnippet("process of a token's module is no more").Len() > 0 })
 	module.Script(t)
 	until(t, "the import", func() bool { return w.emu.State(arn) == "Enabled" })
@@ -203,15 +209,7 @@ func TestModuleDiesTooOften(t *testing.T) {
 	arn := w.key("k", wrapping.HMAC256)
 	module.Script(t, "C_GenerateKey: crash")
 	x := monitor(t, w, func(*daemon.Options) {})
-	stop, err := x.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := stop(); err != nil {
-			t.Error(err)
-		}
-	}()
+	begin(t, x.Daemon)
 	var parked store.Parked
 	until(t, "the parking", func() bool {
 		_, _ = x.Retry(t.Context(), "test", "k") // not to wait

@@ -106,15 +106,7 @@ func watch(t *testing.T, more func(w *world)) *watched {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop, err := x.d.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	begin(t, x.d)
 	x.client = control.NewClient(x.socket("one"))
 	return x
 }

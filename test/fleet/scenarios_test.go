@@ -29,10 +29,15 @@ import (
 )
 
 // waits gives the open job of a key when it waits.
-func (p *process) waits(t *testing.T, key string) (j store.Job) {
+func (p *process) waits(t *testing.T, key string) store.Job {
+	t.Helper()
+	return waits(t, p.client, key)
+}
+
+func waits(t *testing.T, c *control.Client, key string) (j store.Job) {
 	t.Helper()
 	until(t, "a job that waits", func() bool {
-		list, err := p.client.Jobs(context.Background(), store.JobFilter{Key: key, Open: true})
+		list, err := c.Jobs(t.Context(), store.JobFilter{Key: key, Open: true})
 		if err != nil || len(list) == 0 || list[0].State != store.Waiting {
 			return false
 		}
@@ -380,15 +385,7 @@ func TestClockJumps(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			stop, err := d.Start(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() {
-				if err := stop(); err != nil {
-					t.Error(err)
-				}
-			}()
+			begin(t, d)
 			tick := func() {
 				t.Helper()
 				if err := d.Tick(t.Context()); err != nil {

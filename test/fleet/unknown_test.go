@@ -31,25 +31,9 @@ func TestUnknownOutcome(t *testing.T) {
 		}
 	}, nil)
 	x := monitor(t, w, func(*daemon.Options) {})
-	stop, err := x.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := stop(); err != nil {
-			t.Error(err)
-		}
-	}()
+	begin(t, x.Daemon)
 	c := control.NewClient(w.socket("one"))
-	var job store.Job
-	until(t, "a job that waits", func() bool {
-		list, err := c.Jobs(t.Context(), store.JobFilter{Key: "mac", Open: true})
-		if err != nil || len(list) == 0 || list[0].State != store.Waiting {
-			return false
-		}
-		job = list[0]
-		return true
-	})
+	job := waits(t, c, "mac")
 	if job.ErrorClass != "kms" || !strings.Contains(job.Error, "whether KMS imported mac is not known") {
 		t.Errorf("the job is %s", asJSON(job))
 	}
@@ -91,15 +75,7 @@ func TestRevokedUnknown(t *testing.T) {
 	x := monitor(t, w, func(o *daemon.Options) {
 		o.Now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
 	})
-	stop, err := x.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := stop(); err != nil {
-			t.Error(err)
-		}
-	}()
+	begin(t, x.Daemon)
 	c := control.NewClient(w.socket("one"))
 	until(t, "an import of which nothing is known", func() bool {
 		rows, err := c.Imports(t.Context(), "mac", 0, 10)
@@ -138,25 +114,9 @@ func TestHeldAndNotProved(t *testing.T) {
 		}
 	}, nil)
 	x := monitor(t, w, func(*daemon.Options) {})
-	stop, err := x.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := stop(); err != nil {
-			t.Error(err)
-		}
-	}()
+	begin(t, x.Daemon)
 	c := control.NewClient(w.socket("one"))
-	var job store.Job
-	until(t, "a proof that failed", func() bool {
-		list, err := c.Jobs(t.Context(), store.JobFilter{Key: "aes", Open: true})
-		if err != nil || len(list) == 0 || list[0].State != store.Waiting {
-			return false
-		}
-		job = list[0]
-		return true
-	})
+	job := waits(t, c, "aes")
 	if !strings.HasPrefix(job.Error, "KMS holds the key as before, its proof failed: ") {
 		t.Errorf("the job is %s", asJSON(job))
 	}

@@ -133,7 +133,7 @@ func TestAlerts(t *testing.T) {
 	}
 	slices.Sort(names)
 	want := []string{
-		"HsmbridgeApprovalWaits", "HsmbridgeAuditExportLag", "HsmbridgeAuditUnsigned", "HsmbridgeClockSkew", "HsmbridgeDown", "HsmbridgeDrillOverdue", "HsmbridgeImportsFailing", "HsmbridgeKeyNeedsPerson",
+		"HsmbridgeApprovalWaits", "HsmbridgeAuditExportLag", "HsmbridgeAuditUnsigned", "HsmbridgeClockSkew", "HsmbridgeDestinationUnseen", "HsmbridgeDown", "HsmbridgeDrillOverdue", "HsmbridgeImportsFailing", "HsmbridgeKeyNeedsPerson",
 		"HsmbridgeMaterialExpiresSoon", "HsmbridgeMaterialMissing", "HsmbridgeModuleDies", "HsmbridgePinTriesLow", "HsmbridgePlannerStuck", "HsmbridgeReloadFailed",
 		"HsmbridgeRotationsLow", "HsmbridgeThrottled", "HsmbridgeTokenDown", "HsmbridgeTokenParked",
 	}

@@ -105,7 +105,8 @@ func (a *app) upload(ctx context.Context, file string, signatures []string) erro
 	if err != nil && result.Result == importer.Failed {
 		return err
 	}
-	if result.Result != importer.Unknown { // of that there is no report, so that the same command can be given again
+	// Of what is not known, and of a proof that could not be made of what KMS held already, there is no report, so that the same command can be given again.
+	if result.Result != importer.Unknown && (result.Result != importer.Unchanged || err == nil) {
 		if werr := a.writeResult(ctx, u, result); werr != nil {
 			err = errors.Join(err, werr)
 		}

@@ -132,7 +132,14 @@ func (r *run) proveUploaded(ctx context.Context, remote Remote, ready Ready) err
 	if err := r.record(ctx, StepIntent, "KMS holds key material with the life asked for already: it is proved next", "plan", ""); err != nil {
 		return err
 	}
-	return r.proveReady(ctx, ready, remote.Info.ValidTo)
+	if err := r.proveReady(ctx, ready, remote.Info.ValidTo); err != nil {
+		return err
+	}
+	if r.result.Proof == Unproved {
+		r.result.Result = Failed
+		return r.refuse("KMS holds key material already, and that it is the key of the room cannot be proved: "+r.result.ProofReason, "if the material is still wanted, fetch a new request with --renew")
+	}
+	return nil
 }
 
 // proveReady proves with what the room gave.

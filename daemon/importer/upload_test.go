@@ -99,6 +99,12 @@ func TestUploadOfAnother(t *testing.T) {
 			if list, err := w.kms.ListKeyMaterials(t.Context(), arn); spec == wrapping.SymmetricDefault && (err != nil || len(list) != 1 || list[0].ID != other.KeyMaterialID) {
 				t.Errorf("KMS holds %+v, %v", list, err)
 			}
+			if spec == wrapping.HMAC256 {
+				w.emu.AddFault(kmsemu.Fault{Operation: "GenerateMac", Code: "AccessDeniedException"})
+				if got, err = w.Upload(t.Context(), r, importer.ActionImport, ready); err == nil || got.Result != importer.Failed || !strings.Contains(err.Error(), "that it is the key of the room cannot be proved") {
+					t.Errorf("the proof refused: %+v, %v", got, err)
+				}
+			}
 			ready.MAC, ready.ProofWrapped = nil, nil // and with nothing to prove by, nothing is said
 			if got, err = w.Upload(t.Context(), r, importer.ActionImport, ready); err == nil || got.Result != importer.Failed || !strings.Contains(err.Error(), "it was uploaded already") {
 				t.Errorf("without a proof: %+v, %v", got, err)

@@ -71,6 +71,7 @@ type Daemon struct {
 	keys   atomic.Pointer[[]schedule.Key]
 
 	started    time.Time
+	began      time.Time // by the clock that counts
 	ready      atomic.Bool
 	kick       chan struct{}
 	progress   atomic.Int64 // when the loop last came around: time since the start
@@ -86,7 +87,7 @@ func LoadQuickly(load func() (*configs.Config, error)) (*configs.Config, error) 
 
 // New opens the database and makes everything ready to run. It opens no token and calls nobody.
 func New(ctx context.Context, o Options) (*Daemon, error) {
-	d := &Daemon{o: o, log: o.Log, now: o.Now, started: time.Now(), kick: make(chan struct{}, 1)}
+	d := &Daemon{o: o, log: o.Log, now: o.Now, started: time.Now(), began: o.Now(), kick: make(chan struct{}, 1)}
 	if d.now == nil {
 		d.now = time.Now
 	}

@@ -111,7 +111,9 @@ func (d *Daemon) snapshot(ctx context.Context) (metrics.Snapshot, error) {
 			x := known.destination(k.Name, dest.ARN)
 			s.NeedPerson[k.Name] = s.NeedPerson[k.Name] || x.NeedsPerson
 			if x.SeenAt.IsZero() && !x.Present {
-				s.Unseen++
+				if !known.keys[k.Name].Revoked() {
+					s.Unseen = append(s.Unseen, metrics.Destination{Key: k.Name, Destination: dest.ARN})
+				}
 				continue
 			}
 			m := metrics.Destination{Key: k.Name, Destination: dest.ARN, Ready: x.Present, Expiry: math.Inf(1), RotationsLeft: math.NaN(), SinceDrill: math.NaN()}

@@ -21,8 +21,8 @@ import (
 // politeMonitor has the thread with which Go's runtime watches the others (sysmon) wait for a processor instead of taking one away: SCHED_BATCH, sched(7). While a
 // call into C lasts it wakes every 20 µs, to make room for other goroutines. With a processor to spare it still does so at once; with all of them busy
 // each of its wakes took one from a thread that worked, as often as not the one that held the module's lock, for which all sessions then waited
-// (BenchmarkMonitor in hsm/bench). The threads that it starts, some of Go's, inherit the policy. It is done once, and where it is not allowed
-// all is as it was.
+// (BenchmarkMonitor in hsm/bench). The threads that it starts, most of those that make calls, inherit the policy, and so does what a module starts from them. It is
+// done once, and where it is not allowed all is as it was.
 //
 //nolint:gochecknoglobals // the runtime has one such thread
 var politeMonitor = sync.OnceFunc(func() {
@@ -40,7 +40,7 @@ func monitor() (thread int, ok bool) {
 	}
 	names, _ := dir.Readdirnames(-1) // not os.ReadDir, which sorts
 	_ = dir.Close()                  // was only read
-	if len(names) < 2 {
+	if len(names) < 2 || names[0] != strconv.Itoa(os.Getpid()) { // a /proc of another PID namespace
 		return 0, false
 	}
 	thread, err = strconv.Atoi(names[1])

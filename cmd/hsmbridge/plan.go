@@ -203,7 +203,7 @@ func (a *app) printPlan(p importer.Plan, copies []replicaRow) {
 		what := r.Identity
 		if r.Problem != "" {
 			what, differ = r.Problem, true
-		} else if i > 0 {
+		} else if i > 0 && copies[0].Problem == "" {
 			what += ", the same"
 		}
 		wrapped(a.out, fmt.Sprintf("  %-12s ", label), strings.Repeat(" ", 15), fmt.Sprintf("token %s: %s", r.Token, what))

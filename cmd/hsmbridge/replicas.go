@@ -67,19 +67,21 @@ func (a *app) replicas(ctx context.Context, conn *connections) error {
 	return nil
 }
 
-// copies opens the tokens of a key that several hold, and says what each holds, its own first. A token that cannot be opened says why.
+// copies opens the tokens of a key that several hold, and says what each holds, its own first. A token that cannot be opened says why, and is an error too.
 func (c *connections) copies(ctx context.Context, k configs.Key) (list []replicaRow, err error) {
 	if len(k.Replicas) == 0 {
 		return nil, nil
 	}
 	var closed []replicaRow
+	var failed []error
 	for _, name := range k.Tokens() {
 		if _, err := c.token(ctx, name); err != nil {
 			closed = append(closed, replicaRow{Key: k.Name, Token: name, Problem: "not looked at: " + firstLine(err.Error())})
+			failed = append(failed, fmt.Errorf("token %s, which has a copy of %s, cannot be used: %w", name, k.Name, err))
 		}
 	}
 	list, err = c.held(ctx, k)
-	return append(list, closed...), err
+	return append(list, closed...), errors.Join(append(failed, err)...)
 }
 
 // held asks the open tokens of a key.

@@ -105,8 +105,7 @@ func (a *app) upload(ctx context.Context, file string, signatures []string) erro
 	if err != nil && result.Result == importer.Failed {
 		return err
 	}
-	// Of what is not known, and of a proof that could not be made of what KMS held already, there is no report, so that the same command can be given again.
-	if result.Result != importer.Unknown && (result.Result != importer.Unchanged || err == nil) {
+	if result.Result != importer.Unknown { // of that there is no report, so that the same command can be given again
 		if werr := a.writeResult(ctx, u, result); werr != nil {
 			err = errors.Join(err, werr)
 		}
@@ -277,7 +276,7 @@ func (a *app) writeResult(ctx context.Context, u uploaded, r importer.Result) er
 		by = me.Username
 	}
 	report.Upload = &ceremony.Upload{
-		At: time.Now().UTC().Truncate(time.Second), By: by, RequestIDs: r.RequestIDs, KeyMaterialID: r.KeyMaterialID, Expires: r.Expires, Proof: string(r.Proof), Reason: r.ProofReason,
+		At: time.Now().UTC().Truncate(time.Second), By: by, Held: r.Result == importer.Unchanged, RequestIDs: r.RequestIDs, KeyMaterialID: r.KeyMaterialID, Expires: r.Expires, Proof: string(r.Proof), Reason: r.ProofReason,
 		Fetched: strings.Fields(u.tokens.IDs),
 	}
 	if err := ceremony.WriteReport(u.name+ceremony.ResultExt, report); err != nil {

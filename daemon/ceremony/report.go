@@ -64,12 +64,21 @@ type StepOf struct {
 type Upload struct {
 	At            time.Time `json:"at"`
 	By            string    `json:"by"`
+	Held          bool      `json:"held_before,omitempty"` // KMS held it already: it was only proved then
 	RequestIDs    []string  `json:"request_ids"` // of AWS, to find the CloudTrail entries
 	KeyMaterialID string    `json:"key_material_id,omitempty"`
 	Expires       string    `json:"expires"`
 	Proof         string    `json:"proof"`
 	Reason        string    `json:"proof_reason,omitempty"`
 	Fetched       []string  `json:"fetch_request_ids"` // of AWS, of GetParametersForImport
+}
+
+// Call is what the request IDs are of.
+func (u Upload) Call() string {
+	if u.Held {
+		return "ImportKeyMaterial, for the proof"
+	}
+	return "ImportKeyMaterial"
 }
 
 // How says with what kind of key an officer signed.
@@ -217,12 +226,17 @@ func (r Report) Text() []byte {
 	}
 	if u := r.Upload; u != nil {
 		fmt.Fprintf(&b, "\nAWS KMS\n")
-		line("imported", moment(u.At)+" by "+u.By)
+		if u.Held {
+			line("imported", "before; when, and by whom, is in CloudTrail")
+			line("proved", moment(u.At)+" by "+u.By)
+		} else {
+			line("imported", moment(u.At)+" by "+u.By)
+		}
 		for _, id := range u.Fetched {
 			line("AWS request ID", id+" (GetParametersForImport)")
 		}
 		for _, id := range u.RequestIDs {
-			line("AWS request ID", id+" (ImportKeyMaterial)")
+			line("AWS request ID", id+" ("+u.Call()+")")
 		}
 		line("key material ID", u.KeyMaterialID)
 		line("expires", u.Expires)

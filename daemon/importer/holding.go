@@ -22,6 +22,11 @@ type holding struct {
 // known says that KMS has an ID for the material, or had for one before.
 func (h holding) known() bool { return h.id != "" || len(h.materials) > 0 }
 
+// single says that KMS holds one material and has had no other, so that it is the one which every request means.
+func (h holding) single(req Request) bool {
+	return req.KeySpec.Kind() != wrapping.KindSymmetric || h.listed && len(h.materials) <= 1
+}
+
 // held reads back what KMS holds.
 func (r *run) held(ctx context.Context) (holding, error) {
 	h := holding{present: r.info.State != "PendingImport", validTo: r.info.ValidTo, id: r.info.CurrentKeyMaterialID}

@@ -117,6 +117,7 @@ type run struct {
 	result Result
 
 	uploading bool                    // what was wrapped in an HSM room
+	already   bool                    // and KMS held material before
 	made      bool                    // the key was generated in the token
 	before    []kmsclient.KeyMaterial // the materials that KMS listed at first
 	confirmed bool                    // KMS itself answered that it took the material

@@ -307,7 +307,10 @@ func eventually[T any](ctx context.Context, r *run, read func() (T, error)) (T, 
 // unproved is the error of a proof that could not be made; what it is about stays in KMS.
 func (r *run) unproved(err error) error {
 	what := "the key was imported"
-	if r.result.Result == Unchanged {
+	switch {
+	case r.already:
+		what = "KMS holds key material already, and whether it is the key of the room is not known"
+	case r.result.Result == Unchanged:
 		what = "KMS holds the key as before"
 	}
 	return fmt.Errorf("%s, its proof failed: %w", what, err)

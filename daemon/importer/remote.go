@@ -21,6 +21,8 @@ type Remote struct {
 	HeldID        string // of the material that KMS shows
 	Proof         ProofMethod
 	ProofHow      string
+
+	held holding
 }
 
 // Remote asks KMS what an import of the request would do, and holds that the destination takes one.
@@ -40,7 +42,7 @@ func (im *Importer) Remote(ctx context.Context, r Request) (Remote, error) {
 	if err != nil {
 		return Remote{}, err
 	}
-	out := Remote{Info: run.info, HeldID: held.id, Action: run.action(held)}
+	out := Remote{Info: run.info, HeldID: held.id, Action: run.action(held), held: held}
 	out.ImportType, out.KeyMaterialID = run.importType(held, out.Action)
 	out.Proof, out.ProofHow = proofFor(r, run.info)
 	return out, nil
@@ -63,7 +65,7 @@ func (r Ready) proves() bool { return len(r.MAC) > 0 || len(r.Public) > 0 || len
 
 // Upload imports what was wrapped somewhere else, and proves it. act is what KMS is expected to show; when it shows something else, nothing
 // is sent. Run again after a lost answer it finds what KMS did: where KMS holds material with the life asked for already, it is proved to be the same,
-// and the result is [Unchanged].
+// and the result is [Unchanged]. Of a KMS key with several materials nobody can tell which one that was: then nothing is sent.
 func (im *Importer) Upload(ctx context.Context, r Request, act Action, ready Ready) (Result, error) {
 	only := *im
 	only.Authorize = nil // nothing is wrapped here
@@ -84,8 +86,8 @@ func (r *run) upload(ctx context.Context, act Action, ready Ready) error {
 	r.result.Algorithm, r.result.Mechanism, r.result.WrappingKeySHA256 = ready.Algorithm, ready.Mechanism, ready.WrappingKeySHA256
 	switch {
 	case remote.Action == act:
-	case remote.Action == ActionKeep && (act == ActionImport || act == ActionRestore) && ready.proves():
-		return r.proveUploaded(ctx, remote, ready)
+	case remote.Action == ActionKeep && (act == ActionImport || act == ActionRestore) && ready.proves() && remote.held.single(r.req):
+		return r.proveUploaded(ctx, remote.held, ready)
 	default:
 		return r.refuse(fmt.Sprintf("KMS shows that the import would %s now, and what was wrapped and approved was to %s: it was uploaded already, or the KMS key was changed since", remote.Action, act),
 			"look with aws kms describe-key and list-key-rotations; if the material is still wanted, fetch a new request")
@@ -124,21 +126,23 @@ func (r *run) upload(ctx context.Context, act Action, ready Ready) error {
 }
 
 // proveUploaded is an upload of which KMS shows the effect: an earlier one ended before its proof, or somebody else was quicker. What is proved is that KMS holds the
-// key of the room; how it came there does not matter.
-func (r *run) proveUploaded(ctx context.Context, remote Remote, ready Ready) error {
-	r.plan = Plan{Action: ActionKeep, heldID: remote.HeldID}
-	r.result.Result, r.result.KeyMaterialID = Unchanged, remote.HeldID
-	r.result.setExpires(remote.Info.ValidTo)
+// key of the room; how it came there does not matter. Until then nothing is said of what KMS holds.
+func (r *run) proveUploaded(ctx context.Context, held holding, ready Ready) error {
+	r.plan, r.already = Plan{Action: ActionKeep, heldID: held.id}, true
 	if err := r.record(ctx, StepIntent, "KMS holds key material with the life asked for already: it is proved next", "plan", ""); err != nil {
 		return err
 	}
-	if err := r.proveReady(ctx, ready, remote.Info.ValidTo); err != nil {
+	err := r.proveReady(ctx, ready, held.validTo)
+	switch {
+	case errors.Is(err, ErrNotSameKey):
+		return r.refuse("KMS holds another key than that of the room, which was not sent", "find out in CloudTrail who imported it; leave it, somebody may use it: the key of the room needs another KMS key")
+	case err != nil:
 		return err
-	}
-	if r.result.Proof == Unproved {
-		r.result.Result = Failed
+	case r.result.Proof == Unproved:
 		return r.refuse("KMS holds key material already, and that it is the key of the room cannot be proved: "+r.result.ProofReason, "if the material is still wanted, fetch a new request with --renew")
 	}
+	r.result.Result, r.result.KeyMaterialID = Unchanged, held.id
+	r.result.setExpires(held.validTo)
 	return nil
 }
 

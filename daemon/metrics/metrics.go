@@ -34,7 +34,7 @@ type Token struct {
 // Snapshot is what is read at a scrape.
 type Snapshot struct {
 	Destinations []Destination // that were looked at
-	Unseen       int           // destinations that were not
+	Unseen       []Destination // that were not; names only
 	Tokens       []Token
 	Jobs         map[string]int           // by state
 	NeedPerson   map[string]bool          // by key; all keys
@@ -171,7 +171,7 @@ func gauges() map[string]*prometheus.Desc {
 	}{
 		{"material_expiry_seconds", "Seconds until the key material expires in KMS; +Inf: never; 0 or less: it has expired.", []string{"key", "destination"}},
 		{"destination_ready", "1 while KMS holds the key material.", []string{"key", "destination"}},
-		{"destinations_unseen", "Destinations of which nobody has asked KMS yet.", nil},
+		{"destination_unseen", "1 while nobody has seen what KMS holds.", []string{"key", "destination"}},
 		{"rotations_left", "How often the KMS key can still be rotated on demand.", []string{"key", "destination"}},
 		{"last_drill_seconds", "Seconds since the token's copy of the key was last proved by an import.", []string{"key", "destination"}},
 		{"kms_clock_skew_seconds", "How far the clock of AWS KMS is ahead of this machine's.", []string{"region"}},
@@ -233,7 +233,9 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		set("rotations_left", d.RotationsLeft, d.Key, d.Destination)
 		set("last_drill_seconds", d.SinceDrill, d.Key, d.Destination)
 	}
-	set("destinations_unseen", float64(s.Unseen))
+	for _, d := range s.Unseen {
+		set("destination_unseen", 1, d.Key, d.Destination)
+	}
 	for _, t := range s.Tokens {
 		set("token_up", truth(t.Up), t.Name)
 		set("token_parked", truth(t.Parked), t.Name)

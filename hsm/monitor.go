@@ -38,8 +38,8 @@ func monitor() (thread int, ok bool) {
 	if err != nil {
 		return 0, false
 	}
-	names, _ := dir.Readdirnames(-1) // not os.ReadDir, which sorts
-	_ = dir.Close()                  // was only read
+	names, _ := dir.Readdirnames(-1)                             // not os.ReadDir, which sorts
+	_ = dir.Close()                                              // was only read
 	if len(names) < 2 || names[0] != strconv.Itoa(os.Getpid()) { // a /proc of another PID namespace
 		return 0, false
 	}

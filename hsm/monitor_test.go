@@ -46,7 +46,8 @@ func TestMonitor(t *testing.T) {
 			t.Fatal(err)
 		}
 		if strings.HasPrefix(string(call), sleeping) {
-			if seen++; seen == 20 {
+			seen++
+			if seen == 20 {
 				return
 			}
 		}

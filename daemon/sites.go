@@ -173,6 +173,8 @@ type look struct {
 	key   configs.Key
 	token string
 	store.Material
+	was  store.Replica // as it is noted; zero: it is not
+	want string        // what tells the material; empty: nobody knows yet
 }
 
 // lookAtReplicas looks at what was not looked at for a while, and soon again at what is not as it has to be.
@@ -190,17 +192,53 @@ func (d *Daemon) lookAtReplicas(ctx context.Context) error {
 		if failed[l.token] || ctx.Err() != nil {
 			continue
 		}
-		if _, err := d.runner.LookInto(ctx, l.key, l.token, l.Material); err != nil {
+		row, err := d.runner.LookInto(ctx, l.key, l.token, l.Material)
+		if err != nil {
 			failed[l.token] = true
 			d.log.Warn("a token could not be looked into", zap.String("token", l.token), zap.String("key", l.key.Name), zap.Error(err))
 			continue
 		}
 		d.progressed()
+		hurry := news(l, row, c.KMS.Watch(), d.now())
+		if !hurry {
+			if hurry, err = d.copied(ctx, l); err != nil {
+				return err
+			}
+		}
+		if !hurry {
+			continue
+		}
 		if _, err := d.store.HurryKey(ctx, l.key.Name, runner.WaitsForReplicas(), d.queue.Enqueue); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// copied says that all tokens which have to hold the material are noted with the same: a job that failed while that became true waits no longer.
+func (d *Daemon) copied(ctx context.Context, l look) (bool, error) {
+	rows, err := d.store.Replicas(ctx, l.key.Name)
+	if err != nil {
+		return false, err
+	}
+	same := map[string]bool{}
+	for _, t := range l.key.Tokens() {
+		if r, ok := l.key.Replica(t); ok && !r.Required {
+			continue
+		}
+		identity := ""
+		if i := slices.IndexFunc(rows, func(r store.Replica) bool { return r.Token == t && r.Generation == l.Generation }); i >= 0 {
+			identity = rows[i].Identity
+		}
+		same[identity] = true
+	}
+	return len(same) == 1 && !same[""], nil
+}
+
+// news says that a job which waits for what a token holds may end otherwise than before: that is not what was noted, nobody has looked for long, or it is
+// what it has to be. The same fault again would only be the same failure again.
+func news(l look, row store.Replica, every time.Duration, now time.Time) bool {
+	return row.Identity != l.was.Identity || row.Problem != l.was.Problem || now.Sub(l.was.Seen).Abs() >= every || row.Identity != "" && row.Identity == l.want
 }
 
 // unlooked lists what is to be looked at now, at most so many.
@@ -226,8 +264,12 @@ func (d *Daemon) unlooked(ctx context.Context, c *configs.Config) ([]look, error
 				if i >= 0 && (want == "" || byKey[k.Name][i].Identity != want) {
 					every = soon
 				}
-				if i < 0 || d.now().Sub(byKey[k.Name][i].Seen).Abs() >= every {
-					out = append(out, look{k, t, m})
+				l := look{key: k, token: t, Material: m, want: want}
+				if i >= 0 {
+					l.was = byKey[k.Name][i]
+				}
+				if i < 0 || d.now().Sub(l.was.Seen).Abs() >= every {
+					out = append(out, l)
 				}
 				if len(out) == most {
 					return out, nil

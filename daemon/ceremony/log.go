@@ -191,6 +191,21 @@ func (l *Log) Place() (string, error) {
 	return fmt.Sprintf("%d, root %s", l.size, approval.Short(root[:])), err
 }
 
+// placeOf is [Log.Place] of records that were read.
+func placeOf(records []audit.Record) (string, error) {
+	var l Log
+	for _, r := range records {
+		raw, err := r.Encode()
+		if err != nil {
+			return "", err
+		}
+		if err := l.grow(audit.LeafHash(raw)); err != nil {
+			return "", err
+		}
+	}
+	return l.Place()
+}
+
 // Records are those that are there.
 func (l *Log) Records() []audit.Record { return l.records }
 

@@ -65,7 +65,7 @@ type Upload struct {
 	At            time.Time `json:"at"`
 	By            string    `json:"by"`
 	Held          bool      `json:"held_before,omitempty"` // KMS held it already: it was only proved then
-	RequestIDs    []string  `json:"request_ids"` // of AWS, to find the CloudTrail entries
+	RequestIDs    []string  `json:"request_ids"`           // of AWS, to find the CloudTrail entries
 	KeyMaterialID string    `json:"key_material_id,omitempty"`
 	Expires       string    `json:"expires"`
 	Proof         string    `json:"proof"`
@@ -129,8 +129,12 @@ func NewReport(q approval.Request, text []byte, d approval.Decision, w *Wrapped,
 	for i, k := range w.Keys {
 		r.Outputs = append(r.Outputs, Output{k.WrappingKey, w.fields()[len(w.fields())-2*len(names)+2*i+1].value, len(k.Bytes)})
 	}
-	r.LogPlace = w.Records
-	return r, nil
+	if r.LogPlace = w.Records + " when the key was wrapped; the room's log is not here"; len(records) == 0 {
+		return r, nil
+	}
+	var err error
+	r.LogPlace, err = placeOf(records)
+	return r, err
 }
 
 // NewStep is a record as a report shows it.

@@ -88,6 +88,9 @@ func (r *run) upload(ctx context.Context, act Action, ready Ready) error {
 	case remote.Action == act:
 	case remote.Action == ActionKeep && (act == ActionImport || act == ActionRestore) && ready.proves() && remote.held.single(r.req):
 		return r.proveUploaded(ctx, remote.held, ready)
+	case act == ActionImport && remote.Action == ActionRestore:
+		return r.refuse("KMS knows a key material of it and does not hold it: an upload of a moment ago does not show yet, or the material was deleted or has expired since",
+			"give the same command again in some minutes; if that stays so and the material is still wanted, fetch a new request")
 	default:
 		return r.refuse(fmt.Sprintf("KMS shows that the import would %s now, and what was wrapped and approved was to %s: it was uploaded already, or the KMS key was changed since", remote.Action, act),
 			"look with aws kms describe-key and list-key-rotations; if the material is still wanted, fetch a new request")

@@ -87,10 +87,11 @@ func LoadQuickly(load func() (*configs.Config, error)) (*configs.Config, error) 
 
 // New opens the database and makes everything ready to run. It opens no token and calls nobody.
 func New(ctx context.Context, o Options) (*Daemon, error) {
-	d := &Daemon{o: o, log: o.Log, now: o.Now, started: time.Now(), began: o.Now(), kick: make(chan struct{}, 1)}
+	d := &Daemon{o: o, log: o.Log, now: o.Now, started: time.Now(), kick: make(chan struct{}, 1)}
 	if d.now == nil {
 		d.now = time.Now
 	}
+	d.began = d.now()
 	keys, err := compile(o.Config)
 	if err != nil {
 		return nil, err

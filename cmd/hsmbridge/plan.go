@@ -17,7 +17,7 @@ import (
 )
 
 func (a *app) planCommand() *cobra.Command {
-	var all, renew, noProve bool
+	var all, renew, noProve, replicas bool
 	var expires string
 	c := &cobra.Command{
 		Use:   "plan NAME...",
@@ -31,7 +31,7 @@ the IAM policy that the run needs, and a digest over what will be done.`,
 			if err != nil {
 				return err
 			}
-			return a.plan(c.Context(), args, all, o)
+			return a.plan(c.Context(), args, all, replicas, o)
 		},
 	}
 	f := c.Flags()
@@ -39,6 +39,7 @@ the IAM policy that the run needs, and a digest over what will be done.`,
 	f.StringVar(&expires, "expires", "", "life of the material in KMS in place of the configuration's: 90d, 12h or never")
 	f.BoolVar(&renew, "renew", false, "plan what import --renew would do")
 	f.BoolVar(&noProve, "no-prove", false, "plan what import --no-prove would do")
+	f.BoolVar(&replicas, "replicas", false, "log in to the other tokens of the keys too, and compare what they hold")
 	return a.loginFlag(a.jsonFlag(c, "print one JSON object per destination, each on a line"))
 }
 
@@ -58,16 +59,13 @@ func optionsOf(expires string, renew, noProve bool) (importOptions, error) {
 	return o, nil
 }
 
-func (a *app) plan(ctx context.Context, names []string, all bool, o importOptions) error {
+func (a *app) plan(ctx context.Context, names []string, all, replicas bool, o importOptions) error {
 	conn, keys, err := a.connectKeys(names, all)
 	if err != nil {
 		return err
 	}
 	defer conn.close() //nolint:errcheck // nothing was changed
 	var failed []error
-	for _, k := range keys {
-		conn.prepare(k.Tokens())
-	}
 	var plans []importer.Plan
 	for _, k := range keys {
 		im, err := conn.importer(ctx, k.Token)
@@ -77,9 +75,11 @@ func (a *app) plan(ctx context.Context, names []string, all bool, o importOption
 			}
 			continue
 		}
-		copies, err := conn.copies(ctx, k)
-		if err != nil {
-			failed = append(failed, err)
+		var copies []replicaRow
+		if replicas {
+			if copies, err = conn.copies(ctx, k); err != nil {
+				failed = append(failed, err)
+			}
 		}
 		for _, d := range k.Destinations {
 			p, err := im.Plan(ctx, request(conn.config, k, d, o))

@@ -37,6 +37,9 @@ func (a *app) replicas(ctx context.Context, conn *connections) error {
 		if err != nil {
 			return err
 		}
+		if len(list) < 2 {
+			continue // nothing to compare with
+		}
 		for _, r := range list {
 			if !r.Same {
 				differ++
@@ -74,6 +77,7 @@ func (c *connections) copies(ctx context.Context, k configs.Key) (list []replica
 	}
 	var closed []replicaRow
 	var failed []error
+	c.prepare(k.Tokens())
 	for _, name := range k.Tokens() {
 		if _, err := c.token(ctx, name); err != nil {
 			closed = append(closed, replicaRow{Key: k.Name, Token: name, Problem: "not looked at: " + firstLine(err.Error())})
@@ -130,11 +134,12 @@ func (a *app) printReplicas(list []control.Replica) {
 		if !r.Required {
 			token += " (not required)"
 		}
-		seen := ""
+		seen, same := "", "-"
 		if !r.Seen.IsZero() {
+			same = yesNo(r.Agrees)
 			seen = r.Seen.UTC().Format(time.RFC3339) + " by " + r.Daemon
 		}
-		rows = append(rows, []string{strconv.FormatInt(r.Generation, 10), token, dash(r.TokenState), dash(r.Serial), dash(r.Identity), yesNo(r.Agrees), dash(seen), dash(r.Object)})
+		rows = append(rows, []string{strconv.FormatInt(r.Generation, 10), token, dash(r.TokenState), dash(r.Serial), dash(r.Identity), same, dash(seen), dash(r.Object)})
 	}
 	table(a.out, []string{"GENERATION", "TOKEN", "STATE", "SERIAL", "HOLDS", "THE SAME", "SEEN", "OBJECT"}, rows)
 	for _, r := range list {

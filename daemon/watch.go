@@ -107,7 +107,7 @@ func (d *Daemon) unseen(ctx context.Context, most int) ([]target, error) {
 	for _, k := range c.Keys {
 		for _, dest := range k.Destinations {
 			s := last[schedule.Target{Key: k.Name, Destination: dest.ARN}]
-			// What nobody has seen yet is left to the import, for as long as a look lasts. A time in the future was noted under a wrong clock.
+			// What nobody has seen yet is left to the import at first. A time in the future was noted under a wrong clock.
 			sent := !s.SettledAt.IsZero() || !s.TriedAt.IsZero()
 			if (sent || s.SeenAt.IsZero() && d.began.Before(before)) && (s.SeenAt.Before(before) || s.SeenAt.After(d.now().Add(time.Minute))) {
 				list = append(list, target{k, dest, s.SeenAt})

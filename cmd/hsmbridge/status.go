@@ -209,7 +209,7 @@ func (a *app) printKey(k control.ManagedKey) {
 			{"expires", moment(d.ValidTo, d.Present)},
 			{"renewal", moment(k.Renewals[i], false)},
 			{"imported", moment(d.ImportedAt, false)},
-			{"first seen", firstSeen(d)},
+			{"first seen", firstSeen(d.FirstSeenAt)},
 			{"proof", d.Proof},
 			{"last drill", moment(d.DrilledAt, false)},
 			{"seen", moment(d.SeenAt, false)},
@@ -244,14 +244,11 @@ func since(at time.Time, by, reason string) string {
 }
 
 // firstSeen tells of material that KMS was found to hold, and that no import here is known to have put there.
-func firstSeen(d store.Destination) string {
-	switch {
-	case d.FirstSeenAt.IsZero():
+func firstSeen(t time.Time) string {
+	if t.IsZero() {
 		return ""
-	case !d.TriedAt.IsZero() && d.TriedAt.Before(d.FirstSeenAt):
-		return moment(d.FirstSeenAt, false) + "; it was sent to KMS at " + moment(d.TriedAt, false) + ", and the answer was lost"
 	}
-	return moment(d.FirstSeenAt, false) + ", KMS held it already; no import is in the journal"
+	return moment(t, false) + ", KMS held it already; the journal has no import that KMS confirmed"
 }
 
 func moment(t time.Time, never bool) string {

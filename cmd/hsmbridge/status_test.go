@@ -39,8 +39,8 @@ func TestStatusExpiries(t *testing.T) {
 func TestStatusOfKey(t *testing.T) {
 	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	k := control.ManagedKey{
-		Name: "payments", Token: "a", Tokens: []string{"a", "b"}, KeySpec: "SYMMETRIC_DEFAULT", Expires: "90d", Renewals: make([]time.Time, 4),
-		Destinations: []store.Destination{{Destination: "arn:ours", Present: true, ImportedAt: at}, {Destination: "arn:found", Present: true, FirstSeenAt: at}, {Destination: "arn:lost", Present: true, FirstSeenAt: at, TriedAt: at.Add(-time.Minute)}, {Destination: "arn:new"}},
+		Name: "payments", Token: "a", Tokens: []string{"a", "b"}, KeySpec: "SYMMETRIC_DEFAULT", Expires: "90d", Renewals: make([]time.Time, 3),
+		Destinations: []store.Destination{{Destination: "arn:ours", Present: true, ImportedAt: at}, {Destination: "arn:found", Present: true, FirstSeenAt: at}, {Destination: "arn:new"}},
 		Replicas: []control.Replica{
 			{Replica: store.Replica{Generation: 1, Token: "a", Identity: "check value 1a2b3c", Serial: "100", Daemon: "one", Seen: at}, Object: "pkcs11:object=payments", TokenState: "open", Required: true, Agrees: true},
 			{Replica: store.Replica{Generation: 1, Token: "b", Problem: "not looked at yet"}, Object: "pkcs11:object=copy", TokenState: "unreached"},
@@ -51,8 +51,7 @@ func TestStatusOfKey(t *testing.T) {
 	for _, want := range []string{
 		"payments, SYMMETRIC_DEFAULT in tokens a, b, expires 90d\n",
 		"arn:ours\n  KMS key      -\n  expires      never\n  imported     2026-01-01T00:00:00Z\n\n",
-		"arn:found\n  KMS key      -\n  expires      never\n  first seen   2026-01-01T00:00:00Z, KMS held it already; no import is in the journal\n\n",
-		"arn:lost\n  KMS key      -\n  expires      never\n  first seen   2026-01-01T00:00:00Z; it was sent to KMS at 2025-12-31T23:59:00Z, and the answer was\n               lost\n\n",
+		"arn:found\n  KMS key      -\n  expires      never\n  first seen   2026-01-01T00:00:00Z, KMS held it already; the journal has no import that KMS\n               confirmed\n\n",
 		"arn:new\n  KMS key      -\n\n",
 		"GENERATION  TOKEN             STATE      SERIAL  HOLDS               THE SAME  SEEN                         OBJECT\n",
 		"1           a                 open       100     check value 1a2b3c  yes       2026-01-01T00:00:00Z by one  pkcs11:object=payments\n",

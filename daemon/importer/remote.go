@@ -138,7 +138,7 @@ func (r *run) proveUploaded(ctx context.Context, held holding, ready Ready) erro
 	err := r.proveReady(ctx, ready, held.validTo)
 	switch {
 	case errors.Is(err, ErrNotSameKey):
-		return r.refuse("KMS holds another key than that of the room, which was not sent", "find out in CloudTrail who imported it; leave it, somebody may use it: the key of the room needs another KMS key")
+		return r.refuse("KMS holds another key than that of the room, and took nothing of this upload", "find out in CloudTrail who imported it; leave it, somebody may use it: the key of the room needs another KMS key")
 	case err != nil:
 		return err
 	case r.result.Proof == Unproved:

@@ -32,7 +32,7 @@ type Destination struct {
 	FirstAt     time.Time     `json:"first_at,omitzero"`      // the first import, or when KMS was first found to hold the material
 	ImportedAt  time.Time     `json:"imported_at,omitzero"`   // the last import that the journal knows; zero: none
 	FirstSeenAt time.Time     `json:"first_seen_at,omitzero"` // where no import is known: when KMS was first found to hold the material, by whomever it was imported
-	TriedAt     time.Time     `json:"tried_at,omitzero"`      // when key material last went to KMS, whatever became of it; zero: never
+	TriedAt     time.Time     `json:"-"`                      // when key material last went to KMS, whatever became of it; zero: never
 	SettledAt   time.Time     `json:"-"`                      // the last job's import, or the first that found the material there: what the planner counts from; zero: never
 	Life        time.Duration `json:"-"`                      // that was asked for at the last import
 	DrilledAt   time.Time     `json:"drilled_at,omitzero"`

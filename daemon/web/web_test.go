@@ -266,7 +266,7 @@ func TestWhatPagesSay(t *testing.T) {
 		"events":                       {`before=151`},
 		"keys/payments": {
 			"<dt>last drill</dt><dd>2026-05-17 12:00</dd>", "<td>waiting</td><td>again at 2026-05-20 12:01</td>", "<td>running</td><td>since 2026-05-20 12:02</td>", "<td>queued</td><td>made 2026-05-20 12:03</td>", "<td>done</td><td>ended 2026-05-20 12:04</td>",
-			"<dt>imported</dt><dd>2026-03-20 12:00</dd>", "<dt>first seen</dt><dd>2026-04-20 12:00, KMS held it already; no import is in the journal</dd>",
+			"<dt>imported</dt><dd>2026-03-20 12:00</dd>", "<dt>first seen</dt><dd>2026-04-20 12:00, KMS held it already; the journal has no import that KMS confirmed</dd>",
 			`<dt>tokens</dt><dd><a href="/ui/tokens/demo">demo</a>, <a href="/ui/tokens/far">far</a>, <a href="/ui/tokens/spare">spare</a></dd>`,
 			"<code>check value 1a2b3c</code></td><td><span class=\"good\">yes</span></td>", `, serial 1234<br><code>pkcs11:object=payments;type=secret-key</code></td><td class="token-open">open</td>`, `<td class="token-parked">parked</td>`, "<b class=\"bad\">no</b>: another key: it has to be check value 1a2b3c",
 			`2026-05-20 11:00</time> <span class="dim">by &lt;script`, `(not required)</span><br><code>pkcs11:object=payments.copy;type=secret-key</code></td><td class="token-unreached">unreached</td><td>–</td><td>not looked at yet</td><td>–</td>`,

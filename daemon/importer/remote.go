@@ -73,8 +73,23 @@ func (im *Importer) Upload(ctx context.Context, r Request, act Action, ready Rea
 	return run.finish(ctx, run.upload(ctx, act, ready))
 }
 
+// settled is [Importer.Remote] when KMS shows either the effect of an upload of a moment ago or that there was none: in between it lists a key material, and
+// does not hold it.
+func (r *run) settled(ctx context.Context, act Action) (Remote, error) {
+	const step, tries = time.Second, 10
+	for i := 1; ; i++ {
+		remote, err := r.Remote(ctx, r.req)
+		if err != nil || act != ActionImport || remote.Action != ActionRestore || i == tries {
+			return remote, err
+		}
+		if err := r.wait(ctx, step); err != nil {
+			return remote, err
+		}
+	}
+}
+
 func (r *run) upload(ctx context.Context, act Action, ready Ready) error {
-	remote, err := r.Remote(ctx, r.req)
+	remote, err := r.settled(ctx, act)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package importer_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -79,6 +80,25 @@ func TestUploadUnknown(t *testing.T) {
 				t.Errorf("ImportKeyMaterial was sent %d times, want %d", n, x.sent)
 			}
 		})
+	}
+}
+
+// TestUploadUnknownAgain: while KMS lists the material and does not hold it, as far as it shows, the next run waits for it.
+func TestUploadUnknownAgain(t *testing.T) {
+	for lag, want := range map[time.Duration]importer.Outcome{12 * time.Second: importer.Unchanged, time.Hour: importer.Failed} {
+		w := newWorld(t, kmsemu.Options{})
+		w.Wait = func(_ context.Context, d time.Duration) error { w.advance(d); return nil }
+		r := w.request("k", wrapping.SymmetricDefault, w.destination(wrapping.SymmetricDefault, ""))
+		ready := w.wrapped("k", wrapping.SymmetricDefault, r)
+		w.emu.SetLag(lag)
+		w.emu.AddFault(kmsemu.Fault{Operation: "ImportKeyMaterial", Cut: "after"})
+		if got, err := w.Upload(t.Context(), r, importer.ActionImport, ready); err == nil || got.Result != importer.Unknown {
+			t.Errorf("%s: %+v, %v", lag, got, err)
+		}
+		got, err := w.Upload(t.Context(), r, importer.ActionImport, ready)
+		if got.Result != want || (err == nil) != (want == importer.Unchanged) || err != nil && !strings.Contains(err.Error(), "an upload of a moment ago does not show yet") {
+			t.Errorf("%s, again: %+v, %v", lag, got, err)
+		}
 	}
 }
 

@@ -148,7 +148,7 @@ func (t *task) recent(r store.Replica) bool {
 func (*task) missing(k configs.Key, g generation, lacks []string) error {
 	return &Error{
 		ErrCode: CodeNoReplica, ErrClass: "caller",
-		Message: fmt.Sprintf("%s (%s) is not imported before all its tokens hold it: %s; hsmbridge makes no copies: copy it with the HSM's own tool, and it goes on by itself. Or say required: false for the replica",
+		Message: fmt.Sprintf("%s (%s) is not imported before all its tokens hold it: %s; hsmbridge makes no copies: copy it with the HSM's own tool, in place of another key of that name, and it goes on by itself. Or say required: false for the replica",
 			k.Name, g.uri.Object, strings.Join(lacks, "; ")),
 	}
 }

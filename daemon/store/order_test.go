@@ -1,6 +1,7 @@
 package store
 
 import (
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -72,5 +73,40 @@ func TestNothingWaitsInACircle(t *testing.T) {
 		if err := l.Release(t.Context()); err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// A look at KMS changes many destinations of a key in one order, and what a person does to the key all of them in whatever order PostgreSQL finds them.
+func TestManyDestinationsAtOnce(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s := open("one", 0)
+		var seen []Seen
+		for i := range 60 {
+			seen = append(seen, Seen{Key: "k", Destination: fmt.Sprintf("d%02d", i), Rotations: -1})
+			if err := s.See(t.Context(), []Seen{{Key: "k", Destination: fmt.Sprintf("d%02d", 59-i), Rotations: -1}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		end := time.Now().Add(time.Second)
+		n := 0
+		var wg sync.WaitGroup
+		for _, act := range []func() error{
+			func() error { return s.See(t.Context(), seen) },
+			func() error { return s.ClearErrors(t.Context(), "k", "alice", "mended") },
+			func() error { // a row that changes moves to the end of the table
+				n++
+				return s.AddEvent(t.Context(), Event{Kind: "ceremony-upload", Key: "k", Destination: seen[59-n%60].Destination, Message: "m", Imported: true})
+			},
+		} {
+			wg.Go(func() {
+				for time.Now().Before(end) {
+					if err := act(); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
 	})
 }

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -70,13 +69,11 @@ func (tx *Tx) see(ctx context.Context, s Seen) error {
 	return err
 }
 
-// See notes what KMS showed.
+// See notes what KMS showed. It adds nothing to the audit log, and takes its lock all the same: it changes several rows, as others do that hold the
+// lock, and PostgreSQL changes those of one statement in whatever order it finds them.
 func (s *Store) See(ctx context.Context, seen []Seen) error {
-	inOrder := slices.SortedFunc(slices.Values(seen), func(a, b Seen) int { // in which others change several rows
-		return cmp.Or(strings.Compare(a.Key, b.Key), strings.Compare(a.Destination, b.Destination))
-	})
-	return s.Tx(ctx, func(tx *Tx) error {
-		for _, one := range inOrder {
+	return s.noted(ctx, func(tx *Tx) error {
+		for _, one := range seen {
 			if err := tx.see(ctx, one); err != nil {
 				return err
 			}

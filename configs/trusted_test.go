@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // A configuration that somebody else can change is not used.
@@ -72,12 +73,22 @@ func TestTrustedPipe(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "hsmbridge.yaml")
 	write := func(w *os.File) {
-		_, _ = w.WriteString("tokens: []\n")
-		_ = w.Close()
+		if _, err := w.WriteString("tokens: []\n"); err != nil { // less than a pipe holds
+			t.Fatal(err)
+		}
 	}
 	read := func(path string) (used bool, err error) {
-		_, err = Load(path)
-		return err == nil || !strings.Contains(err.Error(), "it was not used"), err
+		loaded := make(chan error, 1)
+		go func() {
+			_, err := Load(path)
+			loaded <- err
+		}()
+		select {
+		case err = <-loaded:
+			return err == nil || !strings.Contains(err.Error(), "it was not used"), err
+		case <-time.After(time.Minute):
+			return true, errors.New("the end of what is read has not come")
+		}
 	}
 	const private, written, public, everybody os.FileMode = 0o600, 0o622, 0o755, 0o777
 	for _, others := range []string{"owner", "mode", "folder"} {
@@ -100,15 +111,15 @@ func TestTrustedPipe(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w, err := os.OpenFile(path, os.O_RDWR, 0) // does not wait for who reads
+		w, err := os.OpenFile(path, os.O_RDWR, 0) // does not wait for who reads; who reads waits for a writer, and so it stays open
 		if err != nil {
 			t.Fatal(err)
 		}
-		go write(w)
+		write(w)
 		if used, err := read(path); used {
 			t.Errorf("%s: the pipe of others was read: %v", others, err)
 		}
-		if err := errors.Join(os.Remove(path), os.Chmod(dir, public)); err != nil {
+		if err := errors.Join(w.Close(), os.Remove(path), os.Chmod(dir, public)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -117,7 +128,10 @@ func TestTrustedPipe(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close() //nolint:errcheck // of a test
-	go write(w)
+	write(w)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if used, err := read("/dev/fd/" + strconv.Itoa(int(r.Fd()))); !used {
 		t.Errorf("a pipe from the one who runs this: %v", err)
 	}

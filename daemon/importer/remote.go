@@ -28,23 +28,29 @@ type Remote struct {
 // Remote asks KMS what an import of the request would do, and holds that the destination takes one.
 func (im *Importer) Remote(ctx context.Context, r Request) (Remote, error) {
 	run := &run{Importer: im, req: r, result: newResult(r)}
+	return run.remote(ctx)
+}
+
+// remote is [Importer.Remote] of a run, which goes on with what it was told. Asked again, it begins anew.
+func (r *run) remote(ctx context.Context) (Remote, error) {
+	r.result.Notes = nil
 	var err error
-	if run.kms, err = im.KMS(ctx, r.Destination); err != nil {
-		return Remote{}, fmt.Errorf("reach KMS for %s: %w", r.Name, err)
+	if r.kms, err = r.KMS(ctx, r.req.Destination); err != nil {
+		return Remote{}, fmt.Errorf("reach KMS for %s: %w", r.req.Name, err)
 	}
-	if run.info, err = run.kms.DescribeKey(ctx, r.Destination); err != nil {
-		return Remote{}, fmt.Errorf("look at the destination of %s: %w", r.Name, err)
+	if r.info, err = r.kms.DescribeKey(ctx, r.req.Destination); err != nil {
+		return Remote{}, fmt.Errorf("look at the destination of %s: %w", r.req.Name, err)
 	}
-	if err := checkDestination(r, run.info); err != nil {
+	if err := checkDestination(r.req, r.info); err != nil {
 		return Remote{}, err
 	}
-	held, err := run.held(ctx)
+	held, err := r.held(ctx)
 	if err != nil {
 		return Remote{}, err
 	}
-	out := Remote{Info: run.info, HeldID: held.id, Action: run.action(held), held: held}
-	out.ImportType, out.KeyMaterialID = run.importType(held, out.Action)
-	out.Proof, out.ProofHow = proofFor(r, run.info)
+	out := Remote{Info: r.info, HeldID: held.id, Action: r.action(held), held: held}
+	out.ImportType, out.KeyMaterialID = r.importType(held, out.Action)
+	out.Proof, out.ProofHow = proofFor(r.req, r.info)
 	return out, nil
 }
 
@@ -73,12 +79,12 @@ func (im *Importer) Upload(ctx context.Context, r Request, act Action, ready Rea
 	return run.finish(ctx, run.upload(ctx, act, ready))
 }
 
-// settled is [Importer.Remote] when KMS shows either the effect of an upload of a moment ago or that there was none: in between it lists a key material, and
+// settled is what KMS says when it shows either the effect of an upload of a moment ago or that there was none: in between it lists a key material, and
 // does not hold it.
 func (r *run) settled(ctx context.Context, act Action) (Remote, error) {
 	const step, tries = time.Second, 10
 	for i := 1; ; i++ {
-		remote, err := r.Remote(ctx, r.req)
+		remote, err := r.remote(ctx)
 		if err != nil || act != ActionImport || remote.Action != ActionRestore || i == tries {
 			return remote, err
 		}
@@ -93,10 +99,6 @@ func (r *run) upload(ctx context.Context, act Action, ready Ready) error {
 	if err != nil {
 		return err
 	}
-	if r.kms, err = r.KMS(ctx, r.req.Destination); err != nil {
-		return err
-	}
-	r.info = remote.Info
 	r.result.WrappingKeySpec = ready.WrappingKeySpec
 	r.result.Algorithm, r.result.Mechanism, r.result.WrappingKeySHA256 = ready.Algorithm, ready.Mechanism, ready.WrappingKeySHA256
 	switch {
@@ -110,11 +112,7 @@ func (r *run) upload(ctx context.Context, act Action, ready Ready) error {
 		return r.refuse(fmt.Sprintf("KMS shows that the import would %s now, and what was wrapped and approved was to %s: it was uploaded already, or the KMS key was changed since", remote.Action, act),
 			"look with aws kms describe-key and list-key-rotations; if the material is still wanted, fetch a new request")
 	}
-	held, err := r.held(ctx)
-	if err != nil {
-		return err
-	}
-	r.plan = Plan{Action: act, ImportType: remote.ImportType, KeyMaterialID: remote.KeyMaterialID, listed: held.listed, heldID: held.id}
+	r.plan = Plan{Action: act, ImportType: remote.ImportType, KeyMaterialID: remote.KeyMaterialID, listed: remote.held.listed, heldID: remote.held.id}
 	validTo := r.validTo()
 	req := kmsclient.ImportRequest{KeyARN: r.req.Destination, ValidTo: validTo, ImportToken: ready.Token, EncryptedKeyMaterial: ready.Wrapped, Description: r.description()}
 	if act == ActionRestore || act == ActionReimport {

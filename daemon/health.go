@@ -110,7 +110,7 @@ func (d *Daemon) snapshot(ctx context.Context) (metrics.Snapshot, error) {
 		for _, dest := range k.Destinations {
 			x := known.destination(k.Name, dest.ARN)
 			s.NeedPerson[k.Name] = s.NeedPerson[k.Name] || x.NeedsPerson
-			if x.SeenAt.IsZero() && !x.Present {
+			if x.Unseen() {
 				if !known.keys[k.Name].Revoked() {
 					s.Unseen = append(s.Unseen, metrics.Destination{Key: k.Name, Destination: dest.ARN})
 				}

@@ -121,7 +121,7 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
 			case x.Present:
 				s.Counts.Ready++
 			case whole.Revoked():
-			case x.SeenAt.IsZero():
+			case x.Unseen():
 				s.Counts.Unseen++
 			default:
 				s.Counts.Missing++

@@ -45,6 +45,9 @@ type Destination struct {
 	ErrorAt     time.Time     `json:"error_at,omitzero"`
 }
 
+// Unseen says that nobody has looked at it yet: what KMS holds there is not known.
+func (d Destination) Unseen() bool { return d.SeenAt.IsZero() && !d.Present }
+
 // destination makes sure that there is a row.
 func (tx *Tx) destination(ctx context.Context, key, destination string) error {
 	_, err := tx.exec(ctx, "INSERT INTO destinations (key_name, destination) VALUES (?, ?) ON CONFLICT DO NOTHING", key, destination)

@@ -53,13 +53,8 @@ thead{display:table-header-group}tr,h2,.sign{break-inside:avoid}h2{break-after:a
 {{range $i, $o := .Outputs}}<h2>Wrapped key{{if $i}}, the second one: the proof{{end}}</h2><table><tr><td>under the public key</td><td><code>{{$o.WrappingKey}}</code></td></tr>
 <tr><td>output SHA-256</td><td><code>{{$o.SHA256}}</code></td></tr>
 <tr><td>length</td><td>{{$o.Bytes}} bytes</td></tr></table>
-{{end}}{{with .Upload}}<h2>AWS KMS</h2><table>{{if .Held}}<tr><td>imported</td><td>before; when, and by whom, is in CloudTrail</td></tr>
-<tr><td>proved</td><td>{{utc .At}} by {{.By}}</td></tr>{{else}}<tr><td>imported</td><td>{{utc .At}} by {{.By}}</td></tr>{{end}}
-{{range .Fetched}}<tr><td>AWS request ID</td><td><code>{{.}}</code> (GetParametersForImport)</td></tr>
-{{end}}{{$call := .Call}}{{range .RequestIDs}}<tr><td>AWS request ID</td><td><code>{{.}}</code> ({{$call}})</td></tr>
-{{end}}{{if .KeyMaterialID}}<tr><td>key material ID</td><td><code>{{.KeyMaterialID}}</code></td></tr>
-{{end}}<tr><td>expires</td><td>{{.Expires}}</td></tr>
-<tr><td>proof</td><td>{{.Proof}}{{if .Reason}}: {{.Reason}}{{end}}</td></tr></table>
+{{end}}{{with .Upload}}<h2>AWS KMS</h2><table>{{range .Rows}}<tr><td>{{.Name}}</td><td><code>{{.Value}}</code></td></tr>
+{{end}}</table>
 {{end}}<h2>The log</h2><p><code>{{.Log}}</code>: {{.LogPlace}}</p>
 {{template "steps" .Steps}}
 {{if .Online}}<h2>The audit log</h2><p><code>{{.Audit}}</code></p>

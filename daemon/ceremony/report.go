@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -73,12 +74,23 @@ type Upload struct {
 	Fetched       []string  `json:"fetch_request_ids"` // of AWS, of GetParametersForImport
 }
 
-// Call is what the request IDs are of.
-func (u Upload) Call() string {
+// Rows are what a report shows of it, one under the other.
+func (u Upload) Rows() []approval.Field {
+	done := moment(u.At) + " by " + u.By
+	rows, call := []approval.Field{{Name: "imported", Value: done}}, "ImportKeyMaterial"
 	if u.Held {
-		return "ImportKeyMaterial, for the proof"
+		rows = []approval.Field{{Name: "imported", Value: "before; when, and by whom, is in CloudTrail"}, {Name: "proved", Value: done}}
+		call += ", for the proof"
 	}
-	return "ImportKeyMaterial"
+	for _, id := range u.Fetched {
+		rows = append(rows, approval.Field{Name: "AWS request ID", Value: id + " (GetParametersForImport)"})
+	}
+	for _, id := range u.RequestIDs {
+		rows = append(rows, approval.Field{Name: "AWS request ID", Value: id + " (" + call + ")"})
+	}
+	rows = append(rows, approval.Field{Name: "key material ID", Value: u.KeyMaterialID}, approval.Field{Name: "expires", Value: u.Expires},
+		approval.Field{Name: "proof", Value: u.Proof}, approval.Field{Name: "not proved because", Value: u.Reason})
+	return slices.DeleteFunc(rows, func(f approval.Field) bool { return f.Value == "" })
 }
 
 // How says with what kind of key an officer signed.
@@ -230,22 +242,9 @@ func (r Report) Text() []byte {
 	}
 	if u := r.Upload; u != nil {
 		fmt.Fprintf(&b, "\nAWS KMS\n")
-		if u.Held {
-			line("imported", "before; when, and by whom, is in CloudTrail")
-			line("proved", moment(u.At)+" by "+u.By)
-		} else {
-			line("imported", moment(u.At)+" by "+u.By)
+		for _, f := range u.Rows() {
+			line(f.Name, f.Value)
 		}
-		for _, id := range u.Fetched {
-			line("AWS request ID", id+" (GetParametersForImport)")
-		}
-		for _, id := range u.RequestIDs {
-			line("AWS request ID", id+" ("+u.Call()+")")
-		}
-		line("key material ID", u.KeyMaterialID)
-		line("expires", u.Expires)
-		line("proof", u.Proof)
-		line("not proved because", u.Reason)
 	}
 	fmt.Fprintf(&b, "\nThe log %s\n", r.Log)
 	line("records", r.LogPlace)

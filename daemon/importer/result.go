@@ -77,11 +77,6 @@ const (
 	Unknown    Outcome = "unknown"    // ImportKeyMaterial was sent and KMS does not show whether it took effect; the next run finds out
 )
 
-// Outcomes are all there are.
-func Outcomes() []Outcome {
-	return []Outcome{Imported, Restored, Reimported, Unchanged, Waits, Failed, Unknown}
-}
-
 // Result is what happened to one destination of one key.
 type Result struct {
 	Key               string                   `json:"key"`

@@ -25,7 +25,7 @@ const document = "../../docs/ceremony.md"
 func TestDocument(t *testing.T) {
 	emu := e2e.StartEmulator(t)
 	kmsKey := emu.CreateKey(emu.Client(), wrapping.SymmetricDefault)
-	w := newWorld(t, ", endpoint: "+emu.Endpoint, "approval: {allowed_signers: officers, threshold: 2, valid_for: 1d}\ndatabase: x.db\ncontrol: {socket: c.sock}\nmetrics: {listen: none}\n", kmsKey)
+	w := newWorld(t, ", endpoint: "+emu.Endpoint, "approval: {allowed_signers: officers, threshold: 2, valid_for: 1d}\n", kmsKey)
 	w.tok.Generate(t, "payments", "01")
 	var officers strings.Builder
 	for _, name := range []string{"alice", "bob", "carol"} {

@@ -36,6 +36,9 @@ func newWorld(t *testing.T, endpoint, more string, destinations ...string) *worl
 	dir := t.TempDir()
 	w := &world{t: t, tok: tok, dir: dir, config: filepath.Join(dir, "hsmbridge.yaml")}
 	text := fmt.Sprintf(`kms: {region: %s%s}
+database: x.db
+control: {socket: c.sock}
+metrics: {listen: none}
 tokens:
   - {name: vault, module: %q, uri: "pkcs11:token=vault", pin_file: %q, environment: {SOFTHSM2_CONF: %q}}
 keys:

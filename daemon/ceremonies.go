@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"time"
+
+	"go.uber.org/zap"
 
 	"hsmbridge/configs"
 	"hsmbridge/daemon/audit"
@@ -14,19 +17,71 @@ import (
 	"hsmbridge/daemon/store"
 )
 
-// CeremonyStep writes down a step that hsmbridge ceremony took beside the daemon.
+// CeremonyStep writes down a step that hsmbridge ceremony took beside the daemon. Where it is about to begin, it is refused for a key that was revoked or paused.
 func (d *Daemon) CeremonyStep(ctx context.Context, actor string, s control.CeremonyStep) error {
 	if !slices.Contains([]string{"ceremony-fetch", "ceremony-upload"}, s.Kind) {
 		return fmt.Errorf("%q is no step that is taken outside of the HSM room: %w", s.Kind, control.ErrRefused)
 	}
 	k, _ := d.config.Load().Key(s.Key)
-	ours := slices.ContainsFunc(k.Destinations, func(c configs.Destination) bool { return c.ARN == s.Destination })
-	return d.store.AddEvent(ctx, store.Event{
+	i := slices.IndexFunc(k.Destinations, func(c configs.Destination) bool { return c.ARN == s.Destination })
+	ours := i >= 0
+	why, err := d.barredFrom(ctx, s.Key, s.Destination)
+	switch {
+	case err != nil:
+		return err
+	case why != "" && !s.Ended:
+		return fmt.Errorf("%s: %w", why, control.ErrRefused)
+	}
+	err = d.store.AddEvent(ctx, store.Event{
 		Kind: s.Kind, Actor: actor, Key: s.Key, Destination: s.Destination, Message: s.Message,
 		Fields:   map[string]string{"request": s.Request, "sha256": s.SHA256, "file": s.File},
 		Sending:  ours && s.Kind == "ceremony-upload",
 		Imported: ours && s.Imported && s.Kind == "ceremony-upload",
 	})
+	if err != nil || why == "" || !ours || s.Kind != "ceremony-upload" {
+		return err
+	}
+	// It was revoked while the upload ran, after the destinations had been emptied perhaps. What KMS shows makes the planner delete it again.
+	seen, err := d.look(ctx, target{key: k, dest: k.Destinations[i]})
+	if err == nil {
+		err = d.store.See(ctx, []store.Seen{seen})
+	}
+	if err != nil {
+		d.log.Warn("a KMS key could not be looked at after an upload; it is looked at later", zap.String("key", s.Key), zap.String("destination", s.Destination), zap.Error(err))
+	}
+	d.nudge()
+	return nil
+}
+
+// barredFrom says why nothing is imported into a destination now, by whatever name its key has. Empty: nothing speaks against it.
+func (d *Daemon) barredFrom(ctx context.Context, key, destination string) (string, error) {
+	known, err := d.store.Keys(ctx)
+	if err != nil {
+		return "", err
+	}
+	names := []string{key}
+	for _, k := range d.config.Load().Keys {
+		if slices.ContainsFunc(k.Destinations, func(c configs.Destination) bool { return c.ARN == destination }) {
+			names = append(names, k.Name)
+		}
+	}
+	for _, name := range names {
+		if why := barred(name, known[name]); why != "" {
+			return why, nil
+		}
+	}
+	return "", nil
+}
+
+// barred says why a person's import of a key is refused. Empty: nothing speaks against it.
+func barred(name string, k store.Key) string {
+	switch {
+	case k.Revoked():
+		return fmt.Sprintf("%s was revoked by %s at %s; run hsmbridge restore %s first", name, k.RevokedBy, k.RevokedAt.Format(time.RFC3339), name)
+	case k.Paused():
+		return fmt.Sprintf("%s was paused by %s at %s; run hsmbridge resume %s first", name, k.PausedBy, k.PausedAt.Format(time.RFC3339), name)
+	}
+	return ""
 }
 
 // MergeCeremony takes the room's log over: each record as it is, once. A log whose beginning is not the one that was taken over before is

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/control"
@@ -97,13 +96,11 @@ func (d *Daemon) Queue(ctx context.Context, actor string, r control.StartRequest
 		if err != nil {
 			return nil, err
 		}
-		switch s := whole[name]; {
-		case r.All && (s.Revoked() || s.Paused()) && r.Kind != store.KindReconcile:
-			continue // the others are done all the same
-		case s.Revoked() && r.Kind != store.KindReconcile:
-			return nil, fmt.Errorf("%s was revoked by %s at %s; run hsmbridge restore %s first; nothing was queued: %w", name, s.RevokedBy, s.RevokedAt.Format(time.RFC3339), name, control.ErrRefused)
-		case s.Paused() && r.Kind != store.KindReconcile:
-			return nil, fmt.Errorf("%s was paused by %s at %s; run hsmbridge resume %s first; nothing was queued: %w", name, s.PausedBy, s.PausedAt.Format(time.RFC3339), name, control.ErrRefused)
+		if why := barred(name, whole[name]); why != "" && r.Kind != store.KindReconcile {
+			if r.All {
+				continue // the others are done all the same
+			}
+			return nil, fmt.Errorf("%s; nothing was queued: %w", why, control.ErrRefused)
 		}
 		j := store.Job{Key: name, Kind: r.Kind, Token: k.TokenSet(), RequestedBy: actor, Reason: "asked for", Options: store.Options{Renew: r.Renew || r.Drill, Why: r.Why}}
 		if r.Drill {

@@ -40,7 +40,7 @@ stays here. docs/ceremony.md is the script to follow.`,
 // fetchOptions are the flags of fetch.
 type fetchOptions struct {
 	destination, algorithm, spec, why, out string
-	renew                                  bool
+	renew, direct                          bool
 }
 
 func (a *app) fetchCommand() *cobra.Command {
@@ -49,6 +49,8 @@ func (a *app) fetchCommand() *cobra.Command {
 		Use: "fetch NAME", Short: "Fetch import parameters from KMS and make the request for officers and the HSM room",
 		Long: `Fetch import parameters from KMS and write two files: NAME-ID.request, the text that officers sign and that goes into the HSM room with the
 wrapping public key in it, and NAME-ID.importtoken, which stays here for the upload. KMS takes the result for 24 hours.
+
+A key that was revoked or paused is refused by the daemon, where one serves.
 
 Which algorithm the HSM can do, hsmceremony can tells in the room. Without --algorithm it is AWS's first choice for the kind of key.`,
 		Example: "  hsmbridge ceremony fetch payments --why 'first import' --algorithm RSAES_OAEP_SHA_1",
@@ -62,7 +64,13 @@ Which algorithm the HSM can do, hsmceremony can tells in the room. Without --alg
 	f.StringVar(&o.why, "why", "", "what officers read")
 	f.StringVar(&o.out, "out", ".", "`folder` for the files")
 	f.BoolVar(&o.renew, "renew", false, "also when KMS holds the material with the life asked for")
+	directFlag(c, &o.direct)
 	return c
+}
+
+// directFlag is the flag of steps that go on without the daemon that looks after the keys.
+func directFlag(c *cobra.Command, direct *bool) {
+	c.Flags().BoolVar(direct, "direct", false, "although the daemon whose database is there does not answer: what it knows of revocations and pauses is not asked, and its audit log does not have the step")
 }
 
 // pick finds the key and its destination.
@@ -99,6 +107,11 @@ func (a *app) fetch(ctx context.Context, name string, o fetchOptions) error {
 	}
 	if !slices.Contains(k.KeySpec.Order(), wrapping.Algorithm(o.algorithm)) {
 		return usageError(fmt.Errorf("%s is no wrapping algorithm for keys of spec %s: take one of %v", o.algorithm, k.KeySpec, k.KeySpec.Order()))
+	}
+	if !o.direct {
+		if _, err := a.served(ctx, "nothing was fetched"); err != nil {
+			return err
+		}
 	}
 	conn := a.connect(c, nil)
 	im := &importer.Importer{KMS: conn.destination}
@@ -196,7 +209,7 @@ func (a *app) writeRequest(ctx context.Context, q approval.Request, t ceremony.T
 	if err := ceremony.WriteNew(name+ceremony.RequestExt, text, 0o644); err != nil {
 		return errors.Join(err, os.Remove(name+ceremony.TokensExt))
 	}
-	if err := a.tell(ctx, "ceremony-fetch", q, text, "import parameters were fetched for a ceremony", name+ceremony.RequestExt, false); err != nil {
+	if err := a.tell(ctx, q, text, ceremonyStep{kind: fetchStep, message: "import parameters were fetched for a ceremony", file: name + ceremony.RequestExt}); err != nil {
 		return errors.Join(fmt.Errorf("%w; the files were removed", err), os.Remove(name+ceremony.TokensExt), os.Remove(name+ceremony.RequestExt))
 	}
 	fmt.Fprintf(a.out, "%s\n  the request: officers sign it, and it goes into the HSM room\n%s\n  the import tokens: they stay here\n\n", name+ceremony.RequestExt, name+ceremony.TokensExt)

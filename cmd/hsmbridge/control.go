@@ -316,8 +316,8 @@ func (a *app) startCommand(kind store.Kind, drill bool, use, short string) *cobr
 }
 
 // served is the daemon that looks after the keys; nil: there is none. One that does not answer is an error: only it knows what was
-// paused, revoked and rotated.
-func (a *app) served(ctx context.Context) (*control.Client, error) {
+// paused, revoked and rotated. undone says what was not done then.
+func (a *app) served(ctx context.Context, undone string) (*control.Client, error) {
 	config, cerr := a.load()
 	var exit *exitError
 	if errors.As(cerr, &exit) && exit.code == exitConfig && !errors.Is(cerr, os.ErrPermission) {
@@ -340,5 +340,5 @@ func (a *app) served(ctx context.Context) (*control.Client, error) {
 		return nil, nil
 	}
 	_, err = c.Status(ctx)
-	return nil, &exitError{exitRefused, fmt.Errorf("the keys are looked after by a daemon, its database %s shows that, and only it knows what was paused, revoked and rotated; nothing was imported: %w; --direct imports all the same", database, err)}
+	return nil, &exitError{exitRefused, fmt.Errorf("the keys are looked after by a daemon, its database %s shows that, and only it knows what was paused, revoked and rotated; %s: %w; --direct goes on all the same", database, undone, err)}
 }

@@ -38,7 +38,7 @@ A destination that fails does not stop the others. See "hsmbridge help exit-code
 				return err
 			}
 			if !direct {
-				d, err := a.served(c.Context())
+				d, err := a.served(c.Context(), "nothing was imported")
 				if err != nil {
 					return err
 				}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -24,8 +25,21 @@ import (
 	"hsmbridge/hsm/wrapping"
 )
 
-// tell writes a step of the ceremony into the daemon's audit log, where one serves; imported says that KMS took the key material. The room's log and the report have it in any case.
-func (a *app) tell(ctx context.Context, kind string, q approval.Request, text []byte, message, file string, imported bool) error {
+// Steps of a ceremony that are taken on the machine with a network.
+const (
+	fetchStep  = "ceremony-fetch"
+	uploadStep = "ceremony-upload"
+)
+
+// ceremonyStep is a step of a ceremony that the daemon is told of.
+type ceremonyStep struct {
+	kind, message, file string
+	ended               bool // otherwise it is about to begin, and the daemon may refuse it
+	imported            bool // KMS took the key material
+}
+
+// tell writes a step of the ceremony into the daemon's audit log, where one serves. The room's log and the report have it in any case.
+func (a *app) tell(ctx context.Context, q approval.Request, text []byte, t ceremonyStep) error {
 	c, err := a.daemon()
 	if err != nil {
 		return err
@@ -35,9 +49,14 @@ func (a *app) tell(ctx context.Context, kind string, q approval.Request, text []
 		return nil
 	}
 	err = c.CeremonyStep(ctx, control.CeremonyStep{
-		Kind: kind, Key: q.Key, Destination: q.Destination, Message: message, Request: q.ID, SHA256: ceremony.Digest(text), File: approval.OneLine(filepath.Base(file)), Imported: imported,
+		Kind: t.kind, Key: q.Key, Destination: q.Destination, Message: t.message, Request: q.ID, SHA256: ceremony.Digest(text), File: approval.OneLine(filepath.Base(t.file)),
+		Ended: t.ended, Imported: t.imported,
 	})
-	if err != nil {
+	var refused *control.Error
+	switch {
+	case errors.As(err, &refused) && refused.Status == http.StatusConflict:
+		return err // says by itself what was refused
+	case err != nil:
 		return fmt.Errorf("the daemon's audit log does not have this step: %w", err)
 	}
 	return nil
@@ -45,16 +64,20 @@ func (a *app) tell(ctx context.Context, kind string, q approval.Request, text []
 
 func (a *app) uploadCommand() *cobra.Command {
 	var signatures []string
+	var direct bool
 	c := &cobra.Command{
 		Use: "upload FILE.wrapped", Short: "Import into KMS what was wrapped in the HSM room, and prove it",
 		Long: `Import into KMS what was wrapped in the HSM room, and prove it. The request, the import tokens, the signatures (FILE.request*.sig) and the room's
 log are expected beside FILE.wrapped. Everything is checked again before anything is sent: that the files belong together, the officers'
-signatures, the times, and what KMS shows.
+signatures, the times, and what KMS shows. A key that was revoked or paused is refused by the daemon, where one serves.
 
 Afterwards the room's log is merged into the audit log of the daemon, where one serves, and FILE.result is written as text, JSON and HTML.`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return a.upload(cmd.Context(), args[0], signatures) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.upload(cmd.Context(), args[0], signatures, direct)
+		},
 	}
+	directFlag(c, &direct)
 	c.Flags().StringArrayVar(&signatures, "signature", nil, "`file` with an officer's signature; may be given again")
 	return c
 }
@@ -71,7 +94,7 @@ type uploaded struct {
 	decision approval.Decision
 }
 
-func (a *app) upload(ctx context.Context, file string, signatures []string) error {
+func (a *app) upload(ctx context.Context, file string, signatures []string, direct bool) error {
 	c, err := a.load()
 	if err != nil {
 		return err
@@ -85,6 +108,11 @@ func (a *app) upload(ctx context.Context, file string, signatures []string) erro
 			return &exitError{exitRefused, fmt.Errorf("%s is there: this was uploaded already; nothing was sent", u.name+ceremony.ResultExt+ext)}
 		}
 	}
+	if !direct {
+		if _, err := a.served(ctx, "nothing was sent"); err != nil {
+			return err
+		}
+	}
 	conn := a.connect(c, nil)
 	kms, err := conn.destination(ctx, u.dest.ARN)
 	if err != nil {
@@ -95,11 +123,12 @@ func (a *app) upload(ctx context.Context, file string, signatures []string) erro
 	}
 	im := &importer.Importer{KMS: conn.destination, Record: a.record}
 	r := request(c, u.key, u.dest, importOptions{renew: u.q.Action == string(importer.ActionReimport)})
-	if err := a.tell(ctx, "ceremony-upload", u.q, u.text, "what was wrapped in the HSM room is uploaded next", file, false); err != nil {
+	if err := a.tell(ctx, u.q, u.text, ceremonyStep{kind: uploadStep, message: "what was wrapped in the HSM room is uploaded next", file: file}); err != nil {
 		return fmt.Errorf("%w; nothing was sent", err)
 	}
 	result, err := im.Upload(ctx, r, importer.Action(u.q.Action), ready(u))
-	if terr := a.tell(context.WithoutCancel(ctx), "ceremony-upload", u.q, u.text, "the upload ended: "+firstLine(message(result, err)), file, result.Took()); terr != nil {
+	ended := ceremonyStep{kind: uploadStep, message: "the upload ended: " + firstLine(message(result, err)), file: file, ended: true, imported: result.Took()}
+	if terr := a.tell(context.WithoutCancel(ctx), u.q, u.text, ended); terr != nil {
 		a.complain(terr)
 	}
 	if err != nil && result.Result == importer.Failed {

@@ -57,6 +57,7 @@ type CeremonyStep struct {
 	Request     string `json:"request"`
 	SHA256      string `json:"sha256"` // of the request's text
 	File        string `json:"file"`
+	Ended       bool   `json:"ended,omitempty"`    // it is over; otherwise it is about to begin, and a key that was revoked or paused is refused
 	Imported    bool   `json:"imported,omitempty"` // KMS took the key material
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmbridge/hsm/failure"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -197,7 +198,7 @@ func (t *Token) wrapUnder(s pkcs11.SessionHandle, wk pkcs11.ObjectHandle, pub *r
 	}
 	if err := wrapping.CheckOutput(plan, out); err != nil {
 		clear(out)
-		return nil, &Error{Op: "C_WrapKey", ErrClass: ClassToken, Cause: err.Error(), Fix: "run `hsmbridge probe`; do not use this token for imports until it is understood", Err: err}
+		return nil, failure.Output(err)
 	}
 	return out, nil
 }

@@ -47,7 +47,7 @@ func TestPolicy(t *testing.T) {
 		codes, class string
 		want         action
 	}{
-		{"CKR_PIN_INCORRECT CKR_PIN_LOCKED CKR_PIN_EXPIRED CKR_PIN_INVALID CKR_PIN_LEN_RANGE CKR_USER_PIN_NOT_INITIALIZED PINRefused ModuleDies", "token", park},
+		{"CKR_PIN_INCORRECT CKR_PIN_LOCKED CKR_PIN_EXPIRED CKR_PIN_INVALID CKR_PIN_LEN_RANGE CKR_USER_PIN_NOT_INITIALIZED PINRefused ModuleDies UnsafeOutput", "token", park},
 		{"HSMCallTimeout HSMProcessDied HSMProtocol", "session", again},
 		{"CKR_DEVICE_REMOVED CKR_TOKEN_NOT_PRESENT CKR_DEVICE_ERROR CKR_SLOT_ID_INVALID PINUnavailable", "token", rest},
 		{"CKR_SESSION_HANDLE_INVALID CKR_SESSION_CLOSED", "session", again},

@@ -24,6 +24,7 @@ const (
 	CallTimeout    = "HSMCallTimeout" // a call to the module did not come back in time; its process was killed
 	ProcessDied    = "HSMProcessDied" // the module's process is gone
 	Protocol       = "HSMProtocol"    // the module's process sent what it must not; it was killed
+	UnsafeOutput   = "UnsafeOutput"   // what C_WrapKey gave may be plaintext; it was dropped
 )
 
 // Errors that callers tell apart.
@@ -50,6 +51,14 @@ type Error struct {
 	Fix      string
 	Err      error
 	Mark     string // one of the constants above, when no CKR code says it
+}
+
+// Output is what an error of [wrapping.CheckOutput] means: for the token, or for this key only.
+func Output(err error) *Error {
+	if errors.Is(err, wrapping.ErrOtherLength) {
+		return &Error{Op: "C_WrapKey", ErrClass: ClassCaller, Cause: err.Error(), Fix: "import a key that the token generated itself, or from a token that makes the whole wrap", Err: err}
+	}
+	return &Error{Op: "C_WrapKey", ErrClass: ClassToken, Cause: err.Error(), Fix: "run `hsmbridge probe`; do not use this token for imports until it is understood", Err: err, Mark: UnsafeOutput}
 }
 
 // Error gives operation, code, cause and fix in one sentence.

@@ -233,7 +233,7 @@ func (t *Token) Wrap(ctx context.Context, key wrapping.Key, pub *rsa.PublicKey, 
 	}
 	if err != nil {
 		clear(m.Bytes)
-		return nil, &failure.Error{Op: "C_WrapKey", ErrClass: failure.ClassToken, Cause: err.Error(), Fix: "run `hsmbridge probe`; do not use this token for imports until it is understood", Err: err}
+		return nil, failure.Output(err)
 	}
 	return m.Bytes, nil
 }

@@ -56,6 +56,7 @@ func sentinels() []struct {
 		{"parked", failure.ErrParked},
 		{"closed", failure.ErrClosed},
 		{"unsafe output", wrapping.ErrUnsafeOutput},
+		{"other length", wrapping.ErrOtherLength},
 		{"cancelled", context.Canceled},
 		{"deadline", context.DeadlineExceeded},
 	}

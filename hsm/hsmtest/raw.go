@@ -42,6 +42,16 @@ func GenerateAES(t *testing.T, tok token.Token, label string, attribute uint, va
 	raw(t, tok, func(c *pkcs11.Ctx, s pkcs11.SessionHandle) { rawAES(t, c, s, label, attribute, value) })
 }
 
+// Create makes an object as given, which hsm itself never does. The token must be open in this process.
+func Create(t *testing.T, tok token.Token, template []*pkcs11.Attribute) {
+	t.Helper()
+	raw(t, tok, func(c *pkcs11.Ctx, s pkcs11.SessionHandle) {
+		if _, err := c.CreateObject(s, template); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // raw runs f on a session of its own in the same process, to make what hsm itself never makes. The token is open in this process.
 func raw(t *testing.T, tok token.Token, f func(c *pkcs11.Ctx, s pkcs11.SessionHandle)) {
 	t.Helper()

@@ -10,11 +10,15 @@ import (
 // is not a wrap of the plan's algorithm. The bytes were dropped.
 var ErrUnsafeOutput = errors.New("the token's wrapped output was dropped")
 
-// CheckOutput looks at the result of C_WrapKey before it may leave the process: it has exactly the length
+// ErrOtherLength means that the plan holds for material of one length only, and that the key has another one than the key of the probe. The
+// bytes were dropped.
+var ErrOtherLength = errors.New("the token was proved to wrap keys of this kind by this mechanism only where they have the length of the probe's, and this key has another")
+
+// CheckOutput looks at the result of C_WrapKey before it may leave the process: it has a length
 // that the plan's algorithm gives, and neither part has the shape of plaintext: DER of a private key, padding
 // around a key, long runs of one byte. A good ciphertext fails by chance less than once in 2^24; it is then
 // refused like any other and the next wrap passes.
-// The error wraps [ErrUnsafeOutput] and never shows the bytes.
+// The error wraps [ErrUnsafeOutput] or [ErrOtherLength], and never shows the bytes.
 func CheckOutput(p Plan, out []byte) error {
 	n := p.WrappingKeySpec.Bytes()
 	if n == 0 || len(out) < n {
@@ -40,26 +44,29 @@ func CheckOutput(p Plan, out []byte) error {
 	return nil
 }
 
-// checkAESPart checks the length of an RFC 5649 output: the material rounded up to 8 bytes, and 8 more.
+// checkAESPart checks the length of an RFC 5649 output: the material rounded up to 8 bytes, and 8 more. The PKCS#8 of two keys of one curve may
+// differ, with the public key or without, and so for EC keys the probe's length counts only where the mechanism was proved for it alone: where its
+// initial value has the length in it (RFC 5649, section 3), and where it is a multiple of 8, for which no padding was seen.
 func checkAESPart(p Plan, part []byte) error {
-	least, most := rsaPKCS8Range(p.KeySpec)
-	if p.Length > 0 {
-		least, most = p.Length, p.Length
-	}
 	wrapped := func(n int) int { return (n+7)/8*8 + 8 }
+	least, most := pkcs8Range(p.KeySpec)
 	if len(part)%8 != 0 || len(part) < wrapped(least) || len(part) > wrapped(most) {
 		return fmt.Errorf("%w: the AES part has %d bytes where RFC 5649 gives %d to %d", ErrUnsafeOutput, len(part), wrapped(least), wrapped(most))
+	}
+	if p.Length > 0 && (p.Mechanism.Form == FormKWPIV || p.Length%8 == 0) && len(part) != wrapped(p.Length) {
+		return fmt.Errorf("%w: the AES part has %d bytes and not %d", ErrOtherLength, len(part), wrapped(p.Length))
 	}
 	return nil
 }
 
-// rsaPKCS8Range bounds the PKCS#8 length of a two-prime RSA key: nine modulus halves (n and d count twice)
-// and DER around them. RSA_2048 keys have 1,190 to 1,220 bytes. For other kinds, which have at least one
-// scalar of 32 bytes, it bounds only what is plausible.
-func rsaPKCS8Range(k KeySpec) (least, most int) {
+// pkcs8Range bounds the PKCS#8 length of a private key: of a two-prime RSA key nine modulus halves (n and d count twice) and DER around them
+// (RSA_2048 keys have 1,190 to 1,220 bytes), of a key on a curve its scalar and DER, and with them the public point, the curve's name once more,
+// and room.
+func pkcs8Range(k KeySpec) (least, most int) {
 	bits := map[KeySpec]int{KeyRSA2048: 2048, KeyRSA3072: 3072, KeyRSA4096: 4096}[k]
 	if bits == 0 {
-		return 32, 512
+		n := map[KeySpec]int{ECCNISTP256: 32, ECCNISTP384: 48, ECCNISTP521: 66, ECCSECGP256K1: 32, ECCEdwards25519: 32}[k]
+		return n + 16, 3*n + 128
 	}
 	core := 9 * bits / 16
 	return core, core + 128

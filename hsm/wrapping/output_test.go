@@ -42,6 +42,7 @@ func TestCheckOutput(t *testing.T) {
 	}
 	rsaDER, ecDER := pkcs8(t, rsaKey), pkcs8(t, ecKey)
 	aes := wrapping.Plan{KeySpec: wrapping.SymmetricDefault, Algorithm: wrapping.OAEPSHA256, WrappingKeySpec: wrapping.RSA2048, Length: 32}
+	edwards := wrapping.Plan{KeySpec: wrapping.ECCEdwards25519, Algorithm: wrapping.RSAAESSHA256, WrappingKeySpec: wrapping.RSA2048, Length: 83}
 	ec := wrapping.Plan{KeySpec: wrapping.ECCNISTP256, Algorithm: wrapping.RSAAESSHA256, WrappingKeySpec: wrapping.RSA2048, Length: 138}
 	rs := wrapping.Plan{KeySpec: wrapping.KeyRSA2048, Algorithm: wrapping.RSAAESSHA256, WrappingKeySpec: wrapping.RSA4096}
 	em := append([]byte{0, 2}, bytes.Repeat([]byte{0x5a, 0xa5}, 111)...)
@@ -63,7 +64,10 @@ func TestCheckOutput(t *testing.T) {
 		{"all zero", aes, make([]byte, 256), false},
 		{"two parts", ec, random(t, 256+152), true},
 		{"AES part missing", ec, random(t, 256), false},
-		{"AES part too long", ec, random(t, 256+160), false},
+		{"AES part of another key of the curve, without the public key", ec, random(t, 256+80), true},
+		{"AES part of the least PKCS#8", edwards, random(t, 256+56), true},
+		{"AES part too short for the scalar", ec, random(t, 256+48), false},
+		{"AES part too long", ec, random(t, 256+240), false},
 		{"AES part not a multiple of 8", ec, random(t, 256+150), false},
 		{"AES part is the PKCS#8", ec, append(random(t, 256), append(ecDER, make([]byte, 152-len(ecDER))...)...), false},
 		{"AES part all zero", ec, append(random(t, 256), make([]byte, 152)...), false},
@@ -81,6 +85,23 @@ func TestCheckOutput(t *testing.T) {
 				t.Errorf("%v does not wrap ErrUnsafeOutput", err)
 			}
 		})
+	}
+}
+
+// Where the mechanism was proved for the length of the probe's key alone, a key of another length is refused, and the token is not.
+func TestCheckOutputOfOneLength(t *testing.T) {
+	for _, p := range []wrapping.Plan{
+		{Mechanism: wrapping.Mechanism{Form: wrapping.FormKWPIV}, Length: 138},
+		{Mechanism: wrapping.Mechanism{Form: wrapping.FormKWP}, Length: 144},
+	} {
+		p.KeySpec, p.Algorithm, p.WrappingKeySpec = wrapping.ECCNISTP256, wrapping.RSAAESSHA256, wrapping.RSA2048
+		if err := wrapping.CheckOutput(p, random(t, 256+152)); err != nil {
+			t.Error(err)
+		}
+		err := wrapping.CheckOutput(p, random(t, 256+80))
+		if !errors.Is(err, wrapping.ErrOtherLength) || errors.Is(err, wrapping.ErrUnsafeOutput) {
+			t.Errorf("another length: %v", err)
+		}
 	}
 }
 

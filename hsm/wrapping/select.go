@@ -223,8 +223,8 @@ func formRank(f Form) int {
 	return slices.Index([]Form{FormOAEP, FormPKCS1, FormNative, FormKWP, FormKWPIV}, f)
 }
 
-// materialLength is the number of bytes that the token wraps for a key of this spec: fixed for secrets and,
-// in one token's PKCS#8, for the keys of one curve; 0 (unknown) for RSA, whose DER differs from key to key.
+// materialLength is the number of bytes that the token wraps for a key of this spec: fixed for secrets, that of the probe's key for a curve, whose
+// PKCS#8 a token makes alike for the keys that it generates; 0 (unknown) for RSA, whose DER differs from key to key.
 func materialLength(spec KeySpec, trials []Trial) int {
 	switch m := materialOf(spec); {
 	case m.bytes > 0:

@@ -180,7 +180,7 @@ type Trial struct {
 	Mechanism       Mechanism
 	Outcome         Outcome
 	Reason          string // why Outcome is not Exact: "CKR_ARGUMENTS_BAD (0x7): ...", "hash mismatch: ..."
-	Length          int    // bytes of key material that came out; for EC this is the length of every key of the curve in this token's PKCS#8; 0 if unknown
+	Length          int    // bytes of key material that came out; for EC those of this key's PKCS#8, of which others of the curve may differ; 0 if unknown
 }
 
 // Capabilities is everything that was proved about a token.

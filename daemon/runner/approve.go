@@ -96,7 +96,7 @@ func (t *task) authorize(ctx context.Context, g *gated, a importer.Act) error {
 	if err != nil {
 		return err
 	}
-	if err := t.same(ctx, g, a.Key); err != nil {
+	if err := t.same(ctx, g, a); err != nil {
 		return err
 	}
 	rules, needed := c.ApprovalFor(k)

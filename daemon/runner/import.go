@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,9 +79,7 @@ func (t *task) importTo(ctx context.Context, c *configs.Config, k configs.Key, d
 			return o, err
 		}
 		m := g.Material
-		if m.Identity = identity; t.want != "" {
-			m.Identity = t.want
-		}
+		m.Identity = cmp.Or(t.want, t.is, identity, t.proved(ctx, k, token, g, got))
 		m.CheckValue, m.IDs = got.CheckValue, map[string]string{d.ARN: got.KeyMaterialID}
 		o.Materials = append(o.Materials, m)
 		result.Sent = result.Sent || got.Result != importer.Unchanged
@@ -103,6 +102,22 @@ func (t *task) importTo(ctx context.Context, c *configs.Config, k configs.Key, d
 		o.Imported, o.Seen = nil, nil
 	}
 	return o, unknown
+}
+
+// proved is what tells a material of which nothing was wrapped, since KMS held it: the proof says that the object is the same key. Empty: not known.
+func (t *task) proved(ctx context.Context, k configs.Key, token importer.Token, g generation, got importer.Result) string {
+	if k.KeySpec.Kind() == wrapping.KindSymmetric || len(k.Replicas) > 0 || got.Result != importer.Unchanged || got.Proof == importer.Unproved {
+		return ""
+	}
+	key, err := token.Find(ctx, g.uri)
+	if err != nil {
+		return ""
+	}
+	is, _, err := identify(ctx, token, key, k.KeySpec)
+	if err != nil {
+		return ""
+	}
+	return is
 }
 
 // first holds, before an import, what has to hold before a first one, and says which material it is to be.

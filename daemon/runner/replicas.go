@@ -33,9 +33,10 @@ func (r *replica) Generate(context.Context, wrapping.KeySpec, string, []byte) (w
 }
 
 // same holds immediately before a wrap, and before anybody is asked about it, that the object is the material that it has to be.
-func (t *task) same(ctx context.Context, token importer.Token, key wrapping.Key) error {
+func (t *task) same(ctx context.Context, token importer.Token, a importer.Act) error {
+	key := a.Key
 	if len(t.key.Replicas) == 0 {
-		return nil
+		return t.sameAsBefore(ctx, token, a)
 	}
 	is, err := Identify(ctx, token, key, t.key.KeySpec)
 	switch {
@@ -57,6 +58,40 @@ func (t *task) same(ctx context.Context, token importer.Token, key wrapping.Key)
 	return t.wrong(message)
 }
 
+// sameAsBefore is [task.same] of a key that is in one token: the object is the one that was imported before, into whichever KMS key. Of symmetric keys the
+// importer compares the check value.
+func (t *task) sameAsBefore(ctx context.Context, token importer.Token, a importer.Act) error {
+	if t.key.KeySpec.Kind() == wrapping.KindSymmetric {
+		return nil
+	}
+	is, problem, err := identify(ctx, token, a.Key, t.key.KeySpec)
+	switch {
+	case err != nil:
+		return fmt.Errorf("see which key %s is in token %s: %w", t.key.Name, t.on, err)
+	case t.want == "":
+		t.is = is
+	case is == "" && a.Plan.Action == importer.ActionImport: // where KMS had the material before, it takes no other
+		return &Error{ErrCode: codeOtherKey, ErrClass: "caller", Message: fmt.Sprintf("nothing was wrapped: whether %s in token %s is the key that was imported before (%s) cannot be seen: %s", t.key.Name, t.on, t.want, problem)}
+	case is != "" && is != t.want:
+		return t.wrong(otherKey(t.key, store.Replica{Generation: t.generation, Token: t.on, Identity: is}, t.want) + "; another key needs another name in the configuration, and other KMS keys")
+	}
+	return nil
+}
+
+// identify is [Identify], with the reason where the token does not tell.
+func identify(ctx context.Context, token importer.Token, key wrapping.Key, spec wrapping.KeySpec) (identity, problem string, err error) {
+	identity, err = Identify(ctx, token, key, spec)
+	switch {
+	case err != nil && importer.Class(err) != "caller":
+		return "", "", err
+	case err != nil:
+		return "", "it does not tell which key it is: " + err.Error(), nil
+	case identity == "":
+		return "", "it gives no check value, so nobody can tell which key it is", nil
+	}
+	return identity, "", nil
+}
+
 // wrong is the error about a token that holds another key: of the key's own token for a person, of a replica for whoever can use another token.
 func (t *task) wrong(message string) error {
 	e := &Error{ErrCode: codeOtherKey, ErrClass: "caller", Message: "nothing was wrapped: " + message}
@@ -76,6 +111,7 @@ const StepReplica importer.Step = "replica"
 // expect notes which material the next wraps have to be of, and holds that the token has it.
 func (t *task) expect(ctx context.Context, k configs.Key, token importer.Token, g generation) error {
 	if len(k.Replicas) == 0 {
+		t.generation, t.want, t.is = g.Generation, g.Identity, ""
 		return nil
 	}
 	rows, err := t.Store.Replicas(ctx, k.Name)
@@ -198,13 +234,8 @@ func (r *Runner) Look(ctx context.Context, k configs.Key, name string, token imp
 	case err != nil:
 		return row, err
 	default:
-		switch row.Identity, err = Identify(ctx, token, key, k.KeySpec); {
-		case err != nil && importer.Class(err) != "caller":
+		if row.Identity, row.Problem, err = identify(ctx, token, key, k.KeySpec); err != nil {
 			return row, err
-		case err != nil:
-			row.Identity, row.Problem = "", "it does not tell which key it is: "+err.Error()
-		case row.Identity == "":
-			row.Problem = "it gives no check value, so nobody can tell which key it is"
 		}
 	}
 	rows, err := r.Store.Replicas(ctx, k.Name)

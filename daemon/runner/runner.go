@@ -233,7 +233,8 @@ type task struct {
 
 	on         string // the token that is used; empty: none yet
 	generation int64  // that is wrapped next
-	want       string // what tells its material; empty: not known. Of keys that several tokens hold
+	want       string // what tells its material; empty: not known
+	is         string // what the object that was wrapped tells, where want was not known
 }
 
 func (t *task) do(ctx context.Context) (store.Outcome, error) {

@@ -80,16 +80,13 @@ func (t *task) sameAsBefore(ctx context.Context, token importer.Token, a importe
 
 // identify is [Identify], with the reason where the token does not tell.
 func identify(ctx context.Context, token importer.Token, key wrapping.Key, spec wrapping.KeySpec) (identity, problem string, err error) {
-	identity, err = Identify(ctx, token, key, spec)
-	switch {
-	case err != nil && importer.Class(err) != "caller":
-		return "", "", err
-	case err != nil:
-		return "", "it does not tell which key it is: " + err.Error(), nil
-	case identity == "":
-		return "", "it gives no check value, so nobody can tell which key it is", nil
+	switch identity, err = Identify(ctx, token, key, spec); {
+	case err != nil && importer.Class(err) == "caller":
+		identity, problem, err = "", "it does not tell which key it is: "+err.Error(), nil
+	case err == nil && identity == "":
+		problem = "it gives no check value, so nobody can tell which key it is"
 	}
-	return identity, "", nil
+	return identity, problem, err
 }
 
 // wrong is the error about a token that holds another key: of the key's own token for a person, of a replica for whoever can use another token.

@@ -2,6 +2,7 @@ package kmsclient
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptrace"
@@ -72,7 +73,6 @@ func call[I, O any](ctx context.Context, c *Client, op operation, key string,
 	send func(context.Context, *I, ...func(*kms.Options)) (*O, error), in *I,
 ) (out *O, requestID string, err error) {
 	t := &trace{op: op, key: key, client: c}
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { t.sent.Store(true) }})
 	out, err = send(ctx, in, t.options)
 	if err == nil && out == nil {
 		err = &notKMSError{"the answer is empty"}
@@ -103,8 +103,16 @@ func (t *trace) options(o *kms.Options) {
 		o.Retryer = aws.NopRetryer{} // one attempt
 	}
 	o.APIOptions = append(o.APIOptions, func(s *middleware.Stack) error {
-		return s.Finalize.Insert(middleware.FinalizeMiddlewareFunc("hsmbridge.attempt", t.attempt), "Retry", middleware.After)
+		return errors.Join(
+			s.Finalize.Insert(middleware.FinalizeMiddlewareFunc("hsmbridge.attempt", t.attempt), "Retry", middleware.After),
+			s.Finalize.Insert(middleware.FinalizeMiddlewareFunc("hsmbridge.send", t.send), "Signing", middleware.After),
+		)
 	})
+}
+
+// send comes behind the signature. From here on it is KMS that is connected to: before, STS or the machine's metadata service may have been asked who signs.
+func (t *trace) send(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (middleware.FinalizeOutput, middleware.Metadata, error) {
+	return next.HandleFinalize(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { t.sent.Store(true) }}), in)
 }
 
 // attempt wraps every attempt of the call.

@@ -3,8 +3,10 @@ package kmsclient
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -207,6 +209,29 @@ func TestNoConnection(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// STS refuses the role: KMS was not called, whatever was sent to others.
+func TestNoRole(t *testing.T) {
+	asked := 0
+	sts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked++
+		w.Header().Set("Content-Type", "text/xml")
+		w.WriteHeader(http.StatusForbidden)
+		_, _ = io.WriteString(w, `<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>no</Message></Error><RequestId>x</RequestId></ErrorResponse>`)
+	}))
+	defer sts.Close()
+	s := newServer(t, fails(t, 500, "KMSInternalException", ""))
+	t.Setenv("AWS_ENDPOINT_URL_STS", sts.URL)
+	for _, op := range []operation{opCreateKey, opImportKeyMaterial} {
+		asked = 0
+		c := newTestClient(t, s.URL, func(c *Config) { c.RoleARN = "arn:aws:iam::111122223333:role/hsmbridge" })
+		err := operations(c)[op](t)
+		e, ok := errors.AsType[*Error](err)
+		if !ok || e.Code != codeNoCredentials || e.OutcomeUnknown || len(s.seen()) != 0 || asked == 0 {
+			t.Errorf("%s: %d requests to KMS, %d to STS: %v", op, len(s.seen()), asked, err)
+		}
 	}
 }
 

@@ -1,7 +1,6 @@
 package isolation
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -76,6 +75,7 @@ type ruleset struct{ fs, net, scoped uint64 }
 
 // The rights that a ruleset takes away when no rule gives them back. Source: linux/landlock.h.
 const (
+	fsMakeBlock    = 1 << 11 // block devices, which no module makes
 	netBindTCP     = 1 << 0
 	netConnectTCP  = 1 << 1
 	scopeAbstract  = 1 << 0 // abstract Unix sockets of others
@@ -83,33 +83,21 @@ const (
 	versionFlag    = 1
 	abiNetwork     = 4
 	abiScoped      = 6
+	sizeOfFiles    = 8
 	sizeOfNetwork  = 16
 	sizeOfScoped   = 24
 	landlockCreate = unix.SYS_LANDLOCK_CREATE_RULESET
 )
 
-// landlock forbids TCP, unless the network is allowed, and signals to other processes; it also keeps debuggers' calls away from them.
-// It gives the ABI version of the kernel.
+// landlock forbids TCP, unless the network is allowed, and signals to other processes, as far as the kernel can; it also keeps debuggers' calls away from
+// them, which any ruleset does, and so there is always one. It gives the ABI version of the kernel.
 func landlock(network bool) (abi int, err error) {
 	v, _, errno := unix.Syscall(landlockCreate, 0, 0, versionFlag)
 	if errno != 0 {
 		return 0, errno
 	}
 	abi = int(v)
-	var r ruleset
-	size := uintptr(sizeOfNetwork)
-	if !network && abi >= abiNetwork {
-		r.net = netBindTCP | netConnectTCP
-	}
-	if abi >= abiScoped {
-		r.scoped, size = scopeSignal, sizeOfScoped
-		if !network {
-			r.scoped |= scopeAbstract
-		}
-	}
-	if r == (ruleset{}) {
-		return abi, errors.New("the kernel's is too old for what is needed")
-	}
+	r, size := rules(abi, network)
 	fd, _, errno := unix.Syscall(landlockCreate, uintptr(unsafe.Pointer(&r)), size, 0)
 	if errno != 0 {
 		return abi, errno
@@ -119,6 +107,24 @@ func landlock(network bool) (abi int, err error) {
 		return abi, errno
 	}
 	return abi, nil
+}
+
+// rules is the ruleset for a kernel of that ABI, and how much of it such a kernel knows.
+func rules(abi int, network bool) (r ruleset, size uintptr) {
+	r, size = ruleset{fs: fsMakeBlock}, sizeOfFiles
+	if abi >= abiNetwork {
+		size = sizeOfNetwork
+		if !network {
+			r.net = netBindTCP | netConnectTCP
+		}
+	}
+	if abi >= abiScoped {
+		r.scoped, size = scopeSignal, sizeOfScoped
+		if !network {
+			r.scoped |= scopeAbstract
+		}
+	}
+	return r, size
 }
 
 // sameUsers tells whether the process is in the first user namespace: capabilities of another one unlock no memory.

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,6 +48,13 @@ func attempts() map[string]func() error {
 		"AF_VSOCK": socket(unix.AF_VSOCK, unix.SOCK_STREAM), "AF_UNIX": socket(unix.AF_UNIX, unix.SOCK_STREAM),
 		"ptrace": func() error { return unix.PtraceAttach(os.Getppid()) }, "process_vm_readv": other(unix.SYS_PROCESS_VM_READV), "pidfd_getfd": other(unix.SYS_PIDFD_GETFD),
 		"io_uring_setup": other(unix.SYS_IO_URING_SETUP),
+		"parent's memory": func() error {
+			f, err := os.Open("/proc/" + strconv.Itoa(os.Getppid()) + "/mem")
+			if err == nil {
+				err = f.Close()
+			}
+			return err
+		},
 		"connect": func() error {
 			fd, err := strconv.Atoi(os.Getenv("ISOLATION_TEST_SOCKET")) // of TCP, made before
 			if err != nil {
@@ -79,16 +87,41 @@ func restricted(network bool) int {
 	return 0
 }
 
+// Whatever the kernel's Landlock knows, there is a ruleset, which keeps the process away from its parent's memory; what a kernel of an earlier ABI is given,
+// this one takes too.
+func TestRulesets(t *testing.T) {
+	v, _, errno := unix.Syscall(landlockCreate, 0, 0, versionFlag)
+	if errno != 0 {
+		t.Fatalf("this kernel has no Landlock: %v", errno)
+	}
+	for abi := 1; abi <= int(v); abi++ {
+		for _, network := range []bool{false, true} {
+			r, size := rules(abi, network)
+			if r.fs == 0 || (r.net != 0) != (abi >= abiNetwork && !network) || (r.scoped != 0) != (abi >= abiScoped) {
+				t.Errorf("ABI %d, network %t: %+v", abi, network, r)
+			}
+			fd, _, errno := unix.Syscall(landlockCreate, uintptr(unsafe.Pointer(&r)), size, 0)
+			if errno != 0 {
+				t.Errorf("ABI %d, network %t: %v", abi, network, errno)
+				continue
+			}
+			if err := unix.Close(int(fd)); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 // A restricted process tries what it must not do.
 func TestRestricted(t *testing.T) {
 	for role, want := range map[string]map[string]string{
 		"none": {
 			"AF_INET": "EAFNOSUPPORT", "AF_INET6": "EAFNOSUPPORT", "AF_PACKET": "EAFNOSUPPORT", "AF_VSOCK": "EAFNOSUPPORT", "AF_UNIX": "done", "ptrace": "EPERM", "process_vm_readv": "EPERM",
-			"pidfd_getfd": "EPERM", "io_uring_setup": "EPERM", "new privileges": "none", "seccomp": "on", "core dumps": "none", "sockets": "AF_UNIX only",
+			"pidfd_getfd": "EPERM", "io_uring_setup": "EPERM", "new privileges": "none", "seccomp": "on", "core dumps": "none", "sockets": "AF_UNIX only", "parent's memory": "EACCES",
 		},
 		"allowed": {
 			"AF_INET": "done", "AF_INET6": "done", "AF_UNIX": "done", "ptrace": "EPERM", "process_vm_readv": "EPERM", "pidfd_getfd": "EPERM", "io_uring_setup": "EPERM",
-			"new privileges": "none", "seccomp": "on", "core dumps": "none", "sockets": "AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+			"new privileges": "none", "seccomp": "on", "core dumps": "none", "sockets": "AF_UNIX AF_INET AF_INET6 AF_NETLINK", "parent's memory": "EACCES",
 		},
 	} {
 		t.Run(role, func(t *testing.T) {

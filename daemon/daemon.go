@@ -399,6 +399,9 @@ func (d *Daemon) reload(ctx context.Context, actor string) error {
 	if err != nil {
 		return err
 	}
+	if err := d.auditor.reaches(ctx, old, c); err != nil {
+		return fmt.Errorf("%w; nothing was changed: %w", err, control.ErrRefused)
+	}
 	for _, set := range sets(c) {
 		if err := d.queue.Serve(jobs.Place{Token: set}); err != nil {
 			return err

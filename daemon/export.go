@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"go.uber.org/zap"
 
@@ -50,6 +51,20 @@ func (a *auditor) required(ctx context.Context) error {
 		}
 		if err := a.export(ctx, e); err != nil {
 			return fmt.Errorf("it is in the audit log, and could not be copied to %s, as audit.export requires it (required: true); nothing more is done: %w", e.Name(), err)
+		}
+	}
+	return nil
+}
+
+// reaches copies the log to the places that a new configuration requires and the old one did not: where one cannot be written, nothing could be done
+// any more, and the configuration could not be taken back without a restart.
+func (a *auditor) reaches(ctx context.Context, old, c *configs.Config) error {
+	for _, e := range c.Audit.Export {
+		if !e.Required || slices.Contains(old.Audit.Export, e) {
+			continue
+		}
+		if err := a.export(ctx, e); err != nil {
+			return fmt.Errorf("the audit log cannot be copied to %s, which audit.export would require from now on: %w", e.Name(), err)
 		}
 	}
 	return nil

@@ -199,6 +199,10 @@ func (a *app) importByDaemon(ctx context.Context, c *control.Client, names []str
 	if err != nil {
 		return err
 	}
+	if n := slices.IndexFunc(list, func(j store.Job) bool { return why != "" && j.Options.Why != why }); n >= 0 {
+		j := list[n]
+		fmt.Fprintf(a.err, "hsmbridge: job %d for %s had been asked for by %s already, and --why is not in its request; --renew asks anew, with it\n", j.ID, j.Key, j.RequestedBy)
+	}
 	if len(list) >= bulkFrom {
 		if err := hurry(ctx, c, list); err != nil {
 			return err

@@ -55,6 +55,18 @@ func TestShim(t *testing.T) {
 		t.Errorf("counters: %+v", c)
 	}
 
+	m.Script(t, "C_GenerateKey: answer lost CKR_ARGUMENTS_BAD times 1")
+	before := m.Counters(t)
+	if err := generate("lost"); err == nil || !strings.Contains(err.Error(), "CKR_ARGUMENTS_BAD") {
+		t.Errorf("an answer that was lost: %v", err)
+	}
+	if key, err := tok.Find(t.Context(), pkcs11uri.URI{Object: "lost"}); err != nil || key.Handle == 0 {
+		t.Errorf("what was done although the answer was lost: %+v, %v", key, err)
+	}
+	if c := m.Counters(t); c.Injected != before.Injected+1 || c.TokenObjects != before.TokenObjects+1 {
+		t.Errorf("counters: %+v", c)
+	}
+
 	m.Script(t, "C_FindObjects: hang")
 	hung := make(chan error, 1)
 	go func() { _, err := tok.Keys(t.Context()); hung <- err }()
@@ -88,6 +100,7 @@ func TestScriptError(t *testing.T) {
 		{"C_WrapKey: return CKR_NOTHING", "what the rule does is not known"},
 		{"C_Wrap: hang", "no such function"},
 		{"C_WrapKey: delay 3", "what the rule does is not known"},
+		{"C_WrapKey: answer lost", "what the rule does is not known"},
 		{"C_WrapKey: hang sometimes", "something is left over"},
 		{"token", "this is not a statement"},
 		{"C_WrapKey: output zero times", "a number is missing"},

@@ -1,17 +1,17 @@
 // The functions of proxy.c that make and use objects, and those whose output the script can spoil.
 
-static CK_RV made(enum function f, CK_RV rv, CK_SESSION_HANDLE s, CK_OBJECT_HANDLE_PTR h, CK_ATTRIBUTE_PTR t, CK_ULONG n) {
+static CK_RV made(enum function f, const struct verdict *v, CK_RV rv, CK_SESSION_HANDLE s, CK_OBJECT_HANDLE_PTR h, CK_ATTRIBUTE_PTR t, CK_ULONG n) {
 	if (rv == CKR_OK && h != NULL) {
 		object_made(s, *h, t, n);
-		*h = object_out(*h);
+		*h = v->lost == CKR_OK ? object_out(*h) : CK_INVALID_HANDLE;
 	}
-	return leave(f, rv);
+	return leave(f, v, rv);
 }
 
 static CK_RV C_CreateObject_(S, CK_ATTRIBUTE_PTR t, CK_ULONG n, CK_OBJECT_HANDLE_PTR h) {
 	struct verdict v;
 	CK_RV rv;
-	return enter(ID_C_CreateObject, s, &v, &rv) ? made(ID_C_CreateObject, real->C_CreateObject(s, t, n, h), s, h, t, n) : rv;
+	return enter(ID_C_CreateObject, s, &v, &rv) ? made(ID_C_CreateObject, &v, real->C_CreateObject(s, t, n, h), s, h, t, n) : rv;
 }
 
 static CK_RV C_CopyObject_(S, CK_OBJECT_HANDLE from, CK_ATTRIBUTE_PTR t, CK_ULONG n, CK_OBJECT_HANDLE_PTR h) {
@@ -19,7 +19,7 @@ static CK_RV C_CopyObject_(S, CK_OBJECT_HANDLE from, CK_ATTRIBUTE_PTR t, CK_ULON
 	CK_RV rv;
 	if (!enter(ID_C_CopyObject, s, &v, &rv))
 		return rv;
-	return object_in(&from) ? made(ID_C_CopyObject, real->C_CopyObject(s, from, t, n, h), s, h, t, n) : CKR_OBJECT_HANDLE_INVALID;
+	return object_in(&from) ? made(ID_C_CopyObject, &v, real->C_CopyObject(s, from, t, n, h), s, h, t, n) : CKR_OBJECT_HANDLE_INVALID;
 }
 
 static CK_RV C_DestroyObject_(S, CK_OBJECT_HANDLE h) {
@@ -31,7 +31,7 @@ static CK_RV C_DestroyObject_(S, CK_OBJECT_HANDLE h) {
 		return CKR_OBJECT_HANDLE_INVALID;
 	if ((rv = real->C_DestroyObject(s, h)) == CKR_OK)
 		object_destroyed(h);
-	return leave(ID_C_DestroyObject, rv);
+	return leave(ID_C_DestroyObject, &v, rv);
 }
 
 static CK_RV C_FindObjects_(S, CK_OBJECT_HANDLE_PTR list, CK_ULONG most, CK_ULONG_PTR n) {
@@ -42,13 +42,13 @@ static CK_RV C_FindObjects_(S, CK_OBJECT_HANDLE_PTR list, CK_ULONG most, CK_ULON
 	if ((rv = real->C_FindObjects(s, list, most, n)) == CKR_OK)
 		for (CK_ULONG i = 0; i < *n; i++)
 			list[i] = object_out(list[i]);
-	return leave(ID_C_FindObjects, rv);
+	return leave(ID_C_FindObjects, &v, rv);
 }
 
 static CK_RV C_GenerateKey_(S, MECHANISM, CK_ATTRIBUTE_PTR t, CK_ULONG n, CK_OBJECT_HANDLE_PTR h) {
 	struct verdict v;
 	CK_RV rv;
-	return enter(ID_C_GenerateKey, s, &v, &rv) ? made(ID_C_GenerateKey, real->C_GenerateKey(s, m, t, n, h), s, h, t, n) : rv;
+	return enter(ID_C_GenerateKey, s, &v, &rv) ? made(ID_C_GenerateKey, &v, real->C_GenerateKey(s, m, t, n, h), s, h, t, n) : rv;
 }
 
 static CK_RV C_GenerateKeyPair_(S, MECHANISM, CK_ATTRIBUTE_PTR t, CK_ULONG n, CK_ATTRIBUTE_PTR pt, CK_ULONG pn, CK_OBJECT_HANDLE_PTR pub, CK_OBJECT_HANDLE_PTR priv) {
@@ -57,8 +57,8 @@ static CK_RV C_GenerateKeyPair_(S, MECHANISM, CK_ATTRIBUTE_PTR t, CK_ULONG n, CK
 	if (!enter(ID_C_GenerateKeyPair, s, &v, &rv))
 		return rv;
 	rv = real->C_GenerateKeyPair(s, m, t, n, pt, pn, pub, priv);
-	made(ID_C_GenerateKeyPair, rv, s, pub, t, n);
-	return made(ID_C_GenerateKeyPair, rv, s, priv, pt, pn);
+	made(ID_C_GenerateKeyPair, &v, rv, s, pub, t, n);
+	return made(ID_C_GenerateKeyPair, &v, rv, s, priv, pt, pn);
 }
 
 static CK_RV C_UnwrapKey_(S, MECHANISM, CK_OBJECT_HANDLE k, IN(in), CK_ATTRIBUTE_PTR t, CK_ULONG n, CK_OBJECT_HANDLE_PTR h) {
@@ -66,7 +66,7 @@ static CK_RV C_UnwrapKey_(S, MECHANISM, CK_OBJECT_HANDLE k, IN(in), CK_ATTRIBUTE
 	CK_RV rv;
 	if (!enter(ID_C_UnwrapKey, s, &v, &rv))
 		return rv;
-	return object_in(&k) ? made(ID_C_UnwrapKey, real->C_UnwrapKey(s, m, k, in, n_in, t, n, h), s, h, t, n) : CKR_UNWRAPPING_KEY_HANDLE_INVALID;
+	return object_in(&k) ? made(ID_C_UnwrapKey, &v, real->C_UnwrapKey(s, m, k, in, n_in, t, n, h), s, h, t, n) : CKR_UNWRAPPING_KEY_HANDLE_INVALID;
 }
 
 static CK_RV C_DeriveKey_(S, MECHANISM, CK_OBJECT_HANDLE k, CK_ATTRIBUTE_PTR t, CK_ULONG n, CK_OBJECT_HANDLE_PTR h) {
@@ -74,7 +74,7 @@ static CK_RV C_DeriveKey_(S, MECHANISM, CK_OBJECT_HANDLE k, CK_ATTRIBUTE_PTR t, 
 	CK_RV rv;
 	if (!enter(ID_C_DeriveKey, s, &v, &rv))
 		return rv;
-	return object_in(&k) ? made(ID_C_DeriveKey, real->C_DeriveKey(s, m, k, t, n, h), s, h, t, n) : CKR_KEY_HANDLE_INVALID;
+	return object_in(&k) ? made(ID_C_DeriveKey, &v, real->C_DeriveKey(s, m, k, t, n, h), s, h, t, n) : CKR_KEY_HANDLE_INVALID;
 }
 
 // Outputs.
@@ -109,7 +109,7 @@ static void spoil(const struct verdict *v, CK_BYTE_PTR out, CK_ULONG_PTR n) {
 static CK_RV spoilt(enum function f, const struct verdict *v, CK_RV rv, CK_BYTE_PTR out, CK_ULONG_PTR n) {
 	if (rv == CKR_OK)
 		spoil(v, out, n);
-	return leave(f, rv);
+	return leave(f, v, rv);
 }
 
 static CK_RV C_Encrypt_(S, IN(in), OUT(out)) {
@@ -134,7 +134,7 @@ static CK_RV C_GetAttributeValue_(S, CK_OBJECT_HANDLE h, CK_ATTRIBUTE_PTR t, CK_
 	if ((rv = real->C_GetAttributeValue(s, h, t, n)) == CKR_OK)
 		for (CK_ULONG i = 0; i < n; i++)
 			spoil(&v, t[i].pValue, &t[i].ulValueLen);
-	return leave(ID_C_GetAttributeValue, rv);
+	return leave(ID_C_GetAttributeValue, &v, rv);
 }
 
 // with_sha1 is the OAEP parameters p with SHA-1 in place of the hash that was asked for.

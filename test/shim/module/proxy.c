@@ -13,7 +13,7 @@ enum { NO_SESSION = 0 };
 
 // enter begins a call. False: the answer is *rv and the module is not asked.
 static bool enter(enum function f, CK_SESSION_HANDLE s, struct verdict *v, CK_RV *rv) {
-	*v = (struct verdict){ .output = -1 };
+	*v = (struct verdict){ .output = -1, .lost = CKR_OK };
 	*rv = CKR_CRYPTOKI_NOT_INITIALIZED;
 	if (real == NULL)
 		return false;
@@ -33,9 +33,10 @@ static bool enter(enum function f, CK_SESSION_HANDLE s, struct verdict *v, CK_RV
 	return *rv == CKR_OK;
 }
 
-static CK_RV leave(enum function f, CK_RV rv) {
+// leave ends a call that the module has answered.
+static CK_RV leave(enum function f, const struct verdict *v, CK_RV rv) {
 	script_done(f, rv);
-	return rv;
+	return rv == CKR_OK ? v->lost : rv;
 }
 
 // FORWARD is a function that needs nothing but that.
@@ -43,7 +44,7 @@ static CK_RV leave(enum function f, CK_RV rv) {
 	static CK_RV name##_ parameters { \
 		struct verdict v; \
 		CK_RV rv; \
-		return enter(ID_##name, session, &v, &rv) ? leave(ID_##name, real->name arguments) : rv; \
+		return enter(ID_##name, session, &v, &rv) ? leave(ID_##name, &v, real->name arguments) : rv; \
 	}
 // ON_OBJECT is one with an object's handle h, which may be stale.
 #define ON_OBJECT(name, stale, parameters, arguments) \
@@ -51,7 +52,7 @@ static CK_RV leave(enum function f, CK_RV rv) {
 		struct verdict v; \
 		CK_RV rv; \
 		if (!enter(ID_##name, s, &v, &rv)) return rv; \
-		return object_in(&h) ? leave(ID_##name, real->name arguments) : stale; \
+		return object_in(&h) ? leave(ID_##name, &v, real->name arguments) : stale; \
 	}
 #define S CK_SESSION_HANDLE s
 #define IN(name) CK_BYTE_PTR name, CK_ULONG n_##name
@@ -158,7 +159,7 @@ static CK_RV C_Initialize_(void *arguments) {
 		return rv;
 	state_begin(setting("HSMBRIDGE_SHIM_COUNTERS", value, sizeof value));
 	script_begin(setting("HSMBRIDGE_SHIM_SCRIPT", value, sizeof value));
-	return enter(ID_C_Initialize, NO_SESSION, &v, &rv) ? leave(ID_C_Initialize, real->C_Initialize(arguments)) : rv;
+	return enter(ID_C_Initialize, NO_SESSION, &v, &rv) ? leave(ID_C_Initialize, &v, real->C_Initialize(arguments)) : rv;
 }
 
 static CK_RV C_Finalize_(void *reserved) {
@@ -168,7 +169,7 @@ static CK_RV C_Finalize_(void *reserved) {
 		return rv;
 	if ((rv = real->C_Finalize(reserved)) == CKR_OK)
 		state_end();
-	return leave(ID_C_Finalize, rv);
+	return leave(ID_C_Finalize, &v, rv);
 }
 
 // Slots, tokens and mechanisms.
@@ -182,7 +183,7 @@ static CK_RV C_GetSlotList_(CK_BBOOL present, CK_SLOT_ID_PTR list, CK_ULONG_PTR 
 		*n = 0;
 		return CKR_OK;
 	}
-	return leave(ID_C_GetSlotList, real->C_GetSlotList(present, list, n));
+	return leave(ID_C_GetSlotList, &v, real->C_GetSlotList(present, list, n));
 }
 
 static CK_RV C_GetTokenInfo_(CK_SLOT_ID slot, CK_TOKEN_INFO_PTR info) {
@@ -192,7 +193,7 @@ static CK_RV C_GetTokenInfo_(CK_SLOT_ID slot, CK_TOKEN_INFO_PTR info) {
 		return rv;
 	if ((rv = real->C_GetTokenInfo(slot, info)) == CKR_OK)
 		script_token_info(info);
-	return leave(ID_C_GetTokenInfo, rv);
+	return leave(ID_C_GetTokenInfo, &v, rv);
 }
 
 static CK_RV C_GetMechanismList_(CK_SLOT_ID slot, CK_MECHANISM_TYPE_PTR list, CK_ULONG_PTR n) {
@@ -214,7 +215,7 @@ static CK_RV C_GetMechanismList_(CK_SLOT_ID slot, CK_MECHANISM_TYPE_PTR list, CK
 	if (list != NULL && rv == CKR_OK)
 		memcpy(list, told, count * sizeof *list);
 	*n = count;
-	return leave(ID_C_GetMechanismList, rv);
+	return leave(ID_C_GetMechanismList, &v, rv);
 }
 
 static CK_RV C_GetMechanismInfo_(CK_SLOT_ID slot, CK_MECHANISM_TYPE type, CK_MECHANISM_INFO_PTR info) {
@@ -224,7 +225,7 @@ static CK_RV C_GetMechanismInfo_(CK_SLOT_ID slot, CK_MECHANISM_TYPE type, CK_MEC
 	if (!enter(ID_C_GetMechanismInfo, NO_SESSION, &v, &rv))
 		return rv;
 	if (!script_mechanism(type, &add))
-		return leave(ID_C_GetMechanismInfo, real->C_GetMechanismInfo(slot, type, info));
+		return leave(ID_C_GetMechanismInfo, &v, real->C_GetMechanismInfo(slot, type, info));
 	if (!add)
 		return CKR_MECHANISM_INVALID;
 	*info = (CK_MECHANISM_INFO){ 1024, 4096, CKF_WRAP | CKF_UNWRAP };
@@ -243,7 +244,7 @@ static CK_RV C_OpenSession_(CK_SLOT_ID slot, CK_FLAGS flags, void *application, 
 		return CKR_SESSION_COUNT;
 	if ((rv = real->C_OpenSession(slot, flags, application, notify, s)) == CKR_OK)
 		rv = session_opened(slot, *s);
-	return leave(ID_C_OpenSession, rv);
+	return leave(ID_C_OpenSession, &v, rv);
 }
 
 static CK_RV C_CloseSession_(S) {
@@ -253,7 +254,7 @@ static CK_RV C_CloseSession_(S) {
 		return rv;
 	if ((rv = real->C_CloseSession(s)) == CKR_OK)
 		session_closed(s);
-	return leave(ID_C_CloseSession, rv);
+	return leave(ID_C_CloseSession, &v, rv);
 }
 
 static CK_RV C_CloseAllSessions_(CK_SLOT_ID slot) {
@@ -263,7 +264,7 @@ static CK_RV C_CloseAllSessions_(CK_SLOT_ID slot) {
 		return rv;
 	if ((rv = real->C_CloseAllSessions(slot)) == CKR_OK)
 		sessions_closed();
-	return leave(ID_C_CloseAllSessions, rv);
+	return leave(ID_C_CloseAllSessions, &v, rv);
 }
 
 #include "objects.h"

@@ -13,6 +13,7 @@
 //   query +8 | query -8                              the answer to a length query; the same functions
 //   length +8 | length -8                            the length that comes with the output; the same functions
 //   oaep sha1                                        of C_WrapKey
+//   answer lost CKR_X                                the call is done, and then CKR_X is answered: who called does not learn that it was
 //
 // and when, in this order, each optional:
 //
@@ -85,6 +86,7 @@ static const struct { const char *words; enum action action; enum form form; } a
 	{ "exit", EXIT, NOTHING }, { "session lost", LOSE_SESSION, NOTHING }, { "sessions lost", LOSE_SESSIONS, NOTHING },
 	{ "objects stale", STALE_OBJECTS, NOTHING }, { "login lost", LOSE_LOGIN, NOTHING }, { "token removed", REMOVE_TOKEN, NOTHING },
 	{ "output", OUTPUT, AN_OUTPUT }, { "query", QUERY, A_NUMBER }, { "length", LENGTH, A_NUMBER }, { "oaep sha1", OAEP_SHA1, NOTHING },
+	{ "answer lost", LOSE_ANSWER, A_CKR },
 };
 static const char *const outputs[] = { "garbage", "truncated", "plaintext", "zero" };
 
@@ -319,11 +321,12 @@ static void perform(const struct rule *r, unsigned long reading, CK_SESSION_HAND
 	case QUERY: v->query = r->number; break;
 	case LENGTH: v->length = r->number; break;
 	case OAEP_SHA1: v->oaep_sha1 = true; break;
+	case LOSE_ANSWER: v->lost = r->rv; break;
 	}
 }
 
 struct verdict script_apply(enum function f, CK_SESSION_HANDLE s) {
-	struct verdict v = { .output = -1 };
+	struct verdict v = { .output = -1, .lost = CKR_OK };
 	struct rule taken[MOST_RULES];
 	size_t n = 0;
 	pthread_mutex_lock(&lock);

@@ -49,6 +49,7 @@ enum action {
 	QUERY,          // the answer to a length query is off by a number
 	LENGTH,         // the length that is told with an output is off by a number
 	OAEP_SHA1,      // OAEP is done with SHA-1, whatever was asked for
+	LOSE_ANSWER,    // is done, and then answers with a CKR
 };
 enum output { GARBAGE, TRUNCATED, PLAINTEXT, ZERO };
 
@@ -56,6 +57,7 @@ enum output { GARBAGE, TRUNCATED, PLAINTEXT, ZERO };
 struct verdict {
 	CK_RV rv;          // the answer, if answered
 	bool answered;
+	CK_RV lost;        // the answer after the call was done; CKR_OK: what the module said
 	bool oaep_sha1;
 	int output;        // enum output, or -1
 	long query, length;

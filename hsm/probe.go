@@ -115,7 +115,7 @@ func (p *prober) loadRSA() error {
 			return fmt.Errorf("make a throwaway %s key: %w", w, err)
 		}
 		r := &throwawayRSA{key: key}
-		r.handle, err = twice(func() (pkcs11.ObjectHandle, error) { return p.t.loadPublic(p.s, key.Public()) })
+		r.handle, err = making(p, func() (pkcs11.ObjectHandle, error) { return p.t.loadPublic(p.s, key.Public()) })
 		if r.reason, err = refusal(err); err != nil {
 			return err
 		}
@@ -127,33 +127,54 @@ func (p *prober) loadRSA() error {
 	return nil
 }
 
-// refusal splits an error into a reason, which belongs into a trial, and an error that ends the probe: the
-// session, the login or the token is gone, which says nothing about a mechanism.
+// refusal splits an error into a reason, which belongs into a trial, and an error that ends the probe. A passing fault must not select a weaker
+// algorithm, so nothing is a refusal but an answer that is about what was asked for, and one that says nothing and came twice.
 func refusal(err error) (string, error) {
 	if err == nil {
 		return "", nil
 	}
-	err = fault("C_WrapKey", err, about{})
 	var e *Error
-	if !errors.As(err, &e) || e.ErrClass == ClassSession || e.ErrClass == ClassLibrary || e.Code == 0 {
-		return "", err
+	if !errors.As(err, &e) {
+		err = fault("C_WrapKey", err, about{})
 	}
-	switch e.Code {
-	case pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_SLOT_ID_INVALID,
-		pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_SESSION_COUNT: // a passing fault must not select a weaker algorithm
+	if !errors.As(err, &e) || e.Code == 0 || !onlyCaller(err) && !unclear(err) && e.Code != pkcs11.CKR_BUFFER_TOO_SMALL { // wrapOnce has given it more room
 		return "", err
 	}
 	return e.Name + ": " + e.Cause, nil
 }
 
-// twice asks again where an answer does not say what is wrong. Some tokens answer so to what they do not have, and then do it again; when it
-// was a passing fault, it must not select a weaker algorithm.
+// unclear says that an answer does not say what is wrong. Some tokens answer so to what they do not have, and then do it again.
+func unclear(err error) bool {
+	return isCode(err, pkcs11.CKR_GENERAL_ERROR) || isCode(err, pkcs11.CKR_FUNCTION_FAILED) || classOf(err) == ClassToken && codeOf(err) >= pkcs11.CKR_VENDOR_DEFINED
+}
+
+// twice asks again where an answer is unclear: it may have been a passing fault.
 func twice[T any](ask func() (T, error)) (T, error) {
 	v, err := ask()
-	if isCode(err, pkcs11.CKR_GENERAL_ERROR) || isCode(err, pkcs11.CKR_FUNCTION_FAILED) || classOf(err) == ClassToken && codeOf(err) >= pkcs11.CKR_VENDOR_DEFINED {
+	if unclear(err) {
 		return ask()
 	}
 	return v, err
+}
+
+// making is twice for a call that makes an object. One that failed may have made it all the same: it goes with the session, which is closed
+// after the probe.
+func making[T any](p *prober, ask func() (T, error)) (T, error) {
+	return twice(func() (T, error) {
+		v, err := ask()
+		if !onlyCaller(err) {
+			p.t.doubt(p.s)
+		}
+		return v, err
+	})
+}
+
+// generate makes a session key.
+func (p *prober) generate(r recipe) ([]pkcs11.ObjectHandle, error) {
+	made, err := making(p, func() ([]pkcs11.ObjectHandle, error) {
+		return p.t.generate(p.s, r, attributes{attr(pkcs11.CKA_TOKEN, false)})
+	})
+	return made, fault("generate a throwaway key", err, about{what: p.t.name, key: "a throwaway key"})
 }
 
 // trials tries every algorithm, mechanism and wrapping key spec for one key spec.
@@ -239,7 +260,7 @@ func (p *prober) makeKEK() error {
 	if p.kek != nil {
 		return nil
 	}
-	h, err := twice(func() (pkcs11.ObjectHandle, error) { return p.t.ephemeralKEK(p.s) })
+	h, err := making(p, func() (pkcs11.ObjectHandle, error) { return p.t.ephemeralKEK(p.s) })
 	p.kek = &output{}
 	if p.kek.reason, err = refusal(err); err != nil {
 		return err

@@ -51,29 +51,36 @@ func (p *prober) once(part oddPart, f func() (trial.Verdict, error)) (trial.Verd
 
 // oddSecret wraps a secret of odd length, whose bytes are learnt by wrapping it straight under OAEP first.
 func (p *prober) oddSecret(m wrapping.Mechanism) (trial.Verdict, error) {
-	made, err := p.t.generate(p.s, recipe{mechanism: pkcs11.CKM_GENERIC_SECRET_KEY_GEN, secret: attributes{
+	made, err := p.generate(recipe{mechanism: pkcs11.CKM_GENERIC_SECRET_KEY_GEN, secret: attributes{
 		attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET), attr(pkcs11.CKA_VALUE_LEN, oddBytes),
-	}}, attributes{attr(pkcs11.CKA_TOKEN, false)})
+	}})
 	if reason, err := refusal(err); err != nil || reason != "" {
 		return trial.Verdict{Outcome: wrapping.Failed, Reason: reason}, err
 	}
 	p.made = append(p.made, made...)
-	for k := range p.rsaParts {
+	for k, head := range p.rsaParts {
+		if head.reason != "" {
+			continue
+		}
 		direct := map[wrapping.Algorithm]wrapping.Algorithm{wrapping.RSAAESSHA256: wrapping.OAEPSHA256, wrapping.RSAAESSHA1: wrapping.OAEPSHA1}[k.algorithm]
 		r := p.rsa[k.spec]
-		ct, err := p.t.wrapOnce(p.s, oaepCall(pkcs11.CKM_RSA_PKCS_OAEP, oaepForm, direct), r.handle, made[0], k.spec.Bytes())
-		if err != nil {
+		ct, err := twice(func() ([]byte, error) {
+			return p.t.wrapOnce(p.s, oaepCall(pkcs11.CKM_RSA_PKCS_OAEP, oaepForm, direct), r.handle, made[0], k.spec.Bytes())
+		})
+		if reason, err := refusal(err); err != nil {
+			return trial.Verdict{}, err
+		} else if reason != "" {
 			continue
 		}
 		secret, err := r.key.OpenOAEP(direct, ct)
 		if err != nil || len(secret) != oddBytes {
 			continue
 		}
-		tail, err := p.t.wrapAES(p.s, p.kekKey, made[0], m, oddBytes)
+		tail, err := twice(func() ([]byte, error) { return p.t.wrapAES(p.s, p.kekKey, made[0], m, oddBytes) })
 		if reason, err := refusal(err); err != nil || reason != "" {
 			return trial.Verdict{Outcome: wrapping.Failed, Reason: reason}, err
 		}
-		return r.key.Judge(k.algorithm, append(append([]byte(nil), p.rsaParts[k].bytes...), tail...), trial.Known(secret)), nil
+		return r.key.Judge(k.algorithm, append(append([]byte(nil), head.bytes...), tail...), trial.Known(secret)), nil
 	}
 	return trial.Verdict{Outcome: wrapping.Failed, Reason: "its content could not be learnt"}, nil
 }
@@ -89,7 +96,7 @@ func (p *prober) oddPair(tr wrapping.Trial) (trial.Verdict, error) {
 		if err != nil || reason != "" {
 			return trial.Verdict{Outcome: wrapping.Failed, Reason: reason}, err
 		}
-		tail, err := p.wrapAES(tr.Mechanism, key)
+		tail, err := twice(func() ([]byte, error) { return p.wrapAES(tr.Mechanism, key) })
 		if reason, err := refusal(err); err != nil || reason != "" {
 			return trial.Verdict{Outcome: wrapping.Failed, Reason: reason}, err
 		}

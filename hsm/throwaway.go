@@ -19,9 +19,7 @@ import (
 // reason says why the token cannot make one.
 func (p *prober) throwaway(spec wrapping.KeySpec) (key pkcs11.ObjectHandle, check trial.Check, reason string, err error) {
 	r, _ := recipeFor(spec)
-	made, err := twice(func() ([]pkcs11.ObjectHandle, error) {
-		return p.t.generate(p.s, r, attributes{attr(pkcs11.CKA_TOKEN, false)})
-	})
+	made, err := p.generate(r)
 	if reason, err = refusal(err); err != nil || reason != "" {
 		return 0, nil, "no throwaway " + string(spec) + " key could be generated: " + reason, err
 	}

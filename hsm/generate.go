@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 
@@ -82,14 +83,12 @@ func (t *Token) Generate(ctx context.Context, spec wrapping.KeySpec, label strin
 	if err := t.refuseToWrap("generate " + string(spec)); err != nil {
 		return wrapping.Key{}, err
 	}
-	if len(id) == 0 {
-		id = make([]byte, 16)
-		if _, err := rand.Read(id); err != nil {
-			return wrapping.Key{}, fmt.Errorf("make a random CKA_ID: %w", err)
-		}
+	k, err := newKeyNamed(label, id)
+	if err != nil {
+		return wrapping.Key{}, err
 	}
 	return with(ctx, t, func(s pkcs11.SessionHandle) (wrapping.Key, error) {
-		for _, u := range []pkcs11uri.URI{{Object: label}, {ID: id}} {
+		for _, u := range []pkcs11uri.URI{{Object: label}, {ID: k.id}} {
 			switch there, err := t.keys(s, u); {
 			case err != nil:
 				return wrapping.Key{}, err
@@ -100,26 +99,51 @@ func (t *Token) Generate(ctx context.Context, spec wrapping.KeySpec, label strin
 				}
 			}
 		}
-		made, err := t.generate(s, r, attributes{
-			attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_LABEL, label), attr(pkcs11.CKA_ID, id),
-		})
+		made, err := t.generate(s, r, k.attributes())
 		if err != nil {
-			return wrapping.Key{}, fault("generate "+string(spec), err, about{what: t.name, key: label})
+			err = fault("generate "+string(spec), err, about{what: t.name, key: label})
+			return wrapping.Key{}, errors.Join(err, t.discardUnseen(k, err))
 		}
 		key, err := t.readBack(s, made[0], spec)
 		if err == nil {
 			err = t.only(s, label)
 		}
 		if err != nil {
-			return wrapping.Key{}, errors.Join(err, t.discard(s, made, label, id))
+			return wrapping.Key{}, errors.Join(err, t.discard(s, made, k))
 		}
 		return key, nil
 	})
 }
 
+// newKey names the objects of a key that is to be stored.
+type newKey struct {
+	label string
+	id    []byte
+	drawn bool // the id is random: no other process makes an object with it
+}
+
+// newKeyNamed draws an id unless there is one.
+func newKeyNamed(label string, id []byte) (newKey, error) {
+	k := newKey{label: label, id: id, drawn: len(id) == 0}
+	if k.drawn {
+		k.id = make([]byte, 16)
+		if _, err := rand.Read(k.id); err != nil {
+			return k, fmt.Errorf("make a random CKA_ID: %w", err)
+		}
+	}
+	return k, nil
+}
+
+func (k newKey) attributes() attributes {
+	return attributes{attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_LABEL, k.label), attr(pkcs11.CKA_ID, k.id)}
+}
+
+// mostObjects is how many a key has: a pair has two.
+const mostObjects = 2
+
 // discard destroys a key that was just stored and is not as it should be. Unlike session objects, a stored one does not go with its session: where that
 // fails, it is looked for on another.
-func (t *Token) discard(s pkcs11.SessionHandle, made []pkcs11.ObjectHandle, label string, id []byte) error {
+func (t *Token) discard(s pkcs11.SessionHandle, made []pkcs11.ObjectHandle, k newKey) error {
 	var failed error
 	for _, h := range made {
 		failed = errors.Join(failed, t.module.ctx.DestroyObject(s, h))
@@ -128,35 +152,60 @@ func (t *Token) discard(s pkcs11.SessionHandle, made []pkcs11.ObjectHandle, labe
 		return nil
 	}
 	t.doubt(s)
-	if failed = t.discardElsewhere(len(made), label, id); failed == nil {
+	if failed = t.discardElsewhere(made, k); failed == nil {
 		return nil
 	}
+	return k.stays("was made, is not as it should be", failed)
+}
+
+// discardUnseen looks for a key whose making failed with err: the token may have made it all the same.
+func (t *Token) discardUnseen(k newKey, err error) error {
+	if onlyCaller(err) {
+		return nil // the token refused
+	}
+	if failed := t.discardElsewhere(nil, k); failed != nil && !neverBegun(err) {
+		return k.stays("may have been made", failed)
+	}
+	return nil
+}
+
+func (k newKey) stays(what string, err error) error {
 	return &Error{
-		Op: "destroy the new key", ErrClass: ClassToken, Cause: fmt.Sprintf("object=%q id=%x was made, is not as it should be, and is still in the token: %v", label, id, failed),
-		Fix: "destroy it with the vendor's tool; hsmbridge has used it for nothing", Err: failed,
+		Op: "destroy the new key", ErrClass: ClassToken, Cause: fmt.Sprintf("object=%q id=%x %s, and may still be in the token: %v", k.label, k.id, what, err),
+		Fix: "look at it with hsmbridge keys list, and destroy it with the vendor's tool; hsmbridge has used it for nothing", Err: err,
 	}
 }
 
-func (t *Token) discardElsewhere(most int, label string, id []byte) error {
+// discardElsewhere destroys what is left of a new key, made being the handles that the token gave for it. Where the id is not of this process alone, an
+// object of another handle may be another's: it is left, and reported.
+func (t *Token) discardElsewhere(made []pkcs11.ObjectHandle, k newKey) error {
 	s, err := t.openSession()
 	if err != nil {
 		return err
 	}
 	defer t.drop(s)
-	if err := t.loggedIn(s); err != nil {
-		return err
+	left, err := t.find(s, k.attributes(), 0)
+	if err == nil {
+		err = t.loggedIn(s) // or private objects would not be seen
 	}
-	left, err := t.find(s, attributes{attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_LABEL, label), attr(pkcs11.CKA_ID, id)}, 0)
 	if err != nil {
 		return err
 	}
-	if len(left) > most {
-		return fmt.Errorf("there are %d objects of this label and id, one of them is not of this process", len(left))
+	if k.drawn && len(left) > mostObjects {
+		return fmt.Errorf("there are %d objects of this label and id", len(left))
 	}
+	unsure := 0
 	for _, h := range left {
-		if err := t.module.ctx.DestroyObject(s, h); err != nil {
-			return fault("C_DestroyObject", err, about{what: t.name, key: label})
+		if !k.drawn && !slices.Contains(made, h) {
+			unsure++
+			continue
 		}
+		if err := t.module.ctx.DestroyObject(s, h); err != nil {
+			return fault("C_DestroyObject", err, about{what: t.name, key: k.label})
+		}
+	}
+	if unsure > 0 {
+		return fmt.Errorf("of %d objects of this label and id it cannot be told whether this process made them; they were not touched", unsure)
 	}
 	return nil
 }

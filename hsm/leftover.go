@@ -118,48 +118,87 @@ func short(parts ...string) uint32 {
 	return binary.BigEndian.Uint32(sum[:])
 }
 
-// keepTrack notes a token object that has to be destroyed.
-func (t *Token) keepTrack(h pkcs11.ObjectHandle, label string) {
+// keepTrack notes a token object that has to be destroyed; 0: its handle is not known.
+func (t *Token) keepTrack(label string, h pkcs11.ObjectHandle) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.stored == nil {
-		t.stored = map[pkcs11.ObjectHandle]string{}
+		t.stored = map[string]pkcs11.ObjectHandle{}
 	}
-	t.stored[h] = label
+	t.stored[label] = h
 }
 
 func (t *Token) storedLabel(h pkcs11.ObjectHandle) (string, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	label, ok := t.stored[h]
-	return label, ok
+	for label, stored := range t.stored {
+		if stored == h && h != 0 {
+			return label, true
+		}
+	}
+	return "", false
 }
 
-func (t *Token) forget(h pkcs11.ObjectHandle) {
+func (t *Token) forget(label string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.stored, h)
+	delete(t.stored, label)
 }
 
 // destroyStored destroys a token object, by its handle or, where its session or handle is lost, by its label over another session.
 func (t *Token) destroyStored(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, label string) error {
 	if err := t.module.ctx.DestroyObject(s, h); err == nil {
-		t.forget(h)
+		t.forget(label)
 		return nil
 	}
+	t.keepTrack(label, 0) // what has this handle from now on is another object
+	return t.destroyNamed(label)
+}
+
+// unmake destroys a token object whose making failed with err: the token may have made it all the same.
+func (t *Token) unmake(label string, err error) error {
+	if onlyCaller(err) {
+		t.forget(label) // the token refused
+		return nil
+	}
+	if failed := t.destroyNamed(label); !neverBegun(err) {
+		return failed
+	}
+	return nil
+}
+
+// neverBegun says that a call failed before it did anything, by the words of the standard (PKCS#11 v2.40, 5.1).
+func neverBegun(err error) bool {
+	switch codeOf(err) {
+	case pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
+		pkcs11.CKR_SESSION_READ_ONLY, pkcs11.CKR_TOKEN_WRITE_PROTECTED:
+		return true
+	}
+	return false
+}
+
+// destroyNamed destroys the token object of the label over another session. One that is not seen there stays on the list of what is looked for
+// once more when the token is closed: nothing says that it is gone.
+func (t *Token) destroyNamed(label string) error {
 	other, err := t.openSession()
 	if err == nil {
-		defer t.module.ctx.CloseSession(other) //nolint:errcheck // nothing is in it
-		_, err = t.destroyLabelled(other, func(l string) bool { return l == label })
-	}
-	if err != nil {
-		return &Error{
-			Op: "C_DestroyObject", ErrClass: ClassToken, Err: err, Cause: fmt.Sprintf("the wrapping public key %q is a token object and could not be destroyed: %v", label, err),
-			Fix: "it is destroyed when the token is opened next; until then it may stay: it holds a public key of AWS KMS and no secret",
+		defer t.drop(other)
+		var n int
+		if n, err = t.destroyLabelled(other, func(l string) bool { return l == label }); n > 0 && err == nil {
+			t.forget(label)
+			return nil
+		}
+		if err == nil {
+			err = t.loggedIn(other) // or a private object would not be seen
 		}
 	}
-	t.forget(h)
-	return nil
+	if err == nil {
+		return nil
+	}
+	return &Error{
+		Op: "C_DestroyObject", ErrClass: ClassToken, Err: err, Cause: fmt.Sprintf("the wrapping public key %q is a token object, could not be destroyed and may still be in the token: %v", label, err),
+		Fix: "it is looked for when the token is closed, and when another process opens it; until then it may stay: it holds a public key of AWS KMS and no secret",
+	}
 }
 
 // destroyLabelled destroys the stored RSA public keys whose labels are wanted. Nothing but an object that hsmbridge named is ever touched.
@@ -173,8 +212,14 @@ func (t *Token) destroyLabelled(s pkcs11.SessionHandle, want func(label string) 
 	for _, h := range found {
 		r := &reader{t: t, s: s, o: h}
 		label := r.text(pkcs11.CKA_LABEL)
-		if _, ours := parseLeftover(label); r.err != nil || !ours || !want(label) {
-			continue // also one that another process destroys at this moment
+		if r.err != nil {
+			if !isCode(r.err, pkcs11.CKR_OBJECT_HANDLE_INVALID) { // one that another process destroys at this moment
+				errs = append(errs, r.err)
+			}
+			continue
+		}
+		if _, ours := parseLeftover(label); !ours || !want(label) {
+			continue
 		}
 		if err := t.module.ctx.DestroyObject(s, h); err != nil && !isCode(err, pkcs11.CKR_OBJECT_HANDLE_INVALID) {
 			errs = append(errs, fault("C_DestroyObject", err, about{what: t.name, key: label}))
@@ -207,15 +252,25 @@ func (t *Token) sweep(s pkcs11.SessionHandle) {
 func (t *Token) sweepOwn(s pkcs11.SessionHandle) error {
 	t.mu.Lock()
 	var labels []string
-	for _, label := range t.stored {
+	for label := range t.stored {
 		labels = append(labels, label)
 	}
 	t.mu.Unlock()
 	if len(labels) == 0 {
 		return nil
 	}
-	_, err := t.destroyLabelled(s, func(label string) bool { return slices.Contains(labels, label) })
-	return err
+	n, err := t.destroyLabelled(s, func(label string) bool { return slices.Contains(labels, label) })
+	if err == nil && n < len(labels) {
+		err = t.loggedIn(s) // or private objects would not be seen
+	}
+	if err == nil {
+		return nil
+	}
+	slices.Sort(labels)
+	return &Error{
+		Op: "C_DestroyObject", ErrClass: ClassToken, Err: err, Cause: fmt.Sprintf("of the wrapping public keys %q, which are token objects, some may still be in the token: %v", labels, err),
+		Fix: "they are destroyed when another process opens the token; they hold public keys of AWS KMS and no secret",
+	}
 }
 
 // Leftovers lists the labels of the wrapping public keys that hsmbridge, here or elsewhere, has in the token now.

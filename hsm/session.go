@@ -202,10 +202,11 @@ func (t *Token) retryClosing() {
 	}
 }
 
-// read is with for operations that leave the token as it was: a session that was lost is replaced, once.
+// read is with for operations that leave the token as it was: a session that was lost is replaced, once. An error that also tells of the token, of an
+// object that may be left in it, is not hidden by a second try.
 func read[T any](ctx context.Context, t *Token, f func(s pkcs11.SessionHandle) (T, error)) (T, error) {
 	v, err := with(ctx, t, f)
-	if hasClass(err, ClassSession) && ctx.Err() == nil {
+	if hasClass(err, ClassSession) && !hasClass(err, ClassToken) && ctx.Err() == nil {
 		return with(ctx, t, f)
 	}
 	return v, err

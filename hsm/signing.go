@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
@@ -20,11 +19,9 @@ import (
 // GenerateSigning makes a key pair that does nothing but sign, and that never leaves the token: P-256, or RSA-3072 in a token without
 // elliptic curves. id is CKA_ID; nil makes a random one. A label that is taken is refused ([ErrExists]).
 func (t *Token) GenerateSigning(ctx context.Context, label string, id []byte) (wrapping.Key, error) {
-	if len(id) == 0 {
-		id = make([]byte, 16)
-		if _, err := rand.Read(id); err != nil {
-			return wrapping.Key{}, fmt.Errorf("make a random CKA_ID: %w", err)
-		}
+	k, err := newKeyNamed(label, id)
+	if err != nil {
+		return wrapping.Key{}, err
 	}
 	return with(ctx, t, func(s pkcs11.SessionHandle) (wrapping.Key, error) {
 		there, err := t.keys(s, pkcs11uri.URI{Object: label})
@@ -34,7 +31,7 @@ func (t *Token) GenerateSigning(ctx context.Context, label string, id []byte) (w
 		case len(there) > 0 || label == "":
 			return wrapping.Key{}, &Error{Op: "generate a signing key", ErrClass: ClassCaller, Cause: "the token already holds " + listKeys(there), Fix: "choose another label", Err: ErrExists}
 		}
-		both := attributes{attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_LABEL, label), attr(pkcs11.CKA_ID, id)}
+		both := k.attributes()
 		private := append(attributes{
 			attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_EXTRACTABLE, false), attr(pkcs11.CKA_SIGN, true),
 		}, both...)
@@ -58,7 +55,8 @@ func (t *Token) GenerateSigning(ctx context.Context, label string, id []byte) (w
 			}
 		}
 		if err != nil {
-			return wrapping.Key{}, fault("C_GenerateKeyPair", err, about{what: t.name, key: label})
+			err = fault("C_GenerateKeyPair", err, about{what: t.name, key: label})
+			return wrapping.Key{}, errors.Join(err, t.discardUnseen(k, err))
 		}
 		key, err := t.describe(s, made[0], pkcs11.CKO_PRIVATE_KEY)
 		if err == nil && (key.Extractable || !key.Sensitive) {
@@ -68,7 +66,7 @@ func (t *Token) GenerateSigning(ctx context.Context, label string, id []byte) (w
 			err = t.only(s, label)
 		}
 		if err != nil {
-			return wrapping.Key{}, errors.Join(err, t.discard(s, made, label, id))
+			return wrapping.Key{}, errors.Join(err, t.discard(s, made, k))
 		}
 		return key, nil
 	})

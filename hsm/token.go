@@ -64,7 +64,7 @@ type Token struct {
 	doubtful map[pkcs11.SessionHandle]bool  // not to be used again
 	unclosed []pkcs11.SessionHandle         // the token would not close them
 	anchor   pkcs11.SessionHandle           // keeps the login while no other session is open
-	stored   map[pkcs11.ObjectHandle]string // token objects that are to be destroyed, with their labels
+	stored   map[string]pkcs11.ObjectHandle // token objects that are to be destroyed, by label; 0: the handle is not known
 	singly   map[attributeList]bool         // what it does not answer in one call
 	closed   bool
 	running  sync.WaitGroup

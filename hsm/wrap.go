@@ -56,7 +56,7 @@ func (t *Token) LoadWrappingKey(ctx context.Context, pub *rsa.PublicKey) (*Wrapp
 	}
 	return await(ctx, t.name, 0, func() (*WrappingKey, error) {
 		w, err := t.loadWrappingKey(pub)
-		if hasClass(err, ClassSession) {
+		if hasClass(err, ClassSession) && !hasClass(err, ClassToken) { // see read
 			t.dropIdle()
 			w, err = t.loadWrappingKey(pub)
 		}
@@ -161,11 +161,19 @@ func (t *Token) loadPublic(s pkcs11.SessionHandle, pub *rsa.PublicKey) (pkcs11.O
 	if err != nil {
 		return 0, err
 	}
-	h, err := t.module.ctx.CreateObject(s, template)
-	if err == nil && label != "" {
-		t.keepTrack(h, label)
+	if label != "" {
+		t.keepTrack(label, 0) // before it is there: the answer may be lost
 	}
-	return h, fault("C_CreateObject", err, about{what: t.name, key: "the wrapping public key"})
+	h, err := t.module.ctx.CreateObject(s, template)
+	err = fault("C_CreateObject", err, about{what: t.name, key: "the wrapping public key"})
+	switch {
+	case label == "":
+	case err == nil:
+		t.keepTrack(label, h)
+	default:
+		err = errors.Join(err, t.unmake(label, err))
+	}
+	return h, err
 }
 
 func (t *Token) destroy(s pkcs11.SessionHandle, h pkcs11.ObjectHandle) error {

@@ -37,7 +37,7 @@ func DecryptGCM(t *testing.T, tok token.Token, label string, iv, ciphertext []by
 
 // GenerateAES generates a stored AES-256 key with one attribute as given, which hsm itself never does. The token
 // must be open in this process.
-func GenerateAES(t *testing.T, tok token.Token, label string, attribute uint, value bool) {
+func GenerateAES(t *testing.T, tok token.Token, label string, attribute uint, value any) {
 	t.Helper()
 	raw(t, tok, func(c *pkcs11.Ctx, s pkcs11.SessionHandle) { rawAES(t, c, s, label, attribute, value) })
 }
@@ -104,7 +104,7 @@ func rawModule(t *testing.T, tok token.Token, f func(c *pkcs11.Ctx)) {
 }
 
 // rawAES generates an AES-256 key with one attribute as given.
-func rawAES(t *testing.T, c *pkcs11.Ctx, s pkcs11.SessionHandle, label string, attribute uint, value bool) {
+func rawAES(t *testing.T, c *pkcs11.Ctx, s pkcs11.SessionHandle, label string, attribute uint, value any) {
 	t.Helper()
 	template := []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),

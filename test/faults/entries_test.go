@@ -22,6 +22,7 @@ import (
 	"hsmbridge/hsm"
 	"hsmbridge/hsm/hsmtest"
 	"hsmbridge/hsm/pkcs11uri"
+	"hsmbridge/hsm/quirks"
 	"hsmbridge/hsm/wrapping"
 	"hsmbridge/hsm/wrapping/trial"
 	"hsmbridge/test/shim"
@@ -42,6 +43,7 @@ type world struct {
 	made   int
 	tok    *hsm.Token      // the open one, nil when there is none
 	files  map[string]bool // of the token, before anything was made
+	stored bool            // wrapping public keys are token objects
 }
 
 // newWorld makes the keys, and learns what is right.
@@ -94,11 +96,25 @@ func (w *world) token() *hsm.Token {
 	return w.tok
 }
 
+// use has the token opened as the operation wants it.
+func (w *world) use(e entry) {
+	w.t.Helper()
+	if w.stored != e.stored {
+		w.fresh()
+		w.stored = e.stored
+	}
+}
+
+// stays is what an error has to say of an object that could not be destroyed.
+const stays = "still be in the token"
+
 // fresh closes the token, and takes away what was made in it: a token with hundreds of keys is slow.
 func (w *world) fresh() {
 	w.t.Helper()
 	if w.tok != nil {
-		w.shut(w.tok)
+		if err := w.tok.Close(); err != nil && (!w.stored || !strings.Contains(err.Error(), stays)) {
+			w.t.Error(err)
+		}
 		w.tok = nil
 	}
 	for _, f := range token.Files(w.t, w.module.Dir) {
@@ -115,6 +131,9 @@ func (w *world) open() *hsm.Token {
 	w.t.Helper()
 	c := hsmtest.Config(w.t, w.module.Token)
 	c.LoginAgain = true
+	if w.stored {
+		c.Quirks = quirks.Override{TokenPublicKey: &w.stored, PublicKeyAttributes: []quirks.Attribute{{Name: "CKA_PRIVATE", Type: pkcs11.CKA_PRIVATE, Value: true}}}
+	}
 	tok, err := hsm.Open(w.t.Context(), c, hsmtest.PIN(w.module.PIN))
 	if err != nil {
 		w.t.Fatal(err)
@@ -154,6 +173,8 @@ type entry struct {
 	stores int
 	// slow says that it meets one fault of each class only, and that something else shows that the token is usable again.
 	slow bool
+	// stored says that the token takes a wrapping public key only as a token object, a private one.
+	stored bool
 }
 
 func plan(spec wrapping.KeySpec, a wrapping.Algorithm, m wrapping.Mechanism, length int) wrapping.Plan {
@@ -202,6 +223,10 @@ func entries() []entry {
 			return result(err, cmp.Equal(w.truth, c.Trials))
 		}, caught: "the trial says why it failed"},
 		{name: "Wrap, OAEP", prepare: []string{"aes"}, run: func(ctx context.Context, w *world, tok *hsm.Token, keys map[string]wrapping.Key) error {
+			out, err := tok.Wrap(ctx, keys["aes"], w.kms.Public(), wrapOAEP)
+			return result(err, err == nil && w.isAES(out))
+		}, caught: "KMS refuses it"},
+		{name: "Wrap, stored public key", stored: true, prepare: []string{"aes"}, run: func(ctx context.Context, w *world, tok *hsm.Token, keys map[string]wrapping.Key) error {
 			out, err := tok.Wrap(ctx, keys["aes"], w.kms.Public(), wrapOAEP)
 			return result(err, err == nil && w.isAES(out))
 		}, caught: "KMS refuses it"},

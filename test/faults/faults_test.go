@@ -17,6 +17,9 @@ type fault struct {
 // Functions with an output that a script can spoil.
 var spoils = []string{"C_WrapKey", "C_Sign", "C_Encrypt"}
 
+// Functions that leave something else in the token, or less, than was there before.
+var changes = []string{"C_CreateObject", "C_GenerateKey", "C_GenerateKeyPair", "C_DestroyObject", "C_CloseSession"}
+
 // faults are the classes of faults. Each happens in the first call of a function, once.
 func faults() []fault {
 	var out []fault
@@ -32,6 +35,7 @@ func faults() []fault {
 		fault{name: "CKR_SESSION_COUNT", rule: "return CKR_SESSION_COUNT times 1", in: []string{"C_OpenSession"}},
 		fault{name: "CKR_SESSION_READ_ONLY", rule: "return CKR_SESSION_READ_ONLY times 1", in: []string{"C_CreateObject", "C_GenerateKey", "C_GenerateKeyPair"}},
 		fault{name: "CKR_MECHANISM_INVALID", rule: "return CKR_MECHANISM_INVALID times 1", in: []string{"C_WrapKey", "C_SignInit", "C_EncryptInit", "C_GenerateKey", "C_GenerateKeyPair"}, core: true},
+		fault{name: "CKR_FUNCTION_CANCELED", rule: "return CKR_FUNCTION_CANCELED times 1", in: []string{"C_WrapKey", "C_CreateObject", "C_GenerateKey"}, core: true},
 		fault{name: "CKR_KEY_UNEXTRACTABLE", rule: "return CKR_KEY_UNEXTRACTABLE times 1", in: []string{"C_WrapKey"}},
 		fault{name: "CKR_BUFFER_TOO_SMALL", rule: "return CKR_BUFFER_TOO_SMALL times 1", in: append([]string{"C_GetAttributeValue"}, spoils...)},
 		fault{name: "CKR_OPERATION_ACTIVE", rule: "return CKR_OPERATION_ACTIVE times 1", in: []string{"C_FindObjectsInit", "C_SignInit", "C_EncryptInit"}},
@@ -55,6 +59,8 @@ func faults() []fault {
 		fault{name: "a length far beyond the buffer", rule: "length 1099511627776 times 1", in: append([]string{"C_GetAttributeValue"}, spoils...), core: true},
 		fault{name: "length queries that say too little", rule: "query -8", in: append([]string{"C_GetAttributeValue"}, spoils...)},
 		fault{name: "SHA-1 in OAEP whatever is asked for", rule: "oaep sha1", in: []string{"C_WrapKey"}, only: "Probe", core: true},
+		fault{name: "done, but CKR_DEVICE_ERROR", rule: "answer lost CKR_DEVICE_ERROR times 1", in: changes, core: true},
+		fault{name: "done, but CKR_GENERAL_ERROR", rule: "answer lost CKR_GENERAL_ERROR times 1", in: changes, core: true},
 		fault{name: "a wait of 5 ms", rule: "delay 5ms times 1"},
 		fault{name: "a hang", rule: hang, core: true},
 	)

@@ -2,6 +2,7 @@ package faults
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 )
 
@@ -86,6 +87,7 @@ func group(cells []cell, entry string) (rows []row) {
 // messages is one message for each outcome and call.
 func messages(cells []cell) string {
 	var b strings.Builder
+	label := regexp.MustCompile(`hsmbridge-wk-[\w-]+`) // another every time
 	b.WriteString("\n## What is said\n\nOne message for each outcome.\n\n")
 	seen := map[string]bool{}
 	for _, c := range cells {
@@ -93,7 +95,7 @@ func messages(cells []cell) string {
 			continue
 		}
 		seen[c.outcome] = true
-		fmt.Fprintf(&b, "- %s (%s, %s): %s\n", c.outcome, c.entry, c.call, strings.ReplaceAll(c.err.Error(), "\n", " / "))
+		fmt.Fprintf(&b, "- %s (%s, %s): %s\n", c.outcome, c.entry, c.call, label.ReplaceAllString(strings.ReplaceAll(c.err.Error(), "\n", " / "), "hsmbridge-wk-..."))
 	}
 	return b.String()
 }

@@ -30,9 +30,10 @@ type Config struct {
 	MaxSessions int               // open at once; 0: 16, or what the token says if that is less
 	Quirks      quirks.Override   // in place of what is known of the token's family
 	LoginAgain  bool              // a person says that the cause of an earlier refusal is mended: one more login is tried
+	AtDevice    AtDevice          // is told before a login whose PIN is typed at the device; nil: nobody is
 }
 
-// PINSource gives the user's PIN. It is called once, and the bytes are overwritten after C_Login.
+// PINSource gives the user's PIN. It is called once, and the bytes are overwritten after C_Login. A token whose PIN is typed at the device needs none.
 type PINSource func(ctx context.Context, token wrapping.TokenIdentity) ([]byte, error)
 
 const (
@@ -55,6 +56,7 @@ type Token struct {
 	moduleName string // as the configuration has it
 	quirks     quirks.Quirks
 
+	atDevice    AtDevice
 	pinTriesLow bool
 	cannotWrap  string // why no key can leave this token at all; empty: a probe finds out
 
@@ -85,7 +87,7 @@ func openNow(ctx context.Context, c Config, pin PINSource) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Token{name: c.Name, module: m, epoch: epochs.Add(1)}
+	t := &Token{name: c.Name, module: m, epoch: epochs.Add(1), atDevice: c.AtDevice}
 	if err := t.open(ctx, c, pin); err != nil {
 		if t.anchor != 0 {
 			_ = m.ctx.CloseSession(t.anchor)
@@ -289,7 +291,13 @@ func (t *Token) login(ctx context.Context, pin PINSource, again bool) error {
 		t.warnings = append(t.warnings, "a wrong PIN was given to this token before, few tries are left (CKF_USER_PIN_COUNT_LOW)")
 	}
 	var secret []byte
-	if info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH == 0 && !t.quirks.ProtectedPath && pin != nil {
+	device := t.typedAtDevice(info)
+	switch {
+	case device:
+		if err := t.tellDevice(ctx, userName); err != nil {
+			return err
+		}
+	case pin != nil:
 		if secret, err = pin(ctx, t.identity); err != nil {
 			return &Error{Op: "get the PIN of " + t.name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err, Mark: PINUnavailable}
 		}
@@ -307,6 +315,9 @@ func (t *Token) login(ctx context.Context, pin PINSource, again bool) error {
 	}
 	if !pinUntouched(err) {
 		t.module.refused[key] = err // whatever it was: it may have cost a try
+		if device {
+			return t.refusedAtDevice("C_Login", err)
+		}
 	}
 	return fault("C_Login", err, about{what: t.name})
 }

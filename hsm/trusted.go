@@ -235,9 +235,9 @@ func (t *Token) logout(s pkcs11.SessionHandle) error {
 
 // loginAs logs in, once. The flags say before whether a try would be the last.
 func (t *Token) loginAs(ctx context.Context, s pkcs11.SessionHandle, who uint, pin PINSource) error {
-	name, locked, last := "user", uint(pkcs11.CKF_USER_PIN_LOCKED), uint(pkcs11.CKF_USER_PIN_FINAL_TRY)
+	name, locked, last := userName, uint(pkcs11.CKF_USER_PIN_LOCKED), uint(pkcs11.CKF_USER_PIN_FINAL_TRY)
 	if who == pkcs11.CKU_SO {
-		name, locked, last = "security officer", pkcs11.CKF_SO_PIN_LOCKED, pkcs11.CKF_SO_PIN_FINAL_TRY
+		name, locked, last = officerName, pkcs11.CKF_SO_PIN_LOCKED, pkcs11.CKF_SO_PIN_FINAL_TRY
 	}
 	info, err := t.module.ctx.GetTokenInfo(t.slot)
 	if err != nil {
@@ -255,7 +255,13 @@ func (t *Token) loginAs(ctx context.Context, s pkcs11.SessionHandle, who uint, p
 		return refuse("one try is left before the PIN of the " + name + " locks")
 	}
 	var secret []byte
-	if info.Flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH == 0 && pin != nil {
+	device := t.typedAtDevice(info)
+	switch {
+	case device:
+		if err := t.tellDevice(ctx, name); err != nil {
+			return err
+		}
+	case pin != nil:
 		if secret, err = pin(ctx, t.identity); err != nil {
 			return &Error{Op: "get the PIN of the " + name, ErrClass: ClassToken, Cause: "no login was tried: " + err.Error(), Err: err, Mark: PINUnavailable}
 		}
@@ -267,6 +273,8 @@ func (t *Token) loginAs(ctx context.Context, s pkcs11.SessionHandle, who uint, p
 	switch err := t.module.lib.loginAs(uint(s), who, secret); {
 	case who == pkcs11.CKU_SO && isCode(err, pkcs11.CKR_USER_TYPE_INVALID):
 		return t.cannotTrust("C_Login as "+name, err) // it has none
+	case err != nil && device && !pinUntouched(err):
+		return t.refusedAtDevice("C_Login as "+name, err)
 	case err != nil:
 		return fault("C_Login as "+name, err, about{what: t.name})
 	}

@@ -153,6 +153,12 @@ func (t *Token) overdue(op string, limit time.Duration) error {
 	return t.lost(op)
 }
 
+// nobodyCame kills the process because its login at the device is past its deadline.
+func (t *Token) nobodyCame(limit time.Duration) error {
+	t.end(death{mark: failure.CallTimeout, cause: fmt.Sprintf("C_Login did not come back within %s: nobody logged in at the device, or the device hangs; the module's process was killed", limit)})
+	return t.lost("C_Login")
+}
+
 // end ends the process, once; what is under way gets an error that says so.
 func (t *Token) end(d death) {
 	t.mu.Lock()

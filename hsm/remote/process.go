@@ -17,7 +17,6 @@ import (
 
 	"hsmbridge/hsm/failure"
 	"hsmbridge/hsm/remote/wire"
-	"hsmbridge/hsm/wrapping"
 )
 
 // inherited are the variables of its own environment that hsmbridge hands on. LD_LIBRARY_PATH is how some vendors' modules find their
@@ -90,7 +89,7 @@ func ending(s *os.ProcessState) string {
 func newToken(c Config, in io.Reader, out io.Writer) *Token {
 	return &Token{
 		name: c.Name, timeout: c.CallTimeout, private: append(slices.Collect(maps.Values(c.Environment)), c.Module, c.Parameters), conn: wire.NewConn(bufio.NewReaderSize(in, 16<<10), out, wire.MaxAnswer), calls: map[uint64]*call{},
-		hello: make(chan wire.Hello, 1), wants: make(chan wrapping.TokenIdentity, 1), opened: make(chan answer, 1),
+		hello: make(chan wire.Hello, 1), wants: make(chan wire.WantPIN, 1), opened: make(chan answer, 1),
 		ended: make(chan struct{}), reaped: make(chan struct{}), kill: func() {},
 	}
 }
@@ -132,7 +131,7 @@ func (t *Token) dispatch(h wire.Header) error {
 		if err := wire.Decode(payload, &m); err != nil {
 			return err
 		}
-		return offer(t.wants, m.Token, twice)
+		return offer(t.wants, m, twice)
 	case h.Kind != wire.KindAnswer && h.Kind != wire.KindFailed:
 		return twice
 	}

@@ -34,12 +34,23 @@ type Config struct {
 	LoginAgain  bool              // a person says that the cause of an earlier refusal is mended: one more login is tried
 	Network     bool              // the module reaches its HSM over the network
 	CallTimeout time.Duration     // 0: [DefaultCallTimeout]
+	AtDevice    AtDevice          // is told before a login whose PIN is typed at the device; nil: nobody is
+	DeviceTime  time.Duration     // how long that login may take; 0: [DefaultDeviceTime], or the call timeout where that is more
 }
+
+// AtDevice is told that a token is about to ask for its PIN at the device itself (a PED, a PIN pad, a card reader), and how long it is waited for a
+// person there, immediately before the login begins. With an error no login is tried.
+type AtDevice func(ctx context.Context, token wrapping.TokenIdentity, wait time.Duration) error
+
+// DefaultDeviceTime is how long a person has for a login at the device. Devices give up earlier, most within two minutes: their own answer is better
+// than a login that was cut off, whose outcome nobody knows.
+const DefaultDeviceTime = 5 * time.Minute
 
 // DefaultCallTimeout is how long a call to the module may take. Generating a key, probing, and opening may take longer: see limit.
 const DefaultCallTimeout = 30 * time.Second
 
-// PINSource gives the user's PIN. It is called once at most, and the bytes are overwritten when the module's process has them.
+// PINSource gives the user's PIN. It is called once at most, and the bytes are overwritten when the module's process has them. Nil: the PIN is typed at
+// the device.
 type PINSource func(ctx context.Context, token wrapping.TokenIdentity) ([]byte, error)
 
 // Starter starts the processes. It remembers for all of them which logins were refused: a process that replaces another does not try again.
@@ -70,7 +81,8 @@ func limit(op wire.Op, timeout time.Duration) time.Duration {
 func opening(timeout time.Duration) time.Duration { return max(timeout, DefaultCallTimeout) }
 
 // Open starts a process, has it load the module and find the one token that the URI names, and logs the user in. A login whose outcome is not
-// known, because the process died on the way, counts as refused: it may have cost a try.
+// known, because the process died on the way, counts as refused: it may have cost a try. A login at the device is given up when ctx is cancelled, and
+// then counts as refused too; a deadline of ctx does not end it.
 func (s *Starter) Open(ctx context.Context, c Config, pin PINSource) (*Token, error) {
 	place := strings.Join([]string{c.Module, c.Parameters, c.URI.String()}, "\x00")
 	if err := s.mayLogIn(place, c.LoginAgain); err != nil {
@@ -80,6 +92,7 @@ func (s *Starter) Open(ctx context.Context, c Config, pin PINSource) (*Token, er
 		return nil, err
 	}
 	c.CallTimeout = cmp.Or(c.CallTimeout, DefaultCallTimeout)
+	c.DeviceTime = cmp.Or(c.DeviceTime, max(DefaultDeviceTime, c.CallTimeout))
 	t, err := start(c)
 	if err != nil {
 		return nil, &failure.Error{Op: "start the process of the module of " + c.Name, ErrClass: failure.ClassToken, Cause: err.Error(), Mark: failure.ProcessDied, Err: err}
@@ -135,7 +148,8 @@ type handover struct {
 	source PINSource
 	place  string // the token by its configuration
 	token  string // and by what it says of itself
-	handed bool
+	handed bool   // the PIN, or leave to ask for it at the device
+	device bool   // it is typed at the device
 }
 
 func (h *handover) run(ctx context.Context) error {
@@ -143,9 +157,20 @@ func (h *handover) run(ctx context.Context) error {
 	var e *failure.Error
 	switch {
 	case err == nil:
-	case errors.As(err, &e) && e.Op == "C_Login" && e.Mark == "":
+	case h.device && (!errors.As(err, &e) || noOutcome(e)):
+		why := err.Error()
+		if e != nil {
+			why = e.Cause
+		}
+		err = &failure.Error{
+			Op: "C_Login", ErrClass: failure.ClassToken, Mark: failure.PINRefused, Err: err,
+			Cause: "the token asked for the PIN at its device, and what became of that is not known: " + why + ". It does not ask there again by itself, because that may have cost a try",
+			Fix:   "look at the device, and have somebody with the PIN or the key there; then start hsmbridge anew; a daemon asks once more with hsmbridge resume --token",
+		}
+		h.s.refuse(err, h.place, h.token)
+	case errors.As(err, &e) && e.Op == "C_Login" && (e.Mark == "" || h.device):
 		h.s.refuse(err, h.place, h.token) // whatever it was: it may have cost a try
-	case h.handed && (e == nil || e.CKR() == failure.CallTimeout || e.CKR() == failure.ProcessDied || e.CKR() == failure.Protocol):
+	case h.handed && (e == nil || noOutcome(e)):
 		err = &failure.Error{
 			Op: "C_Login", ErrClass: failure.ClassToken, Mark: failure.PINRefused, Err: err,
 			Cause: "the PIN was handed to the module, and whether the token took it is not known: " + err.Error() + ". It is not tried again, because it may have cost a try",
@@ -154,6 +179,11 @@ func (h *handover) run(ctx context.Context) error {
 		h.s.refuse(err, h.place, h.token)
 	}
 	return err
+}
+
+// noOutcome says that the process ended before it said what became of the login.
+func noOutcome(e *failure.Error) bool {
+	return e.CKR() == failure.CallTimeout || e.CKR() == failure.ProcessDied || e.CKR() == failure.Protocol
 }
 
 func (h *handover) talk(ctx context.Context) error {
@@ -180,13 +210,16 @@ func (h *handover) talk(ctx context.Context) error {
 			if err := h.t.conn.Send(wire.KindOpen, 0, 0, open); err != nil {
 				h.t.broken(err)
 			}
-		case token := <-h.t.wants:
+		case want := <-h.t.wants:
 			timer.Reset(long) // a person may have to type
-			if err := h.hand(ctx, token); err != nil {
+			if err := h.hand(ctx, want); err != nil {
 				return err
 			}
-			if h.handed {
-				what, gone = "C_Login", nil // it cannot be taken back any more: the outcome is waited for
+			what = "C_Login"
+			if h.device {
+				limit = h.c.DeviceTime // a person has to come to the device
+			} else {
+				gone = nil // the PIN cannot be taken back any more: the outcome is waited for
 			}
 			timer.Reset(limit)
 		case o := <-h.t.opened:
@@ -199,21 +232,39 @@ func (h *handover) talk(ctx context.Context) error {
 			}
 			return h.t.lost(what)
 		case <-gone:
+			switch {
+			case h.device && errors.Is(ctx.Err(), context.DeadlineExceeded):
+				gone = nil // whoever waits has no more time; the person at the device has
+				continue
+			case h.device:
+				return fmt.Errorf("it was not waited for any more: %w", ctx.Err())
+			}
 			return fmt.Errorf("open %s: %w", h.c.Name, ctx.Err())
 		case <-timer.C:
+			if h.device {
+				return h.t.nobodyCame(limit)
+			}
 			return h.t.overdue(what, limit)
 		}
 	}
 }
 
-// hand hands the PIN over, straight from the bytes of its source, which are overwritten then. The error is that it must not be.
-func (h *handover) hand(ctx context.Context, token wrapping.TokenIdentity) error {
+// hand hands the PIN over, straight from the bytes of its source, which are overwritten then; or lets the token ask for it at its device. The error is
+// that it must not be.
+func (h *handover) hand(ctx context.Context, want wire.WantPIN) error {
+	token := want.Token
 	if h.handed || h.token != "" {
 		return h.t.violation(fmt.Errorf("%w: the PIN was asked for twice", wire.ErrMalformed))
 	}
 	h.token = strings.Join([]string{h.c.Module, h.c.Parameters, token.Label, token.Serial, token.Model}, "\x00")
 	if err := h.s.mayLogIn(h.token, h.c.LoginAgain); err != nil {
 		return err
+	}
+	if want.AtDevice {
+		return h.letAsk(ctx, token)
+	}
+	if h.source == nil {
+		return &failure.Error{Op: "get the PIN of " + h.c.Name, ErrClass: failure.ClassToken, Cause: "no login was tried: there is no source for it", Mark: failure.PINUnavailable}
 	}
 	pin, err := h.source(ctx, token)
 	defer clear(pin)
@@ -228,6 +279,25 @@ func (h *handover) hand(ctx context.Context, token wrapping.TokenIdentity) error
 	}
 	h.handed = true
 	if err := h.t.conn.SendPIN(pin); err != nil {
+		h.t.broken(err)
+	}
+	return nil
+}
+
+// letAsk lets the token ask for the PIN at its device.
+func (h *handover) letAsk(ctx context.Context, token wrapping.TokenIdentity) error {
+	var err error
+	if h.c.AtDevice != nil {
+		err = h.c.AtDevice(ctx, token, h.c.DeviceTime)
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return &failure.Error{Op: "log in at the device of " + h.c.Name, ErrClass: failure.ClassToken, Cause: "no login was tried: " + err.Error(), Err: err, Mark: failure.PINUnavailable}
+	}
+	h.handed, h.device = true, true
+	if err := h.t.conn.Send(wire.KindLogIn, 0, 0, nil); err != nil {
 		h.t.broken(err)
 	}
 	return nil

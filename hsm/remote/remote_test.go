@@ -171,7 +171,7 @@ func FuzzProcess(f *testing.F) {
 	f.Add(frame(f, wire.KindAnswer, 1, &wire.Keys{Keys: []wire.Key{{Key: wrapping.Key{Label: "k", Class: "CKO_SECRET_KEY"}}}}))
 	f.Add(frame(f, wire.KindFailed, 1, wire.FailureOf(&failure.Error{Op: "find", Err: failure.ErrNotFound})))
 	f.Add(frame(f, wire.KindAnswer, 2, nil))
-	f.Add(frame(f, wire.KindHello, 0, &wire.Hello{Version: 1}))
+	f.Add(frame(f, wire.KindHello, 0, &wire.Hello{Version: wire.Version}))
 	f.Add(frame(f, wire.KindWantPIN, 0, &wire.WantPIN{}))
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, byte(wire.KindAnswer), 0, 0, 0, 0, 0, 0, 0, 0, 1})
 	f.Fuzz(func(t *testing.T, b []byte) {

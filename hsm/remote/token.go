@@ -28,7 +28,7 @@ type Token struct {
 	kill    func()
 
 	hello  chan wire.Hello
-	wants  chan wrapping.TokenIdentity
+	wants  chan wire.WantPIN
 	opened chan answer
 	ended  chan struct{} // closed when the process is no more
 	reaped chan struct{} // closed when the kernel said how it ended

@@ -31,7 +31,7 @@ type process struct {
 
 	mu      sync.Mutex
 	opening bool
-	wanting bool // a PIN was asked for
+	wanting wire.Kind // what answers the question for a PIN: it, or that the login at the device may begin; 0: nothing was asked
 	noPIN   error
 	token   *hsm.Token
 	slots   chan struct{} // one for each session
@@ -96,13 +96,18 @@ func (p *process) receive(h wire.Header) (func(), error) {
 	case wire.KindOpen:
 		return nil, p.open(payload)
 	case wire.KindPIN:
-		return nil, p.answerPIN(payload, nil)
+		return nil, p.answerPIN(wire.KindPIN, payload, nil)
+	case wire.KindLogIn:
+		if err := empty(payload); err != nil {
+			return nil, err
+		}
+		return nil, p.answerPIN(wire.KindLogIn, nil, nil)
 	case wire.KindNoPIN:
 		var why wire.Text
 		if err := wire.Decode(payload, &why); err != nil {
 			return nil, err
 		}
-		return nil, p.answerPIN(nil, errors.New(why.Text))
+		return nil, p.answerPIN(wire.KindNoPIN, nil, errors.New(why.Text))
 	case wire.KindCall:
 		return p.call(h, payload)
 	case wire.KindCancel:
@@ -124,7 +129,7 @@ func (p *process) open(payload []byte) error {
 		return err
 	}
 	u, err := pkcs11uri.Parse(o.URI)
-	c := hsm.Config{Name: o.Name, Module: o.Module, Parameters: o.Parameters, URI: u, LoginAgain: o.LoginAgain}
+	c := hsm.Config{Name: o.Name, Module: o.Module, Parameters: o.Parameters, URI: u, LoginAgain: o.LoginAgain, AtDevice: p.askAtDevice}
 	if err == nil && o.Quirks != "" {
 		err = json.Unmarshal([]byte(o.Quirks), &c.Quirks)
 	}
@@ -152,10 +157,20 @@ func (p *process) open(payload []byte) error {
 
 // askPIN asks hsmbridge for the PIN. The bytes lie in the locked page; hsm overwrites them after the login.
 func (p *process) askPIN(_ context.Context, token wrapping.TokenIdentity) ([]byte, error) {
+	return p.ask(wire.KindPIN, &wire.WantPIN{Token: token})
+}
+
+// askAtDevice asks hsmbridge whether the token may ask for the PIN at its device, so that hsmbridge knows of the login before it begins.
+func (p *process) askAtDevice(_ context.Context, token wrapping.TokenIdentity, _ string) error {
+	_, err := p.ask(wire.KindLogIn, &wire.WantPIN{Token: token, AtDevice: true})
+	return err
+}
+
+func (p *process) ask(answer wire.Kind, m *wire.WantPIN) ([]byte, error) {
 	p.mu.Lock()
-	p.wanting = true
+	p.wanting = answer
 	p.mu.Unlock()
-	p.send(wire.KindWantPIN, 0, &wire.WantPIN{Token: token})
+	p.send(wire.KindWantPIN, 0, m)
 	pin := <-p.pins
 	if pin == nil {
 		return nil, p.noPIN
@@ -163,14 +178,14 @@ func (p *process) askPIN(_ context.Context, token wrapping.TokenIdentity) ([]byt
 	return pin, nil
 }
 
-func (p *process) answerPIN(pin []byte, none error) error {
+func (p *process) answerPIN(kind wire.Kind, pin []byte, none error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.wanting {
+	if p.wanting == 0 || kind != p.wanting && kind != wire.KindNoPIN {
 		clear(pin)
-		return fmt.Errorf("%w: a PIN that nobody asked for", wire.ErrMalformed)
+		return fmt.Errorf("%w: an answer for a PIN that nobody asked for", wire.ErrMalformed)
 	}
-	p.wanting, p.noPIN = false, none
+	p.wanting, p.noPIN = 0, none
 	p.pins <- pin
 	return nil
 }

@@ -51,9 +51,15 @@ func (m *Open) fields(c *coder) {
 }
 
 // WantPIN names the token that was found.
-type WantPIN struct{ Token wrapping.TokenIdentity }
+type WantPIN struct {
+	Token    wrapping.TokenIdentity
+	AtDevice bool // no PIN is wanted, which is typed at the device: only to be let go on
+}
 
-func (m *WantPIN) fields(c *coder) { identity(c, &m.Token) }
+func (m *WantPIN) fields(c *coder) {
+	identity(c, &m.Token)
+	c.flag(&m.AtDevice)
+}
 
 func identity(c *coder, v *wrapping.TokenIdentity) {
 	for _, s := range []*string{&v.Label, &v.Manufacturer, &v.Model, &v.Serial, &v.Hardware, &v.Firmware} {

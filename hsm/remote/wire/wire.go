@@ -24,7 +24,7 @@ import (
 )
 
 // Version is that of the language. Both ends are one binary, so another one is a mistake.
-const Version = 1
+const Version = 2
 
 // Argument is the hidden first argument that makes hsmbridge the process of a module; its second is the token's name.
 const Argument = "module-process"
@@ -43,7 +43,7 @@ const Socket = 3
 // Kind says what a frame is.
 type Kind byte
 
-// The kinds. PIN and NoPIN answer WantPIN; Answer and Failed answer Open (number 0) and Call.
+// The kinds. PIN, NoPIN and LogIn answer WantPIN; Answer and Failed answer Open (number 0) and Call.
 const (
 	KindHello   Kind = iota + 1 // process: it is there; [Hello]
 	KindOpen                    // hsmbridge: load the module and open the token; [Open]
@@ -54,6 +54,7 @@ const (
 	KindCancel                  // hsmbridge: nobody waits for that call any more
 	KindAnswer                  // process
 	KindFailed                  // process; [Failure]
+	KindLogIn                   // hsmbridge: log in; the PIN is typed at the device
 )
 
 // Op is what a call asks for.
@@ -168,7 +169,7 @@ func (c *Conn) Next() (Header, error) {
 	length := binary.BigEndian.Uint32(b[:])
 	h := Header{Kind: Kind(b[4]), Op: Op(b[5]), Call: binary.BigEndian.Uint64(b[6:])}
 	switch most := c.most; {
-	case h.Kind == 0 || h.Kind > KindFailed:
+	case h.Kind == 0 || h.Kind > KindLogIn:
 		return h, fmt.Errorf("%w: a frame of kind %d", ErrMalformed, h.Kind)
 	case h.Kind == KindCall && (h.Op == 0 || h.Op > OpClose):
 		return h, fmt.Errorf("%w: %s", ErrMalformed, h.Op)

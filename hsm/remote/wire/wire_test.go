@@ -33,7 +33,7 @@ func samples() []struct{ m, empty Message } {
 		{&Open{Name: "n", Module: "/m.so", Parameters: "p", URI: "pkcs11:", Quirks: `{"family":"none"}`, LoginAgain: true}, &Open{}},
 		{&Report{Version: "1", Private: []string{"a", "b"}}, &Report{}},
 		{&Document{JSON: []byte("{}")}, &Document{}},
-		{&WantPIN{id}, &WantPIN{}},
+		{&WantPIN{id, true}, &WantPIN{}},
 		{&Opened{Token: id, Warnings: []string{"w"}, PINTriesLow: true, Sessions: 16}, &Opened{}},
 		{&Text{"t"}, &Text{}},
 		{&Bytes{[]byte{1, 2, 3}}, &Bytes{}},

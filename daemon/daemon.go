@@ -200,6 +200,9 @@ func (d *Daemon) Start(ctx context.Context) (stop func() error, err error) {
 		wg.Go(func() { d.watchSites(loops) })
 	}
 	wg.Go(func() { d.watchdog(loops) })
+	if !d.o.Manual {
+		wg.Go(func() { d.tokens.askAtStart(loops) })
+	}
 	d.ready.Store(true)
 	d.notify("READY=1\nSTATUS=running")
 	go debug.FreeOSMemory() // what loading left behind
@@ -208,6 +211,7 @@ func (d *Daemon) Start(ctx context.Context) (stop func() error, err error) {
 		d.ready.Store(false)
 		d.notify("STOPPING=1\nSTATUS=finishing the steps under way")
 		d.log.Info("ending: the steps under way are finished")
+		d.tokens.devices.stop()
 		d.runner.Stop()
 		cancel()
 		end, done := context.WithTimeout(context.WithoutCancel(ctx), stopTime)

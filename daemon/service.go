@@ -148,6 +148,7 @@ func (d *Daemon) ResumeToken(ctx context.Context, actor, token string) error {
 	if err := d.tokens.unpark(ctx, token, actor); err != nil {
 		return err
 	}
+	d.tokens.askNow(ctx, token)
 	_, err := d.store.HurryToken(ctx, token, d.queue.Enqueue)
 	d.nudge()
 	return err

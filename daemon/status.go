@@ -32,6 +32,8 @@ func (d *Daemon) tokenStates() []control.Token {
 		switch {
 		case s.parked != nil:
 			t.State, t.Reason = "parked", s.parked.Reason
+		case s.device != nil:
+			t.State, t.Reason, t.Until = "opening", s.device.says(c.Name), s.device.until
 		case s.resting.After(d.now()):
 			t.State, t.Reason, t.Until = "resting", s.cause, s.resting
 		case s.token != nil:
@@ -98,8 +100,11 @@ const mostPeople = 100
 func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
 	compiled := *d.keys.Load()
 	for _, t := range s.Tokens {
-		if t.State == "parked" {
+		switch {
+		case t.State == "parked":
 			s.People = append(s.People, control.NeedsPerson{Token: t.Name, Message: t.Reason, Retry: "hsmbridge resume --token " + t.Name})
+		case t.State == "opening" && !t.Until.IsZero():
+			s.People = append(s.People, control.NeedsPerson{Token: t.Name, Message: t.Reason, Retry: "hsmbridge status"})
 		}
 	}
 	s.Counts.Keys = len(c.Keys)

@@ -40,6 +40,9 @@ type Token interface {
 type Login struct {
 	Again bool                            // a person has mended the cause of an earlier refusal
 	Begin func(ctx context.Context) error // to be called immediately before the PIN is given to the token; with an error it is not given
+
+	// In place of Begin where the PIN is typed at the device: to be called immediately before the token asks for it there, and how long it is waited for.
+	AtDevice func(ctx context.Context, id wrapping.TokenIdentity, wait time.Duration) error
 }
 
 // OpenToken opens a token and logs in, once.
@@ -55,7 +58,8 @@ type tokens struct {
 	began  func(token string)         // a process of its module began
 	gone   func(token, reason string) // it is no more: why, in the words of daemon/metrics
 
-	opening sync.Mutex // one login at a time in the whole process
+	opening sync.Mutex // one login at a time in the whole process, but for those at a device
+	devices devices
 
 	mu     sync.Mutex
 	byName map[string]*slot
@@ -72,6 +76,9 @@ type slot struct {
 	again   bool // the next login may follow a refused one
 	low     bool
 	begun   bool // it stands in the database that a login is under way
+
+	device *atDevice // the token is being opened, and its PIN is typed at its device; nil: no
+	asked  bool      // it asked there since a person said so last, or since the start: it does not ask again by itself
 
 	trouble atomic.Bool // it was parked, rests, or was not opened since: see Usable
 
@@ -102,7 +109,7 @@ func (ts *tokens) load(ctx context.Context) error {
 			s.parked = &p
 			s.trouble.Store(true)
 		case p.Daemon == ts.store.Daemon():
-			ts.park(ctx, name, s, unknownLogin(p))
+			ts.park(ctx, name, s, ts.unknownLogin(p))
 		}
 	}
 	return err
@@ -130,13 +137,20 @@ func (ts *tokens) look(ctx context.Context, name string, s *slot) (begun *store.
 		s.parked = &p
 		s.trouble.Store(true)
 	case s.parked != nil:
-		s.parked, s.again = nil, true
+		s.parked, s.again, s.asked = nil, true, false
 	}
 	return begun, nil
 }
 
 // unknownLogin is why a token is parked whose login nobody knows the end of.
-func unknownLogin(p store.Parked) error {
+func (ts *tokens) unknownLogin(p store.Parked) error {
+	if c, ok := ts.config().Token(p.Token); ok && c.Quirks.NeedsNoPIN() {
+		return &runner.Error{
+			ErrCode: runner.CodeLogin, ErrClass: "token",
+			Message: fmt.Sprintf("the process of daemon %s that logged in at the token's device at %s ended before it was written down how that went; it does not ask there again by itself, because that may have cost a try: have somebody with the PIN or the key there",
+				p.Daemon, p.At.Format(time.RFC3339)),
+		}
+	}
 	return &runner.Error{
 		ErrCode: runner.CodeLogin, ErrClass: "token",
 		Message: fmt.Sprintf("the process of daemon %s that gave the PIN to the token at %s ended before it was written down whether it was right; it is not given again by itself, because tokens lock: see that the PIN is right",
@@ -168,6 +182,8 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 		return nil, &runner.Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: "the configuration has no token " + name}
 	case s.parked != nil:
 		return nil, ts.parkedError(name, s)
+	case s.device != nil:
+		return nil, ts.asks(name, s)
 	case s.resting.After(ts.now()):
 		return nil, &runner.Error{ErrCode: runner.CodeResting, ErrClass: "token", Message: fmt.Sprintf("token %s is left alone until %s (%s)", name, s.resting.Format(time.RFC3339), s.cause)}
 	case s.token != nil && reflect.DeepEqual(s.config, c):
@@ -181,13 +197,12 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 	if err != nil {
 		return nil, err
 	}
-	defer release()
 	ts.began(name)
-	token, err := ts.open(ctx, c, Login{Again: s.again, Begin: func(ctx context.Context) error {
-		err := ts.store.BeginLogin(ctx, name)
-		s.begun = s.begun || err == nil
-		return err
-	}})
+	return ts.login(ctx, name, s, c, release)
+}
+
+// opened keeps a token that was opened, or looks into why it was not.
+func (ts *tokens) opened(ctx context.Context, name string, s *slot, c configs.Token, token Token, err error) (*tracked, error) {
 	if err != nil {
 		return nil, ts.failed(ctx, name, s, err)
 	}
@@ -233,6 +248,8 @@ func (ts *tokens) alone(ctx context.Context, name string, s *slot) (release func
 		l, err := ts.store.Lock(ctx, "login/"+name)
 		switch {
 		case errors.Is(err, store.ErrLocked) && i < tries:
+		case errors.Is(err, store.ErrLocked): // at a device it takes as long as a person takes
+			return nil, &runner.Error{ErrCode: runner.CodeResting, ErrClass: "token", Message: "another daemon logs in to token " + name + " just now", Err: err}
 		case err != nil:
 			return nil, err
 		default:
@@ -241,7 +258,7 @@ func (ts *tokens) alone(ctx context.Context, name string, s *slot) (release func
 				return nil, errors.Join(err, l.Release(ctx))
 			}
 			if begun != nil && s.parked == nil && !s.begun { // whoever began it is gone: this process has the lock now
-				ts.park(ctx, name, s, unknownLogin(*begun))
+				ts.park(ctx, name, s, ts.unknownLogin(*begun))
 			}
 			if s.parked != nil {
 				return nil, errors.Join(ts.parkedError(name, s), l.Release(ctx))
@@ -343,6 +360,7 @@ func (ts *tokens) attend(ctx context.Context, name string, s *slot, t *tracked) 
 // died notes that the process of a token's module is no more, and parks a token of which that is said too often.
 func (ts *tokens) died(ctx context.Context, name string, s *slot, cause error) (parked bool) {
 	now := ts.now()
+	s.cause = cause.Error()
 	s.deaths = append(s.deaths, now)
 	reason := metrics.EndCrash
 	switch {
@@ -426,7 +444,7 @@ func (ts *tokens) unpark(ctx context.Context, name, actor string) error {
 	case !found && !s.resting.After(ts.now()):
 		return fmt.Errorf("token %s is not parked: %w", name, control.ErrRefused)
 	}
-	s.parked, s.resting, s.cause, s.again, s.deaths = nil, time.Time{}, "", found, nil
+	s.parked, s.resting, s.cause, s.again, s.asked, s.deaths = nil, time.Time{}, "", found, false, nil
 	s.trouble.Store(false)
 	return nil
 }
@@ -447,6 +465,7 @@ func (ts *tokens) shut(s *slot, name string) {
 
 // close closes all tokens, at the end.
 func (ts *tokens) close() error {
+	ts.devices.end()
 	ts.mu.Lock()
 	all := maps.Clone(ts.byName)
 	ts.mu.Unlock()

@@ -16,6 +16,7 @@ import (
 	"hsmbridge/daemon/importer"
 	"hsmbridge/daemon/pin"
 	"hsmbridge/hsm/remote"
+	"hsmbridge/hsm/wrapping"
 	"hsmbridge/kmsclient"
 )
 
@@ -132,7 +133,19 @@ func (c *connections) token(ctx context.Context, name string) (*remote.Token, er
 		c.failed[name] = err
 		return nil, err
 	}
-	open, err := c.start.Open(ctx, moduleOf(t), remote.PINSource(c.pins[name]))
+	module, asked := moduleOf(t), false
+	module.AtDevice = func(ctx context.Context, id wrapping.TokenIdentity, wait time.Duration) error {
+		err := c.app.atDevice(ctx, c.config, t, id, wait)
+		asked = err == nil
+		return err
+	}
+	open, err := c.start.Open(ctx, module, remote.PINSource(c.pins[name]))
+	switch {
+	case err == nil && asked:
+		fmt.Fprintf(c.app.err, "hsmbridge: logged in to token %s at its device\n", name)
+	case asked && ctx.Err() != nil:
+		fmt.Fprintf(c.app.err, "hsmbridge: token %s may still ask for its PIN: cancel that at its device; it may count as a try\n", name)
+	}
 	if err != nil {
 		c.failed[name] = err
 		return nil, err

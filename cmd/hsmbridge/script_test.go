@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -11,10 +12,15 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"hsmbridge/hsm/worker"
 )
 
 // TestMain makes the command available to scripts as `hsmbridge`.
 func TestMain(m *testing.M) {
+	if worker.Called(os.Args) {
+		os.Exit(worker.Main(os.Args))
+	}
 	syscall.Umask(0o022) // a configuration that the group can change is refused
 	testscript.Main(m, map[string]func(){"hsmbridge": main})
 }

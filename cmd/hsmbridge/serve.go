@@ -128,8 +128,20 @@ func (o *opener) open(ctx context.Context, t configs.Token, l daemon.Login) (dae
 		return nil, &pinError{err}
 	}
 	module := moduleOf(t)
-	module.LoginAgain = l.Again
-	token, err := o.start.Open(ctx, module, func(ctx context.Context, id wrapping.TokenIdentity) ([]byte, error) {
+	module.LoginAgain, module.AtDevice = l.Again, l.AtDevice
+	token, err := o.start.Open(ctx, module, begun(source, l))
+	if err != nil {
+		return nil, err
+	}
+	return token, nil
+}
+
+// begun is the source of a PIN that is given only when it is written down that a login begins. Nil: the PIN is typed at the device.
+func begun(source pin.Source, l daemon.Login) remote.PINSource {
+	if source == nil {
+		return nil
+	}
+	return func(ctx context.Context, id wrapping.TokenIdentity) ([]byte, error) {
 		secret, err := source(ctx, id)
 		if err == nil {
 			err = l.Begin(ctx)
@@ -139,11 +151,7 @@ func (o *opener) open(ctx context.Context, t configs.Token, l daemon.Login) (dae
 			return nil, err
 		}
 		return secret, nil
-	})
-	if err != nil {
-		return nil, err
 	}
-	return token, nil
 }
 
 // pinError is that there was no PIN to log in with.

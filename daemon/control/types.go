@@ -87,7 +87,7 @@ type Token struct {
 	Name        string    `json:"name"`
 	State       string    `json:"state"` // open, opening, closed, resting, parked, elsewhere (this daemon does not reach it)
 	Reason      string    `json:"reason,omitempty"`
-	Until       time.Time `json:"until,omitzero"` // of resting
+	Until       time.Time `json:"until,omitzero"` // of resting, and of opening where a person is waited for at the token's device
 	Serial      string    `json:"serial,omitempty"`
 	Model       string    `json:"model,omitempty"`
 	Firmware    string    `json:"firmware,omitempty"`

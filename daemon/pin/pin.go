@@ -31,8 +31,12 @@ const maxBytes = 1024
 const commandTimeout = 60 * time.Second
 
 // Later makes the source of a token's PIN for a process that loads no PKCS#11 module itself: all of it, pin_command included, waits until
-// the token is found, so that a PIN is in memory for as long as it takes to hand it over.
+// the token is found, so that a PIN is in memory for as long as it takes to hand it over. The source is nil for a token whose PIN is typed at the
+// device.
 func Later(t configs.Token) (Source, error) {
+	if t.Quirks.NeedsNoPIN() {
+		return nil, nil
+	}
 	if len(t.PINCommand) > 0 && t.PINFile == "" {
 		return func(ctx context.Context, _ wrapping.TokenIdentity) ([]byte, error) {
 			return fromCommand(ctx, t.PINCommand)

@@ -14,6 +14,7 @@ import (
 
 	"hsmbridge/configs"
 	"hsmbridge/daemon/pin"
+	"hsmbridge/hsm/quirks"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -43,6 +44,20 @@ func refused(t *testing.T, got string, err error, secret string, want ...string)
 	}
 	if secret != "" && strings.Contains(err.Error(), secret) {
 		t.Errorf("the error shows what was read: %v", err)
+	}
+}
+
+// A token whose PIN is typed at the device has no source, for both kinds of processes, and that is no error.
+func TestAtDevice(t *testing.T) {
+	yes := true
+	at := configs.Token{Name: "demo", Quirks: quirks.Override{ProtectedPath: &yes}}
+	later, err := pin.Later(at)
+	if later != nil || err != nil {
+		t.Errorf("Later: %v", err)
+	}
+	now, err := pin.Prepare(t.Context(), at)
+	if now != nil || err != nil {
+		t.Errorf("Prepare: %v", err)
 	}
 }
 

@@ -41,8 +41,9 @@ const (
 	envConfig = "FLEET_CONFIG" // its configuration
 	envKill   = "FLEET_KILL"   // "job kind/step/n": kill -9 when the n-th such step is written down; "login": when a token has answered to a PIN
 	envLease  = "FLEET_LEASE"
-	envStop   = "FLEET_STOP" // like envKill, but SIGSTOP
-	envPoll   = "FLEET_POLL" // how often the queue is looked at; default 20 ms, so that tests do not wait
+	envStop   = "FLEET_STOP"   // like envKill, but SIGSTOP
+	envDevice = "FLEET_DEVICE" // how long a person has to log in at a device
+	envPoll   = "FLEET_POLL"   // how often the queue is looked at; default 20 ms, so that tests do not wait
 )
 
 func TestMain(m *testing.M) {
@@ -118,9 +119,11 @@ func signalAt() func(store.Job, string) {
 // openToken opens tokens as the command does, with the PIN from its file.
 func openToken() daemon.OpenToken {
 	var starter remote.Starter
+	wait, _ := time.ParseDuration(os.Getenv(envDevice))
 	return func(ctx context.Context, t configs.Token, l daemon.Login) (daemon.Token, error) {
 		token, err := starter.Open(ctx, remote.Config{
 			Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, LoginAgain: l.Again, CallTimeout: t.Timeout(),
+			Quirks: t.Quirks, AtDevice: l.AtDevice, DeviceTime: wait,
 		}, func(ctx context.Context, _ wrapping.TokenIdentity) ([]byte, error) {
 			if err := l.Begin(ctx); err != nil {
 				return nil, err

@@ -32,7 +32,7 @@ func (a *app) can(ctx context.Context, args []string) (err error) {
 		return usageError{fmt.Errorf("the configuration has no key %q", names[0])}
 	}
 	t, _ := c.Token(k.Token)
-	token, _, err := openToken(ctx, t)
+	token, _, err := openToken(ctx, t, a.err)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"hsmbridge/daemon/ceremony"
 	"hsmbridge/daemon/pin"
 	"hsmbridge/hsm"
+	"hsmbridge/hsm/wrapping"
 )
 
 func (s *session) people(ctx context.Context) error {
@@ -192,21 +194,30 @@ func (s *session) open(ctx context.Context) error {
 	k, _ := s.config.Key(s.q.Key)
 	t, _ := s.config.Token(k.Token)
 	var err error
-	if s.token, s.user, err = openToken(ctx, t); err != nil {
+	if s.token, s.user, err = openToken(ctx, t, s.out); err != nil {
 		return err
 	}
 	s.room.Token = s.token
 	return nil
 }
 
-func openToken(ctx context.Context, t configs.Token) (*hsm.Token, hsm.PINSource, error) {
+// openToken opens an HSM and logs its user in. Where a PIN is typed at the device, out says when.
+func openToken(ctx context.Context, t configs.Token, out io.Writer) (*hsm.Token, hsm.PINSource, error) {
 	source, err := pin.Prepare(ctx, t)
 	if err != nil {
 		return nil, nil, err
 	}
 	user := hsm.PINSource(source)
-	token, err := hsm.Open(ctx, hsm.Config{Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, Quirks: t.Quirks}, user)
+	token, err := hsm.Open(ctx, hsm.Config{Name: t.Name, Module: t.Module, Parameters: t.ModuleParameters, Environment: t.Environment, URI: t.URI, Quirks: t.Quirks, AtDevice: atDevice(out)}, user)
 	return token, user, err
+}
+
+// atDevice tells people that a PIN is typed at the HSM's own device now, and whose.
+func atDevice(out io.Writer) hsm.AtDevice {
+	return func(_ context.Context, token wrapping.TokenIdentity, who string) error {
+		fmt.Fprintf(out, "\nThe HSM (serial %s) asks for the PIN of its %s at its own device now: type it there, or put the key in. It asks once.\n", printable(token.Serial), strings.ToUpper(who))
+		return nil
+	}
 }
 
 func (s *session) theKey(ctx context.Context) error {

@@ -162,12 +162,30 @@ func (s *session) opening() (err error) {
 	if err := ceremony.Used(filepath.Dir(s.name), s.q); err != nil {
 		return err
 	}
+	if err := s.twoLogins(); err != nil {
+		return err
+	}
 	who := "unknown"
 	if u, err := user.Current(); err == nil {
 		who = approval.OneLine(u.Username)
 	}
 	s.room.Log, err = ceremony.OpenLog(s.name+ceremony.LogExt, s.q.ID, who, time.Now)
 	return err
+}
+
+// twoLogins holds that both PINs of a wrap under a trusted key can be had in the wrap: the user logs in again behind the security officer, when the module
+// is loaded and its process starts no other any more.
+func (s *session) twoLogins() error {
+	k, _ := s.config.Key(s.q.Key)
+	t, _ := s.config.Token(k.Token)
+	switch {
+	case s.room.Trusted == nil:
+	case len(t.PINCommand) > 0:
+		return configError{fmt.Errorf("token %s has pin_command, which is run once, before the module is loaded, and with --trusted the user logs in again in each wrap: give the token pin_prompt, pin_file or pin_credential in its place; nothing was begun", t.Name)}
+	case t.Quirks.NeedsNoPIN() && s.so != "":
+		return usageError{fmt.Errorf("--so-pin-file is given, and the PINs of token %s are typed at its device (quirks.protected_authentication_path): leave it out; nothing was begun", t.Name)}
+	}
+	return nil
 }
 
 // stop writes down why a session ended early.

@@ -22,6 +22,7 @@ import (
 	"hsmbridge/hsm/hsmtest"
 	"hsmbridge/hsm/wrapping"
 	"hsmbridge/test/e2e"
+	"hsmbridge/test/pinpad"
 )
 
 func derOf(t *testing.T, k *rsa.PrivateKey) []byte {
@@ -86,6 +87,62 @@ func (y *terminal) waits(n int) bool {
 		}
 	}
 	return false
+}
+
+// TestTrustedPINs holds that a session with the security officer that could not end well is refused before it begins, and that one whose PINs are typed at the
+// device says whose is asked for.
+func TestTrustedPINs(t *testing.T) {
+	emu := e2e.StartEmulator(t)
+	kmsKey := emu.CreateKey(emu.Client(), wrapping.SymmetricDefault)
+	w := newWorld(t, ", endpoint: "+emu.Endpoint, "database: x.db\ncontrol: {socket: c.sock}\nmetrics: {listen: none}\n", kmsKey)
+	t.Run("key", func(t *testing.T) { // the module is unloaded at its end
+		hsmtest.Open(t, w.tok.Token)
+		hsmtest.GenerateAES(t, w.tok.Token, "payments", pkcs11.CKA_WRAP_WITH_TRUSTED, true)
+	})
+	if out, code := w.run("hsmbridge", "-c", w.config, "ceremony", "fetch", "payments", "--algorithm", "RSAES_OAEP_SHA_1", "--out", w.dir); code != 0 {
+		t.Fatalf("exit code %d\n%s", code, out)
+	}
+	requests, err := filepath.Glob(filepath.Join(w.dir, "*"+ceremony.RequestExt))
+	if err != nil || len(requests) != 1 {
+		t.Fatalf("%v, %v", requests, err)
+	}
+	request := requests[0]
+	name := strings.TrimSuffix(request, ceremony.RequestExt)
+	so := w.write("so-pin", []byte(w.tok.SOPIN))
+	file, text := regexp.MustCompile(`pin_file: ("[^"]*")`), w.read(w.config)
+
+	w.config = w.write("command.yaml", file.ReplaceAll(text, []byte("pin_command: [cat, $1]")))
+	matches(t, w.all(3, request, "--trusted", "--so-pin-file", so), `pin_command, which is run once, .*--trusted .*nothing was begun`)
+	pad := pinpad.New(t, w.tok.Token)
+	pad.Silent(t) // the configuration alone says it
+	w.config = w.write("device.yaml", bytes.Replace(file.ReplaceAll(text, []byte("quirks: {protected_authentication_path: true}")), []byte(w.tok.Module), []byte(pad.Module), 1))
+	matches(t, w.all(2, request, "--trusted", "--so-pin-file", so), `--so-pin-file is given, .*nothing was begun`)
+	if _, err := os.Stat(name + ceremony.LogExt); !os.IsNotExist(err) {
+		t.Errorf("a session was begun: %v", err)
+	}
+
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() { // people at the device: they type whenever it asks
+		for tick := time.NewTicker(10 * time.Millisecond); ; {
+			select {
+			case <-ended:
+				tick.Stop()
+				return
+			case <-tick.C:
+				pad.TypeAhead(w.tok.PIN, w.tok.SOPIN)
+			}
+		}
+	}()
+	shown := w.all(0, request, "--trusted")
+	user, officer := "asks for the PIN of its USER at its own device now", "asks for the PIN of its SECURITY OFFICER at its own device now"
+	first, second, third := strings.Index(shown, user), strings.Index(shown, officer), strings.LastIndex(shown, user)
+	if first < 0 || second < first || third < second || strings.Contains(shown, "ATTENTION") {
+		t.Errorf("it does not say whose PIN is asked for:\n%s", shown)
+	}
+	if _, err := os.Stat(name + ceremony.WrappedExt); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestTrusted takes a key with CKA_WRAP_WITH_TRUSTED through a ceremony, to KMS: the security officer trusts the wrapping key for that wrap

@@ -46,10 +46,29 @@ func (t Token) TypeSO(tb testing.TB, pin string) {
 	t.typed(tb, "so", pin)
 }
 
+// Silent has the token not say that its PINs are typed at the device, as some do not.
+func (t Token) Silent(tb testing.TB) {
+	tb.Helper()
+	write(tb, t.Module+".silent", "")
+}
+
 // Waits says that what was typed has not been taken.
 func (t Token) Waits() bool {
 	_, err := os.Stat(t.Module + ".user")
 	return err == nil
+}
+
+// TypeAhead types both PINs for the next login of each, where nothing is typed yet. It may be called while nobody looks: what fails is typed the next time.
+func (t Token) TypeAhead(user, so string) {
+	for who, pin := range map[string]string{"user": user, "so": so} {
+		if _, err := os.Stat(t.Module + "." + who); err == nil {
+			continue
+		}
+		next := t.Module + "." + who + ".next"
+		if err := os.WriteFile(next, []byte(pin), 0o600); err == nil {
+			_ = os.Rename(next, t.Module+"."+who)
+		}
+	}
 }
 
 func (t Token) typed(tb testing.TB, who, pin string) {

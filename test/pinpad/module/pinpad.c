@@ -1,6 +1,7 @@
 // A PKCS#11 module in front of another one whose PINs are typed at the device: it says so (CKF_PROTECTED_AUTHENTICATION_PATH), refuses a C_Login that
 // brings a PIN, and waits in one without for what somebody types: a file beside it, NAME.so.user or NAME.so.so, that holds the PIN. An empty
 // one is somebody who presses cancel. The file is taken away when it was read. NAME.so.module holds the path of the other module.
+// With a file NAME.so.silent it does not say that it is so.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <p11-kit/pkcs11.h>
@@ -43,7 +44,7 @@ static CK_RV login(CK_SESSION_HANDLE session, CK_USER_TYPE who, CK_UTF8CHAR_PTR 
 
 static CK_RV token_info(CK_SLOT_ID slot, CK_TOKEN_INFO_PTR info) {
 	CK_RV rv = theirs->C_GetTokenInfo(slot, info);
-	if (rv == CKR_OK)
+	if (rv == CKR_OK && access(beside("silent"), F_OK) != 0)
 		info->flags |= CKF_PROTECTED_AUTHENTICATION_PATH;
 	return rv;
 }

@@ -30,7 +30,7 @@ type Config struct {
 	MaxSessions int               // open at once; 0: 16, or what the token says if that is less
 	Quirks      quirks.Override   // in place of what is known of the token's family
 	LoginAgain  bool              // a person says that the cause of an earlier refusal is mended: one more login is tried
-	AtDevice    AtDevice          // is told before a login whose PIN is typed at the device; nil: nobody is
+	AtDevice    AtDevice          `json:"-"` // is told before a login whose PIN is typed at the device; nil: nobody is
 }
 
 // PINSource gives the user's PIN. It is called once, and the bytes are overwritten after C_Login. A token whose PIN is typed at the device needs none.

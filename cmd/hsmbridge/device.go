@@ -19,7 +19,7 @@ func (a *app) atDevice(ctx context.Context, c *configs.Config, t configs.Token, 
 	if s, err := control.NewClient(c.ControlSocket()).Status(quick); err == nil {
 		for _, x := range s.Tokens {
 			if x.Name == t.Name && x.State == "opening" && x.Reason != "" {
-				return fmt.Errorf("the daemon is about to log in at the same device: token %s %s; run this again when that is done", t.Name, x.Reason)
+				return fmt.Errorf("the daemon logs in at the same device: token %s %s; run this again when that is done", t.Name, x.Reason)
 			}
 		}
 	}

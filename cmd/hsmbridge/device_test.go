@@ -86,7 +86,7 @@ func TestDaemonAtDevice(t *testing.T) {
 	var out bytes.Buffer
 	conn := (&app{out: &out, err: &out, log: zap.NewNop()}).connect(c, []string{"demo"})
 	_, err = conn.token(t.Context(), "demo")
-	if err == nil || !strings.Contains(err.Error(), "no login was tried: the daemon is about to log in at the same device: token demo asks for its PIN at its own device") || out.Len() > 0 {
+	if err == nil || !strings.Contains(err.Error(), "no login was tried: the daemon logs in at the same device: token demo asks for its PIN at its own device") || out.Len() > 0 {
 		t.Errorf("%v\n%s", err, out.String())
 	}
 }

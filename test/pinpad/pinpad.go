@@ -26,7 +26,7 @@ func New(tb testing.TB, t token.Token) Token {
 	p.Module = filepath.Join(dir, "pinpad.so")
 	write(tb, p.Module+".module", t.Module)
 	write(tb, filepath.Join(dir, "pinpad.c"), string(source))
-	cmd := exec.CommandContext(tb.Context(), "gcc", "-shared", "-fPIC", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-DCRYPTOKI_COMPAT", //nolint:gosec // a test builds its own library
+	cmd := exec.CommandContext(tb.Context(), "gcc", "-shared", "-fPIC", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-DCRYPTOKI_COMPAT",
 		"-I/usr/include/p11-kit-1", "-I/usr/local/include/p11-kit-1", "-o", p.Module, filepath.Join(dir, "pinpad.c"), "-ldl")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		tb.Fatalf("build the PIN pad: %v\n%s", err, out)

@@ -265,7 +265,7 @@ func (a *app) reloadCommand() *cobra.Command {
 func (a *app) backupCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "backup FILE", Short: "Have the daemon copy its SQLite database to a new file, while it works",
-		Long: "Have the daemon copy its SQLite database to a new file, as it is at one moment, while it works. To go back to it: stop the daemon, put the file in the place of the database, remove its -wal and -shm files, start the daemon.",
+		Long: "Have the daemon copy its SQLite database to a new file, as it is at one moment, while it works. To go back to it: stop the daemon, put the file in the place of the database, remove its -wal and -shm files, rename the files of audit.export (they have records that the copy does not have; where one is required, the daemon would not start), start the daemon.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.daemon()

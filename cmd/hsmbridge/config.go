@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -54,6 +55,7 @@ func (a *app) checkConfig() error {
 	if err != nil {
 		return err
 	}
+	a.warnExports(c)
 	if !a.json {
 		destinations := 0
 		for _, k := range c.Keys {
@@ -62,6 +64,27 @@ func (a *app) checkConfig() error {
 		fmt.Fprintf(a.out, "%s is good: %s, %s, %s\n", a.configFile, counted(len(c.Tokens), "token"), counted(len(c.Keys), "key"), counted(destinations, "destination"))
 	}
 	return nil
+}
+
+// warnExports says which files of the audit log have no folder on this machine. It is no mistake: the daemon may be on another one.
+func (a *app) warnExports(c *configs.Config) {
+	for _, e := range c.Audit.Export {
+		if e.File == "" {
+			continue
+		}
+		what := "the log cannot be copied there"
+		if e.Required {
+			what = "the daemon does not start (required: true)"
+		}
+		folder := filepath.Dir(e.File)
+		info, err := os.Stat(folder)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			fmt.Fprintf(a.err, "hsmbridge: warning: audit.export: there is no folder %s on this machine: without it %s; make it for the daemon's user\n", folder, what)
+		case err == nil && !info.IsDir():
+			fmt.Fprintf(a.err, "hsmbridge: warning: audit.export: %s is no folder: %s\n", folder, what)
+		}
+	}
 }
 
 func (a *app) initConfig(args []string) error {

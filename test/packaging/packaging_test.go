@@ -293,6 +293,28 @@ func TestInstall(t *testing.T) {
 	}
 }
 
+// TestSampleIsWritable holds that the paths which the sample configuration and the documents name for the daemon's own files lie in directories that the
+// unit makes: it may write nowhere else.
+func TestSampleIsWritable(t *testing.T) {
+	unit := read(t, "packaging/hsmbridge.service")
+	var own []string
+	for name, top := range map[string]string{"StateDirectory": "/var/lib/", "LogsDirectory": "/var/log/", "RuntimeDirectory": "/run/"} {
+		m := regexp.MustCompile(`(?m)^` + name + `=(\S+)$`).FindStringSubmatch(unit)
+		if m == nil {
+			t.Fatalf("the unit has no %s=", name)
+		}
+		own = append(own, top+m[1]+"/")
+	}
+	written := regexp.MustCompile(`\b(?:database|socket|file):\s*"?(/[^\s",}]+)`)
+	for _, path := range []string{"configs/hsmbridge.yaml", "docs/audit.md", "docs/systemd.md"} {
+		for _, m := range written.FindAllStringSubmatch(read(t, path), -1) {
+			if !slices.ContainsFunc(own, func(folder string) bool { return strings.HasPrefix(m[1], folder) }) {
+				t.Errorf("%s: the unit cannot write %s, only %v", path, m[1], own)
+			}
+		}
+	}
+}
+
 // bound is the exposure that systemd-analyze may find at most: 0 is nothing, 10 everything.
 const bound = 1.5
 

@@ -71,18 +71,18 @@ type Metrics struct {
 // New makes the metrics. read is called at every scrape.
 func New(version string, read func(ctx context.Context) (Snapshot, error)) *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry(), read: read, reloadOK: true}
-	m.imports = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_imports_total", Help: "Imports by how they ended."}, []string{"result", "action"})
+	m.imports = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_imports_total", Help: "Imports by how they ended, and by the kind of job that made them."}, []string{"result", "action"})
 	m.steps = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "hsmbridge_step_duration_seconds", Help: "How long each step of a job took.", Buckets: []float64{.005, .025, .1, .5, 1, 2.5, 5, 10, 30, 60, 300},
 	}, []string{"step"})
 	m.calls = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_kms_calls_total", Help: "Requests to AWS KMS by operation and error code; the code of a success is empty."}, []string{"operation", "code"})
-	m.throttles = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_kms_throttles_total", Help: "Requests that AWS KMS throttled."}, []string{"operation"})
+	m.throttles = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_kms_throttles_total", Help: "Requests to AWS KMS that were throttled."}, []string{"operation"})
 	m.ends = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "hsmbridge_token_process_ends_total", Help: "Processes of the token's module that ended, by why: crash, deadline, protocol, replaced, closed.",
+		Name: "hsmbridge_token_process_ends_total", Help: "Processes of the token's module that ended: crash, deadline, protocol (it answered what it must not), replaced (its state was broken), closed.",
 	}, []string{"token", "reason"})
-	m.deleted = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_retention_deleted_total", Help: "Rows of the database that were deleted because they were older than retention says."}, []string{"what"})
+	m.deleted = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsmbridge_retention_deleted_total", Help: "Rows of the database that were deleted because they were older than retention says: jobs, imports."}, []string{"what"})
 	m.planTook = prometheus.NewGauge(prometheus.GaugeOpts{Name: "hsmbridge_planner_pass_seconds", Help: "How long the planner's last pass took."})
-	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "hsmbridge_build_info", Help: "1, with the version as a label."}, []string{"version"})
+	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "hsmbridge_build_info", Help: "Always 1; the label is the version of the daemon."}, []string{"version"})
 	info.WithLabelValues(version).Set(1)
 	m.registry.MustRegister(m.imports, m.steps, m.calls, m.throttles, m.ends, m.deleted, m.planTook, info, m,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -169,27 +169,27 @@ func gauges() map[string]*prometheus.Desc {
 		name, help string
 		labels     []string
 	}{
-		{"material_expiry_seconds", "Seconds until the key material expires in KMS; +Inf: never; 0 or less: it has expired.", []string{"key", "destination"}},
-		{"destination_ready", "1 while KMS holds the key material.", []string{"key", "destination"}},
-		{"destination_unseen", "1 while nobody has seen what KMS holds.", []string{"key", "destination"}},
-		{"rotations_left", "How often the KMS key can still be rotated on demand.", []string{"key", "destination"}},
+		{"material_expiry_seconds", "Seconds until AWS KMS deletes the key material; +Inf is never, 0 or less is gone.", []string{"key", "destination"}},
+		{"destination_ready", "1 while AWS KMS holds the key material, also when the KMS key is disabled.", []string{"key", "destination"}},
+		{"destination_unseen", "1 while nobody has seen what AWS KMS holds; then there is none, and the destination has the others.", []string{"key", "destination"}},
+		{"rotations_left", "Rotations on demand that AWS KMS still allows for the key.", []string{"key", "destination"}},
 		{"last_drill_seconds", "Seconds since the token's copy of the key was last proved by an import.", []string{"key", "destination"}},
-		{"kms_clock_skew_seconds", "How far the clock of AWS KMS is ahead of this machine's.", []string{"region"}},
+		{"kms_clock_skew_seconds", "Time of AWS KMS minus time of this machine.", []string{"region"}},
 		{"token_up", "0 while the token cannot be opened, or is left alone.", []string{"token"}},
-		{"token_parked", "1 while the token waits for a person.", []string{"token"}},
-		{"token_pin_tries_low", "1 when the token showed at its login that a wrong PIN was given to it.", []string{"token"}},
+		{"token_parked", "1 while the token is left alone until a person says so.", []string{"token"}},
+		{"token_pin_tries_low", "1 when the token said, as it was opened, that a wrong PIN was given before.", []string{"token"}},
 		{"token_sessions", "Calls to the token that run now, each in a session of its own.", []string{"token"}},
-		{"jobs", "Open jobs by state.", []string{"state"}},
-		{"key_needs_person", "1 while the key waits for a person.", []string{"key"}},
+		{"jobs", "Open jobs by state: queued, running, waiting.", []string{"state"}},
+		{"key_needs_person", "1 when the daemon cannot go on with the key without somebody.", []string{"key"}},
 		{"approval_requests_open", "Requests for approval that wait for the signatures of officers.", nil},
 		{"audit_records", "Records in the audit log.", nil},
 		{"audit_unsigned_records", "Records of the audit log that no signed checkpoint has yet.", nil},
 		{"audit_checkpoint_age_seconds", "Seconds since the latest checkpoint of the audit log was signed.", nil},
 		{"audit_export_lag_records", "Records of the audit log that are not yet copied to the place.", []string{"to"}},
 		{"config_reload_success", "1 when the configuration was taken the last time that it was read.", nil},
-		{"config_last_reload_timestamp_seconds", "When the configuration was last read.", nil},
-		{"planner_last_pass_timestamp_seconds", "When the planner ended its last pass.", nil},
-		{"watch_last_pass_timestamp_seconds", "When KMS was last looked at.", nil},
+		{"config_last_reload_timestamp_seconds", "When the configuration was last read, taken or not.", nil},
+		{"planner_last_pass_timestamp_seconds", "When the planner last ended a pass over all keys.", nil},
+		{"watch_last_pass_timestamp_seconds", "When the daemon last looked which KMS keys are due to be looked at.", nil},
 	} {
 		out[g.name] = prometheus.NewDesc("hsmbridge_"+g.name, g.help, g.labels, nil)
 	}

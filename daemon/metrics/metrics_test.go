@@ -48,7 +48,7 @@ func full() *Metrics {
 	return m
 }
 
-// What the dashboard and the alerts are written for is what is exported: names, labels and types.
+// What the dashboard and the alerts are written for is what is exported: names, labels, types and helps; and nothing else but what Go and the process say.
 func TestAsDocumented(t *testing.T) {
 	f, err := os.Open("../../packaging/metrics.txt")
 	if err != nil {
@@ -56,12 +56,14 @@ func TestAsDocumented(t *testing.T) {
 	}
 	defer f.Close() //nolint:errcheck // it was only read
 	want := map[string]string{}
-	line := regexp.MustCompile(`^(hsmbridge_[a-z_]+)(?:\{([a-z_,]*)\})? (\w+) `)
+	line := regexp.MustCompile(`^(hsmbridge_[a-z_]+)(?:\{([a-z_,]*)\})? (\w+) (.*)$`)
+	helps := map[string]string{}
 	for s := bufio.NewScanner(f); s.Scan(); {
 		if m := line.FindStringSubmatch(s.Text()); m != nil {
 			labels := strings.Split(m[2], ",")
 			slices.Sort(labels)
 			want[m[1]] = strings.Join(labels, ",") + " " + m[3]
+			helps[m[1]] = m[4]
 		}
 	}
 	text := scrape(t, full())
@@ -70,6 +72,15 @@ func TestAsDocumented(t *testing.T) {
 	sample := regexp.MustCompile(`^(hsmbridge_[a-z_]+)(?:\{([^}]*)\})? `)
 	name := regexp.MustCompile(`([a-z_]+)="`)
 	for l := range strings.Lines(text) {
+		if rest, ok := strings.CutPrefix(l, "# HELP "); ok {
+			name, help, _ := strings.Cut(strings.TrimSpace(rest), " ")
+			switch {
+			case strings.HasPrefix(name, "go_"), strings.HasPrefix(name, "process_"):
+			case helps[name] != help:
+				t.Errorf("the help of %s is %q, and packaging/metrics.txt says %q", name, help, helps[name])
+			}
+			continue
+		}
 		if rest, ok := strings.CutPrefix(l, "# TYPE "); ok {
 			if f := strings.Fields(rest); strings.HasPrefix(f[0], "hsmbridge_") {
 				types[f[0]] = f[1]

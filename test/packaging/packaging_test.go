@@ -147,8 +147,9 @@ func TestContents(t *testing.T) {
 		"/usr/share/bash-completion/completions/hsmbridge", "/usr/share/fish/vendor_completions.d/hsmbridge.fish",
 		"/usr/share/bash-completion/completions/hsmceremony", "/usr/share/fish/vendor_completions.d/hsmceremony.fish",
 		"/usr/share/man/man1/hsmbridge.1.gz", "/usr/share/man/man1/hsmbridge-import.1.gz", "/usr/share/man/man1/hsmceremony.1.gz",
-		"/usr/share/doc/hsmbridge/README.md", "/usr/share/doc/hsmbridge/systemd.md", "/usr/share/doc/hsmbridge/examples/pin-credential.conf",
+		"/usr/share/doc/hsmbridge/README.md", "/usr/share/doc/hsmbridge/docs/systemd.md", "/usr/share/doc/hsmbridge/docs/openapi.json", "/usr/share/doc/hsmbridge/examples/pin-credential.conf",
 		"/usr/share/doc/hsmbridge/examples/grafana/hsmbridge.json", "/usr/share/doc/hsmbridge/examples/prometheus/hsmbridge.rules.yaml",
+		"/usr/share/doc/hsmbridge/examples/prometheus/metrics.txt",
 	}
 	for name, p := range map[string]struct {
 		files map[string]string
@@ -171,8 +172,11 @@ func TestContents(t *testing.T) {
 			want := special[path]
 			if want == "" {
 				want = "-rw-r--r-- root:root"
-				if strings.HasPrefix(got, "d") {
+				switch got[0] {
+				case 'd':
 					want = "drwxr-xr-x root:root"
+				case 'l':
+					want = got[:len("lrwxrwxrwx")] + " root:root" // its mode says nothing
 				}
 			}
 			if got != want {
@@ -193,6 +197,45 @@ func TestContents(t *testing.T) {
 	}
 	if got := run(t, nil, "rpm", "--query", "--package", "--queryformat", `[%{FILENAMES} %{FILEFLAGS:fflags}\n]`, rpm); !strings.Contains(got, "/etc/hsmbridge/hsmbridge.yaml cn\n") {
 		t.Errorf("the configuration is not config(noreplace) in the .rpm:\n%s", got)
+	}
+}
+
+// TestPackagedLinks holds that the documents in both packages link only to what the package has.
+func TestPackagedLinks(t *testing.T) {
+	deb, rpm := packages(t)
+	for name, unpack := range map[string]string{"deb": `dpkg-deb --extract "$1" "$2"`, "rpm": `rpm2archive - <"$1" | tar -xz -C "$2"`} {
+		path := map[string]string{"deb": deb, "rpm": rpm}[name]
+		top := t.TempDir()
+		run(t, nil, "sh", "-c", unpack, "unpack", path, top)
+		folder := filepath.Join(top, "usr/share/doc/hsmbridge")
+		documents, err := filepath.Glob(filepath.Join(folder, "*.md"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		more, err := filepath.Glob(filepath.Join(folder, "docs/*.md"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := 0
+		for _, document := range append(documents, more...) {
+			content, err := os.ReadFile(document)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range regexp.MustCompile(`\]\(([^)\s#]+)(?:#[^)\s]*)?\)`).FindAllStringSubmatch(string(content), -1) {
+				if strings.Contains(m[1], "://") {
+					continue
+				}
+				seen++
+				if _, err := os.Stat(filepath.Join(filepath.Dir(document), m[1])); err != nil {
+					t.Errorf("%s: %s links to %s, which is not there", name, filepath.Base(document), m[1])
+				}
+			}
+		}
+		const least = 50
+		if seen < least {
+			t.Errorf("%s: %d links were found: those are not the documents", name, seen)
+		}
 	}
 }
 

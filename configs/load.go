@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
 	"unicode/utf8"
+
+	"hsmbridge/daemon/access"
 )
 
 // The largest configurations that are read. The YAML parser takes a hundred times a file's size in memory; what is written plainly
@@ -27,6 +31,9 @@ func Load(path string) (*Config, error) {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("read the configuration: %w%s", err, access.Advice(path, access.Read))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w; hsmbridge config init writes one to start from", err)
 	}

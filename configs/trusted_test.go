@@ -2,13 +2,17 @@ package configs
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A configuration that somebody else can change is not used.
@@ -134,5 +138,31 @@ func TestTrustedPipe(t *testing.T) {
 	}
 	if used, err := read("/dev/fd/" + strconv.Itoa(int(r.Fd()))); !used {
 		t.Errorf("a pipe from the one who runs this: %v", err)
+	}
+}
+
+// Who may not read the configuration is told whom to ask, and not to write another one.
+func TestMayNotRead(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "hsmbridge.yaml")
+	if err := errors.Join(os.WriteFile(path, []byte("tokens: []\n"), 0o600), os.Chmod(path, 0), os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755)); err != nil { //nolint:gosec // others get there
+		t.Fatal(err)
+	}
+	failed := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread, which is another user's from here on, ends with this
+		if os.Geteuid() == 0 {
+			const nobody = 65534
+			if _, err := unix.SetfsuidRetUid(nobody); err != nil {
+				failed <- err
+				return
+			}
+		}
+		_, err := Load(path)
+		failed <- err
+	}()
+	err := <-failed
+	if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "open "+path+": permission denied; it is for its owner (") || strings.Contains(err.Error(), "config init") {
+		t.Errorf("without access: %v", err)
 	}
 }

@@ -54,7 +54,7 @@ A destination that fails does not stop the others. See "hsmbridge help exit-code
 	f.StringVar(&expires, "expires", "", "life of the material in KMS in place of the configuration's: 90d, 12h or never")
 	f.BoolVar(&renew, "renew", false, "import again although KMS holds the material with the life asked for")
 	f.BoolVar(&direct, "direct", false, "import in this process although the daemon runs")
-	f.StringVar(&why, "why", "", "what the officers read who are asked to approve it")
+	f.StringVar(&why, "why", "", "what officers read in the request, where the daemon has not asked them already")
 	f.BoolVar(&noProve, "no-prove", false, "do not spend a second import on the proof of symmetric keys")
 	return a.loginFlag(a.jsonFlag(c, "print one JSON object per destination, each on a line"))
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"strconv"
 	"time"
 
+	"hsmbridge/daemon/access"
 	"hsmbridge/daemon/store"
 )
 
@@ -35,13 +37,16 @@ func NewClient(socket string) *Client {
 	}}}
 }
 
-// NoDaemonError says that no daemon serves the socket.
+// NoDaemonError says that no daemon serves the socket, or that the caller may not open it.
 type NoDaemonError struct {
 	Socket string
 	Err    error
 }
 
 func (e *NoDaemonError) Error() string {
+	if errors.Is(e.Err, fs.ErrPermission) {
+		return fmt.Sprintf("you may not open %s: %v%s", e.Socket, e.Err, access.Advice(e.Socket, access.Connect))
+	}
 	return fmt.Sprintf("no daemon answers on %s: %v; start it (systemctl start hsmbridge, or hsmbridge serve), or set control.socket to where it listens", e.Socket, e.Err)
 }
 

@@ -406,6 +406,26 @@ func TestClient(t *testing.T) {
 	}
 }
 
+// Who may not open the socket is told so, and whom to ask; not to start a daemon that runs.
+func TestMayNotOpen(t *testing.T) {
+	socket := serve(t, &service{})
+	if err := os.Chmod(socket, 0o660); err != nil { //nolint:gosec // as it is
+		t.Fatal(err)
+	}
+	got := as(t, "nobody", socket, "GET /v1/status")[0]
+	if !strings.HasPrefix(got, "0 you may not open "+socket+": connect: permission denied; ") || strings.Contains(got, "systemctl start") {
+		t.Errorf("without access: %s", got)
+	}
+	if os.Geteuid() == 0 { // whose group is nobody's to ask for
+		if err := os.Chown(socket, 0, 4); err != nil {
+			t.Fatal(err)
+		}
+		if got := as(t, "nobody", socket, "GET /v1/status")[0]; !strings.Contains(got, "ask for membership of its group (usermod -aG ") || !strings.HasSuffix(got, " nobody), and log in again") {
+			t.Errorf("without access: %s", got)
+		}
+	}
+}
+
 func second[T any](_ T, err error) error { return err }
 
 func TestFollow(t *testing.T) {

@@ -1,10 +1,12 @@
 package configs_test
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -127,5 +129,42 @@ func TestHSMsIsCurrent(t *testing.T) {
 	}
 	if table != b.String() {
 		t.Errorf("%s is not current; go test ./configs -run HSMs -update-hsms writes it", file)
+	}
+}
+
+// TestSampleHasEveryOption holds that the commented sample names every option that the schema has, as the documents say.
+func TestSampleHasEveryOption(t *testing.T) {
+	var schema any
+	if err := json.Unmarshal(configs.Schema(), &schema); err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{}
+	var walk func(any)
+	walk = func(x any) {
+		switch x := x.(type) {
+		case []any:
+			for _, v := range x {
+				walk(v)
+			}
+		case map[string]any:
+			if properties, ok := x["properties"].(map[string]any); ok {
+				for name := range properties {
+					names[name] = true
+				}
+			}
+			for _, v := range x {
+				walk(v)
+			}
+		}
+	}
+	walk(schema)
+	const least = 60
+	if len(names) < least {
+		t.Fatalf("the schema has %d options: that is not all of it", len(names))
+	}
+	for name := range names {
+		if !regexp.MustCompile(`\b` + name + `:`).Match(configs.Sample()) {
+			t.Errorf("configs/hsmbridge.yaml does not explain %s", name)
+		}
 	}
 }

@@ -168,7 +168,7 @@ func refinements() map[string]func(*reflector.Schema) {
 		"Approval.allowed_signers": file0,
 		"Audit.uri":                func(s *reflector.Schema) { s.Pattern = "^$|" + s.Pattern },
 		"Export.file":              file0,
-		"Export.syslog":            func(s *reflector.Schema) { s.Pattern = `^$|^local$|^(udp|tcp)://.+:[0-9]{1,5}$` },
+		"Export.syslog":            func(s *reflector.Schema) { s.Pattern = `^$|^local$|^unix:///.|^(udp|tcp)://[^/]+:[0-9]{1,5}$` },
 		"Export": func(s *reflector.Schema) {
 			s.OneOf = []*reflector.Schema{
 				given("file", &reflector.Schema{MinLength: ptr(1)}),
@@ -246,6 +246,43 @@ func TestSchemaTakesWhatLoads(t *testing.T) {
 		}
 		if err := validateYAML(s, data); err != nil {
 			t.Errorf("%s: %v", file, err)
+		}
+	}
+}
+
+// TestSchemaOfExports holds that the schema takes exactly the places for the audit log that the program takes.
+func TestSchemaOfExports(t *testing.T) {
+	s := compileSchema(t)
+	for export, good := range map[string]bool{
+		"{file: /var/log/hsmbridge/audit.jsonl, required: true}": true,
+		"{file: audit.jsonl}":                                true,
+		"{file: ~/audit.jsonl}":                              false,
+		"{stdout: true}":                                     true,
+		"{stdout: false}":                                    false,
+		"{syslog: local}":                                    true,
+		"{syslog: local, required: true}":                    true,
+		"{syslog: remote}":                                   false,
+		`{syslog: "unix:///dev/log"}`:                        true,
+		`{syslog: "unix://dev/log"}`:                         false,
+		`{syslog: "unix://"}`:                                false,
+		`{syslog: "tcp://logs.example.com:601"}`:             true,
+		`{syslog: "tcp://logs.example.com"}`:                 false,
+		`{syslog: "tcp://logs.example.com/path:601"}`:        false,
+		`{syslog: "udp://10.0.0.1:514"}`:                     true,
+		`{syslog: "udp://[2001:db8::1]:514"}`:                true,
+		`{syslog: "tls://logs.example.com:6514"}`:            false,
+		`{syslog: "tcp://logs.example.com:601", file: x}`:    false,
+		`{file: x, stdout: true}`:                            false,
+		`{syslog: "tcp://logs.example.com:601", stdout: no}`: false,
+		"{}": false,
+	} {
+		data := []byte(`tokens: [{name: demo, module: /lib/p11.so, uri: "pkcs11:token=demo", pin_prompt: true}]` + "\naudit: {export: [" + export + "]}\n")
+		_, err := Parse("test.yaml", data)
+		if (err == nil) != good {
+			t.Errorf("%s: the program says: %v", export, err)
+		}
+		if err := validateYAML(s, data); (err == nil) != good {
+			t.Errorf("%s: the schema says: %v", export, err)
 		}
 	}
 }

@@ -416,7 +416,7 @@ func (d *Daemon) reload(ctx context.Context, actor string) error {
 			return err
 		}
 	}
-	message := fmt.Sprintf("the configuration was read again: %d keys, %d tokens", len(c.Keys), len(c.Tokens))
+	message := fmt.Sprintf("the configuration was read again; keys: %d, tokens: %d", len(c.Keys), len(c.Tokens))
 	if old.Policies() != c.Policies() {
 		message += "; who has to approve what has changed"
 	}

@@ -176,7 +176,7 @@ func (a *app) auditExport() *cobra.Command {
 			if err = errors.Join(err, w.Flush(), f.Sync(), f.Close()); err != nil {
 				return fmt.Errorf("the log was not exported whole: %w", err)
 			}
-			fmt.Fprintf(a.out, "%d records were written to %s; hsmbridge audit verify %s checks it\n", n, args[0], args[0])
+			fmt.Fprintf(a.out, "written to %s: %s; hsmbridge audit verify %s checks it\n", args[0], counted(int(n), "record"), args[0])
 			return nil
 		},
 	}

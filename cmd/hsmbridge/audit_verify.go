@@ -135,11 +135,15 @@ func (a *app) printReport(r audit.Report, o audit.Options) {
 	if r.Root != "" {
 		fmt.Fprintf(a.out, "root        %s\n", r.Root)
 		if root, err := base64.StdEncoding.DecodeString(r.Root); err == nil && len(o.Keys) == 0 {
-			fmt.Fprintf(a.out, "short       %s, as on the paper of a ceremony\n", approval.Short(root))
+			paper := ", as on the paper of a ceremony"
+			if strings.HasPrefix(r.Origin, "hsmbridge/") {
+				paper = "" // it is a daemon's log
+			}
+			fmt.Fprintf(a.out, "short       %s%s\n", approval.Short(root), paper)
 		}
 	}
 	if r.Unknown > 0 {
-		fmt.Fprintf(a.out, "unknown     %d records are of kinds of a later hsmbridge; they were checked like the others\n", r.Unknown)
+		fmt.Fprintf(a.out, "unknown     %s of kinds of a later hsmbridge, checked like the others\n", counted(int(r.Unknown), "record"))
 	}
 	const shown = 50
 	for _, p := range r.Problems[:min(len(r.Problems), shown)] {
@@ -155,6 +159,8 @@ func (a *app) printReport(r audit.Report, o audit.Options) {
 	case len(o.Keys) == 0:
 		fmt.Fprintln(a.out, "whole by its own hashes; no key was given, so who wrote it cannot be told (--key)")
 		return
+	case r.Signed+1 == r.Records:
+		fmt.Fprintf(a.out, "whole; record %d came after the last checkpoint and is not signed yet: it could still be changed\n", r.Records)
 	case r.Signed < r.Records:
 		fmt.Fprintf(a.out, "whole; the records %d to %d came after the last checkpoint and are not signed yet: they could still be changed\n", r.Signed+1, r.Records)
 	default:

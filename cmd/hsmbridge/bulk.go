@@ -235,7 +235,7 @@ func (a *app) summary(ctx context.Context, c *control.Client, list []store.Job, 
 	}
 	fmt.Fprintln(a.out)
 	if n := s.Counts.Paused + s.Counts.Revoked; n > 0 {
-		fmt.Fprintf(a.out, "%d keys are paused and %d revoked: they were left out\n", s.Counts.Paused, s.Counts.Revoked)
+		fmt.Fprintf(a.out, "left out: %s paused, %d revoked\n", counted(s.Counts.Paused, "key"), s.Counts.Revoked)
 	}
 	a.people(people)
 	return codeOfJobs(list)

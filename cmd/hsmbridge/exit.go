@@ -37,12 +37,12 @@ func exitTable() []struct {
 	}{
 		{exitDone, "done; what was asked for holds, also when nothing had to be changed"},
 		{exitUnexpected, "an error that fits none of the others, or several that do not fit the same one; no daemon answers"},
-		{exitUsage, "the command line is wrong; nothing was done"},
+		{exitUsage, "the command line is wrong, nothing was done; a file that is named there cannot be read or written (audit verify, audit export)"},
 		{exitConfig, "the configuration is wrong or cannot be read; nothing was done"},
-		{exitRefused, "refused: this key, destination or permission has to be changed first"},
+		{exitRefused, "refused: this key, destination or permission has to be changed first; there is nothing like that; another daemon has the database; a log is not whole (audit verify)"},
 		{exitToken, "the token: PIN refused or parked, not there, session or module broken"},
 		{exitKMS, "AWS KMS: not reachable, throttled, in the wrong state, it holds another key, or does not show whether it took this one"},
-		{exitPartly, "some destinations are done and some are not; the output says which"},
+		{exitPartly, "some destinations or keys are done and some are not; adopt: some keys need a person; the output says which"},
 		{exitApproval, "officers have to approve it and were asked; nothing is lost, and it goes on by itself when they have"},
 		{exitInterrupted, "interrupted"},
 	}

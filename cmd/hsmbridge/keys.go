@@ -109,7 +109,7 @@ func (a *app) printKeys(c *configs.Config, token string, keys []wrapping.Key) er
 		}
 		return nil
 	}
-	fmt.Fprintf(a.out, "Token %s: %d keys\n", token, len(keys))
+	fmt.Fprintf(a.out, "Token %s: %s\n", token, counted(len(keys), "key"))
 	if len(keys) == 0 {
 		return nil
 	}

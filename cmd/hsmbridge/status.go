@@ -132,7 +132,7 @@ func (a *app) printStatus(s control.Status) {
 // printAudit tells of the audit log and of what officers are asked for.
 func (a *app) printAudit(s control.Status) {
 	log := s.Audit
-	line := fmt.Sprintf("audit log: %d records", log.Records)
+	line := "audit log: " + counted(int(log.Records), "record")
 	switch {
 	case !log.Signs:
 		line += ", not signed (audit.token)"

@@ -37,14 +37,14 @@ const usage = `hsmceremony %s: wrap keys for AWS KMS in the HSM room, without a 
   hsmceremony can     -c CONFIG KEY            how this HSM can wrap a key: what to fetch
   hsmceremony request -c CONFIG --from FILES KEY [DESTINATION]
                                                make a request of AWS's own import files (console, AWS CLI)
-  hsmceremony show    FILE                     show a request, a wrapped key or a report's log
+  hsmceremony show    FILE                     show a request, a wrapped key, import tokens or a log
   hsmceremony wrap    -c CONFIG REQUEST        the guided session: wrap the key of a request
   hsmceremony version
 
 hsmceremony COMMAND --help lists the flags. docs/ceremony.md is the script to follow.
 
-Exit codes: 0 done; 2 the command line is wrong; 3 the configuration is wrong; 4 refused, and nothing was wrapped or what was
-wrapped is told; 5 the HSM; 130 interrupted.
+Exit codes: 0 done; 1 an error that fits none of the others; 2 the command line is wrong; 3 the configuration is wrong;
+4 refused, and nothing was wrapped or what was wrapped is told; 5 the HSM; 130 interrupted.
 `
 
 func main() {

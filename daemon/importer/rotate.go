@@ -98,7 +98,7 @@ func (im *Importer) Revoke(ctx context.Context, r Request) (deleted int, err err
 		if len(ids) == 0 {
 			return deleted, nil
 		}
-		if err := run.record(ctx, StepDelete, fmt.Sprintf("%d key materials are deleted from KMS", len(ids))); err != nil {
+		if err := run.record(ctx, StepDelete, fmt.Sprintf("key materials to be deleted from KMS: %d", len(ids))); err != nil {
 			return deleted, err
 		}
 		lost = nil

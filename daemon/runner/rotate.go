@@ -234,7 +234,7 @@ func (t *task) revoke(ctx context.Context, k configs.Key) (o store.Outcome, err 
 	if err := errors.Join(errs...); err != nil {
 		return o, err
 	}
-	o.State, o.Message = store.Done, fmt.Sprintf("%d key materials were deleted; no destination holds any", deleted)
+	o.State, o.Message = store.Done, fmt.Sprintf("key materials deleted: %d; no destination holds any", deleted)
 	return o, nil
 }
 
@@ -284,7 +284,7 @@ func (t *task) reconcile(ctx context.Context, k configs.Key) (o store.Outcome, e
 			m.IDs[d.ARN] = g.id
 		}
 		if err := t.record(ctx, importer.Event{
-			Time: t.Now(), Step: StepObserved, Key: k.Name, Destination: d.ARN, Message: fmt.Sprintf("KMS shows %s with %d key materials", seen.Info.State, len(seen.Materials)),
+			Time: t.Now(), Step: StepObserved, Key: k.Name, Destination: d.ARN, Message: fmt.Sprintf("KMS shows %s; key materials: %d", seen.Info.State, len(seen.Materials)),
 		}); err != nil {
 			return o, err
 		}
@@ -309,6 +309,6 @@ func (t *task) reconcile(ctx context.Context, k configs.Key) (o store.Outcome, e
 		}
 		o.Materials = append(o.Materials, *m)
 	}
-	o.State, o.Message = store.Done, fmt.Sprintf("%d destinations and %d key materials were written down; %d key objects are not in the token", len(o.Seen), len(o.Materials), missing)
+	o.State, o.Message = store.Done, fmt.Sprintf("written down: destinations %d, key materials %d; key objects that are not in the token: %d", len(o.Seen), len(o.Materials), missing)
 	return o, nil
 }

@@ -2,7 +2,7 @@
 
 complete -c hsmceremony -n __fish_use_subcommand -f -a can -d 'How this HSM can wrap a key'
 complete -c hsmceremony -n __fish_use_subcommand -f -a request -d "Make a request of AWS's own import files"
-complete -c hsmceremony -n __fish_use_subcommand -f -a show -d 'Show a request, a wrapped key or a log'
+complete -c hsmceremony -n __fish_use_subcommand -f -a show -d 'Show a request, a wrapped key, import tokens or a log'
 complete -c hsmceremony -n __fish_use_subcommand -f -a wrap -d 'The guided session'
 complete -c hsmceremony -n __fish_use_subcommand -f -a version -d 'Print the version'
 complete -c hsmceremony -n __fish_use_subcommand -f -a help -d 'List the commands'

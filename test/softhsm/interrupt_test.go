@@ -87,7 +87,7 @@ func TestInterrupted(t *testing.T) {
 			if n := emu.Count("ImportKeyMaterial"); n != "1" {
 				t.Errorf("ImportKeyMaterial was called %s times", n)
 			}
-			if out := e2e.Run(t, config, "keys", "list"); !strings.Contains(out.Stdout, "1 keys") {
+			if out := e2e.Run(t, config, "keys", "list"); !strings.Contains(out.Stdout, ": 1 key\n") {
 				t.Errorf("keys: %+v", out)
 			}
 		})

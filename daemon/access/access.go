@@ -24,18 +24,15 @@ const groupShift = 3
 // Advice says what the user who runs this can do who may not open path: ask for membership of the group for which it is open, the file itself or the first
 // folder on its way that is closed. It begins with a semicolon; empty: nothing is known.
 func Advice(path string, need fs.FileMode) string {
-	closed, info := path, fs.FileInfo(nil)
-	for {
-		i, err := os.Stat(closed)
-		if err == nil {
-			info = i
-			break
-		}
+	closed := path
+	info, err := os.Stat(closed)
+	for err != nil {
 		up := filepath.Dir(closed)
 		if !errors.Is(err, fs.ErrPermission) || up == closed {
 			return ""
 		}
 		closed, need = up, search
+		info, err = os.Stat(closed)
 	}
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {

@@ -46,7 +46,7 @@ func TestDocs(t *testing.T) {
 
 // happened says in words what the rows are for, by their first code, or by their class where they have none. Of a row that is not here the comment behind it is shown.
 func happened() map[string]string {
-	return map[string]string{
+	return map[string]string{ //nolint:gosec // words for codes, no credentials
 		"CKR_PIN_INCORRECT":             "the token refuses the PIN",
 		codePIN:                         "hsmbridge does not give the PIN: few tries are left; or the process ended, or its answer was lost, before it was written down whether the PIN was right",
 		CodeParked:                      "the token is parked",

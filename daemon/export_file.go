@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -22,7 +23,10 @@ type logFile struct {
 
 // openLog opens a file and looks at what it has. Nobody else adds to it until it is closed.
 func openLog(name string) (_ *logFile, err error) {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o640) //nolint:gosec // its group may read it
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = newLog(name)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("export the audit log: %w", err)
 	}
@@ -37,6 +41,19 @@ func openLog(name string) (_ *logFile, err error) {
 	}
 	err = l.look()
 	return l, err
+}
+
+// newLog makes a file that its group may read, also where the process's umask says otherwise: what ships the log away has to.
+func newLog(name string) (*os.File, error) {
+	const mode = 0o640
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Chmod(mode); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // look reads the end of the file.

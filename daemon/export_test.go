@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"hsmbridge/configs"
 	"hsmbridge/daemon/audit"
@@ -197,6 +198,23 @@ func TestExportFile(t *testing.T) {
 	c.whole(c.read(rotated)+c.read(file.File), 717)
 	if info, err := os.Stat(file.File); err != nil || info.Mode().Perm()&0o137 != 0 {
 		t.Errorf("its mode is %v", info.Mode())
+	}
+}
+
+// Its group may read a new file, under systemd's UMask=0077 too; the mode of one that is there stays.
+func TestExportMode(t *testing.T) {
+	defer unix.Umask(unix.Umask(0o077)) // of the process: no other test runs beside this one
+	file := configs.Export{File: filepath.Join(t.TempDir(), "log.jsonl")}
+	c := newCopies(t, file)
+	for _, mode := range []os.FileMode{0o640, 0o600} {
+		c.happen(1)
+		c.copy(file)
+		if info, err := os.Stat(file.File); err != nil || info.Mode() != mode {
+			t.Errorf("%v %v, want %v", info.Mode(), err, mode)
+		}
+		if err := os.Chmod(file.File, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -378,6 +378,6 @@ func (a *app) merge(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(a.err, "hsmbridge: %d records of the room's log were taken over into the audit log\n", n)
+	fmt.Fprintf(a.err, "hsmbridge: taken over into the audit log: %s of the room's log\n", counted(n, "record"))
 	return nil
 }

@@ -41,7 +41,7 @@ func rules() []rule {
 	return []rule{
 		// The token and its PIN.
 		{codes: "CKR_PIN_INCORRECT CKR_PIN_INVALID CKR_PIN_LEN_RANGE CKR_PIN_EXPIRED CKR_PIN_LOCKED CKR_PIN_TOO_WEAK CKR_USER_PIN_NOT_INITIALIZED CKR_USER_TYPE_INVALID CKR_USER_TOO_MANY_TYPES", do: park, person: true},
-		{codes: codeUnsafe, do: park, person: true},                                                                        // it may give keys in the clear: no other job finds out
+		{codes: codeUnsafe, do: park, person: true},                                                                        // what C_WrapKey gave may be a key in the clear, and was dropped; no other job is to find out
 		{codes: codePIN + " " + CodeLogin, do: park, person: true},                                                         // hsmbridge's own refusal to log in
 		{codes: CodeParked, do: again, first: 6 * h, most: 6 * h},                                                          // unparking lets its jobs begin at once
 		{codes: CodeResting, do: again, first: m, most: m},                                                                 //

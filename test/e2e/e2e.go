@@ -174,7 +174,8 @@ type Key struct {
 	Destinations []string
 }
 
-// Config writes a configuration for one token and returns its path. extra is appended as it is.
+// Config writes a configuration for one token and returns its path. extra is appended as it is. The database and the control socket are the
+// test's own, unless extra names them: a hsmbridge that is installed on the machine has nothing to say in a test.
 func Config(tb testing.TB, endpoint string, tok token.Token, keys []Key, extra string) string {
 	tb.Helper()
 	var b strings.Builder
@@ -213,7 +214,13 @@ func Config(tb testing.TB, endpoint string, tok token.Token, keys []Key, extra s
 			fmt.Fprintf(&b, "      - %s\n", quote(d))
 		}
 	}
-	path := filepath.Join(tb.TempDir(), "hsmbridge.yaml")
+	dir := tb.TempDir()
+	for setting, own := range map[string]string{"database": quote(filepath.Join(dir, "x.db")), "control": "{socket: " + quote(filepath.Join(dir, "c.sock")) + "}"} {
+		if !strings.Contains("\n"+extra, "\n"+setting+":") {
+			fmt.Fprintf(&b, "%s: %s\n", setting, own)
+		}
+	}
+	path := filepath.Join(dir, "hsmbridge.yaml")
 	if err := os.WriteFile(path, []byte(b.String()+extra), 0o600); err != nil {
 		tb.Fatal(err)
 	}

@@ -61,9 +61,23 @@ func (m *manager) count(state string) int {
 	return n
 }
 
+// settle returns when all that was told before is counted: datagrams of one socket are read in the order in which they were sent.
+func (m *manager) settle(t *testing.T) {
+	t.Helper()
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: m.path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := c.Write([]byte("SETTLED=1")); err != nil {
+		t.Fatal(err)
+	}
+	happens(t, "the end of what was told", func() bool { return m.count("SETTLED=1") == 1 })
+}
+
 func happens(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if f() {
 			return
 		}
@@ -136,8 +150,9 @@ func TestNotify(t *testing.T) {
 	if err := c.Wait(); err != nil {
 		t.Errorf("the daemon ended with %v", err)
 	}
-	if m.count("STOPPING=1") != 1 {
-		t.Errorf("systemd was told %v", m.told)
+	m.settle(t)
+	if n := m.count("STOPPING=1"); n != 1 {
+		t.Errorf("systemd was told %d times that the daemon ends", n)
 	}
 }
 

@@ -44,18 +44,20 @@ func TestBackup(t *testing.T) {
 	dir := t.TempDir()
 	s := openSQLite(t, filepath.Join(dir, "x.db"))
 	ctx, cancel := context.WithCancel(t.Context())
-	written := make(chan int, 1)
+	begun, written := make(chan struct{}), make(chan int, 1)
 	go func() {
 		n := 0
 		for ctx.Err() == nil {
 			if err := s.AddEvent(context.WithoutCancel(ctx), Event{Kind: "clock", Message: fmt.Sprint(n)}); err != nil {
 				t.Error(err)
 			}
-			n++
+			if n++; n == 1 {
+				close(begun)
+			}
 		}
 		written <- n
 	}()
-	time.Sleep(50 * time.Millisecond)
+	<-begun
 	file := filepath.Join(dir, "copy.db")
 	err := s.Backup(t.Context(), file)
 	cancel()

@@ -11,13 +11,22 @@ import (
 // Whoever lost the lock changes nothing any more.
 func TestFence(t *testing.T) {
 	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
-		s, q := open("one", 400*time.Millisecond), &queue{}
+		const lease = time.Hour
+		s, q := open("one", lease), &queue{}
 		j := add(t, s, q, Job{Key: "k", Destination: "arn", Kind: KindImport})
 		old, j := begin(t, s, j)
 		if _, err := s.Lock(t.Context(), "k"); !errors.Is(err, ErrLocked) {
 			t.Errorf("a second holder: %v", err)
 		}
-		time.Sleep(500 * time.Millisecond)
+		// The holder gives no sign of life until its lease has ended.
+		silent := time.Now().Add(-lease)
+		old.held.Store(&silent)
+		if err := s.Tx(t.Context(), func(tx *Tx) error {
+			_, err := tx.exec(t.Context(), "UPDATE locks SET until = 0")
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
 		if lost := must[[]Job](t)(s.Reclaim(t.Context(), false, q.enqueue)); len(lost) != 1 || lost[0].ID != j.ID {
 			t.Errorf("reclaimed %+v", lost)
 		}

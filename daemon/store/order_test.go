@@ -52,15 +52,15 @@ func TestNothingWaitsInACircle(t *testing.T) {
 			}},
 		} {
 			wg.Go(func() {
-				for {
+				for { // at least once
+					if err := act.do(); err != nil {
+						t.Errorf("%s: %v", act.name, err)
+						return
+					}
 					select {
 					case <-done:
 						return
 					default:
-					}
-					if err := act.do(); err != nil {
-						t.Errorf("%s: %v", act.name, err)
-						return
 					}
 				}
 			})
@@ -99,9 +99,12 @@ func TestManyDestinationsAtOnce(t *testing.T) {
 			},
 		} {
 			wg.Go(func() {
-				for time.Now().Before(end) {
+				for { // at least once
 					if err := act(); err != nil {
 						t.Error(err)
+						return
+					}
+					if time.Now().After(end) {
 						return
 					}
 				}

@@ -95,8 +95,8 @@ func scenarios() []scenario {
 	}
 }
 
-// run does a scenario with a daemon that dies on the way, and one that comes after it.
-func (s scenario) run(t *testing.T, die func(w *world) (env []string, arm func(p *process))) {
+// run does a scenario with a daemon that dies on the way, and one that comes after it. die prepares that before the daemon is started, which started gives.
+func (s scenario) run(t *testing.T, die func(w *world, started <-chan *process) (env []string)) {
 	t.Helper()
 	w := newWorld(t, kmsemu.Options{})
 	arn := w.key("k", s.spec)
@@ -104,11 +104,9 @@ func (s scenario) run(t *testing.T, die func(w *world) (env []string, arm func(p
 		w.officers().signEverything("first")
 	}
 	s.prepare(w)
-	env, arm := die(w)
-	p := w.start("first", "", env...)
-	if arm != nil {
-		arm(p)
-	}
+	started := make(chan *process, 1)
+	p := w.start("first", "", die(w, started)...)
+	started <- p
 	if s.kind != store.KindImport || s.name == "renewal" {
 		ready(t, p)
 		s.begin(p)
@@ -193,7 +191,7 @@ func TestKillAtEveryStep(t *testing.T) {
 			for i, at := range steps {
 				t.Run(fmt.Sprintf("%02d after %s", i+1, strings.ReplaceAll(at, "/", " ")), func(t *testing.T) {
 					t.Parallel()
-					s.run(t, func(*world) ([]string, func(*process)) { return []string{envKill + "=" + at}, nil })
+					s.run(t, func(*world, <-chan *process) []string { return []string{envKill + "=" + at} })
 				})
 			}
 		})
@@ -214,15 +212,14 @@ func TestKillWhileKMSAnswers(t *testing.T) {
 			}
 			t.Run(s.name+"/"+op, func(t *testing.T) {
 				t.Parallel()
-				s.run(t, func(w *world) ([]string, func(*process)) {
-					return nil, func(p *process) {
-						var once sync.Once
-						w.hook(nil, func(done string) {
-							if done == op {
-								once.Do(func() { _ = p.Process.Kill() })
-							}
-						})
-					}
+				s.run(t, func(w *world, started <-chan *process) []string {
+					var once sync.Once
+					w.hook(nil, func(done string) {
+						if done == op {
+							once.Do(func() { _ = (<-started).Process.Kill() })
+						}
+					})
+					return nil
 				})
 			})
 		}

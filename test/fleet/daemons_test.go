@@ -19,7 +19,7 @@ import (
 // until waits for something that is to happen.
 func until(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if f() {
 			return
 		}
@@ -90,14 +90,15 @@ func TestTwoDaemonsOneKilled(t *testing.T) {
 	}
 	db := postgres.Shared(t)
 	var imported atomic.Int32
-	one := w.start("one", db, envLease+"=2s")
-	two := w.start("two", db, envLease+"=2s")
+	started := make(chan *process, 1)
 	var once sync.Once
 	w.hook(func(op string) {
 		if op == "ImportKeyMaterial" && imported.Add(1) == keys*3/4 {
-			once.Do(func() { _ = one.Process.Kill() })
+			once.Do(func() { _ = (<-started).Process.Kill() })
 		}
 	}, nil)
+	started <- w.start("one", db, envLease+"=2s")
+	two := w.start("two", db, envLease+"=2s")
 	jobs := two.settled()
 	if len(jobs) != keys {
 		t.Errorf("there are %d jobs for %d keys", len(jobs), keys)
@@ -136,7 +137,7 @@ func TestDatabaseGoesAway(t *testing.T) {
 	gone := make(chan struct{})
 	w.hook(nil, func(op string) {
 		if op == "ImportKeyMaterial" {
-			once.Do(func() { db.Stop(t); close(gone) })
+			once.Do(func() { defer close(gone); db.Stop(t) })
 		}
 	})
 	p := w.start("one", url, envLease+"=2s")
@@ -179,16 +180,23 @@ func TestTerminated(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, kmsemu.Options{})
 	arn := w.key("k", wrapping.SymmetricDefault)
-	p := w.start("one", "")
+	started := make(chan *process, 1)
 	var once sync.Once
 	w.hook(func(op string) {
-		if op == "GetParametersForImport" {
-			once.Do(func() { _ = p.Process.Signal(syscall.SIGTERM); time.Sleep(200 * time.Millisecond) })
+		if op != "GetParametersForImport" {
+			return
 		}
+		once.Do(func() {
+			p := <-started
+			_ = p.Process.Signal(syscall.SIGTERM)
+			until(t, "the daemon's beginning of its end", func() bool { return strings.Contains(readFile(t, p.log), `"ending: `) })
+		})
 	}, nil)
+	p := w.start("one", "")
+	started <- p
 	select {
 	case <-p.done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("the daemon does not end")
 	}
 	if p.err != nil {
@@ -224,7 +232,7 @@ func TestSecondDaemon(t *testing.T) {
 	two := w.start("two", "")
 	select {
 	case <-two.done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("a second daemon runs on the same file")
 	}
 	if log := readFile(t, two.log); !strings.Contains(log, "another hsmbridge uses") || !strings.Contains(log, "process "+itoa(one.Process.Pid)) {

@@ -65,7 +65,7 @@ func TestRevokedUnknown(t *testing.T) {
 	w := newWorld(t, kmsemu.Options{})
 	w.kms = ", watch_every: 1m"
 	arn := w.key("mac", wrapping.HMAC256)
-	w.emu.SetLag(time.Minute)
+	w.emu.SetLag(10 * time.Minute)
 	w.hook(nil, func(op string) {
 		if op == "ImportKeyMaterial" {
 			panic(http.ErrAbortHandler)
@@ -92,11 +92,11 @@ func TestRevokedUnknown(t *testing.T) {
 	if n := w.emu.Count("DeleteImportedKeyMaterial"); n > 0 {
 		t.Fatalf("%d deletions of what KMS does not show yet", n)
 	}
-	w.emu.Advance(2 * time.Minute)
+	w.emu.Advance(11 * time.Minute)
 	if s := w.emu.State(arn); s != "Enabled" {
 		t.Fatalf("the KMS key is %s", s)
 	}
-	later.Store(int64(2 * time.Minute))
+	later.Store(int64(11 * time.Minute))
 	until(t, "the deletion of what came late", func() bool { return w.emu.State(arn) == "PendingImport" })
 }
 

@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"hsmbridge/test/loopback"
 )
 
 func describe(t *testing.T, w http.ResponseWriter) {
@@ -189,16 +190,8 @@ func TestEveryChangeIsSentOnce(t *testing.T) {
 
 // Before a connection exists nothing can have happened, so the outcome is known.
 func TestNoConnection(t *testing.T) {
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	closed := "http://" + l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
 	for _, tc := range []struct{ name, endpoint, code string }{
-		{"nobody listens", closed, codeRefused},
+		{"nobody listens", "http://" + loopback.Refused(t), codeRefused},
 		{"no such name", "https://kms.invalid", codeDNS},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -23,6 +22,7 @@ import (
 	"hsmbridge/hsm/wrapping"
 	"hsmbridge/kmsclient"
 	"hsmbridge/kmsclient/kmsemu"
+	"hsmbridge/test/loopback"
 )
 
 var update = flag.Bool("update", false, "write docs/faults-kms.md")
@@ -136,14 +136,7 @@ func newBench(t *testing.T) *bench {
 	secure := httptest.NewTLSServer(http.NotFoundHandler())
 	t.Cleanup(secure.Close)
 	b.places["tls"] = secure.URL
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.places["refused"] = "http://" + l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	b.places["refused"] = "http://" + loopback.Refused(t)
 	return b
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"hsmbridge/hsm/wrapping"
 	"hsmbridge/test/e2e"
+	"hsmbridge/test/loopback"
 	"hsmbridge/test/softhsm"
 )
 
@@ -106,7 +107,7 @@ func TestExitCodes(t *testing.T) {
 	config := e2e.Config(t, emu.Endpoint, tok, keys, "")
 	wrong := tok
 	wrong.PIN = "00000000"
-	down := e2e.Config(t, "http://"+freePort(t), tok, keys, "")
+	down := e2e.Config(t, "http://"+loopback.Refused(t), tok, keys, "")
 	bad := e2e.Config(t, emu.Endpoint, tok, keys, "nonsense: true\n")
 	for _, tt := range []struct {
 		name   string

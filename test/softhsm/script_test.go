@@ -1,7 +1,6 @@
 package softhsm_test
 
 import (
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,13 +13,14 @@ import (
 	"hsmbridge/hsm/wrapping"
 	"hsmbridge/kmsclient"
 	"hsmbridge/test/e2e"
+	"hsmbridge/test/loopback"
 	"hsmbridge/test/softhsm"
 )
 
 // TestScripts runs testdata/*.txtar: the real binaries as a user calls them, good and bad.
 //
 // A script has one SoftHSM2 store with the tokens "demo" and "other", an emulator of its own, and in the
-// environment: MODULE, CONF (of SoftHSM2), PINFILE, ENDPOINT and a port where nobody listens, DOWN. Token demo holds aes,
+// environment: MODULE, CONF (of SoftHSM2), PINFILE, ENDPOINT and a place where nobody listens, DOWN. Token demo holds aes,
 // hmac (HMAC_256), ec (P-384), stay (not extractable), trusted (wrap with trusted), and twin, twice.
 //
 //	kmskey SPEC NAME   makes a KMS key and puts its ARN into the environment variable NAME
@@ -59,7 +59,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("PINFILE", pinFile)
 			env.Setenv("WRONGPIN", wrongPIN)
 			env.Setenv("ENDPOINT", emu.Endpoint)
-			env.Setenv("DOWN", "http://"+freePort(t))
+			env.Setenv("DOWN", "http://"+loopback.Refused(t))
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -116,15 +116,4 @@ func fill(t *testing.T, tok softhsm.Token) {
 	hsmtest.GenerateAES(t, tok.Token, "trusted", pkcs11.CKA_WRAP_WITH_TRUSTED, true)
 	hsmtest.GenerateAES(t, tok.Token, "twin", pkcs11.CKA_EXTRACTABLE, true)
 	hsmtest.GenerateAES(t, tok.Token, "twin", pkcs11.CKA_EXTRACTABLE, true)
-}
-
-// freePort is an address of loopback where nobody listens.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }

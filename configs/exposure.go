@@ -13,12 +13,16 @@ import (
 // one list for each key, empty for most.
 //
 //   - A key that may both wrap and decrypt takes any extractable key out in the clear: it wraps it, and decrypts what it wrapped.
+//   - A key that is not sensitive can be read in the clear.
 //   - An extractable key that no managed key names can be wrapped by every program with the token's PIN, and hsmbridge does not look after it.
 func (c *Config) Exposures(token string, keys []wrapping.Key) [][]string {
 	out := make([][]string, len(keys))
 	for i, k := range keys {
 		if k.Wrap && k.Decrypt {
 			out[i] = append(out[i], "CKA_WRAP and CKA_DECRYPT are both true: whoever has the token's PIN can take other keys out in the clear with it; give it one of the two")
+		}
+		if !k.Sensitive {
+			out[i] = append(out[i], "CKA_SENSITIVE is false: whoever has the token's PIN can read it in the clear; make it sensitive, or put another key in its place")
 		}
 		if k.Extractable && !c.names(token, k) {
 			out[i] = append(out[i], "CKA_EXTRACTABLE is true and no key of the configuration names it: make it not extractable, or configure it")

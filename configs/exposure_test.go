@@ -21,7 +21,7 @@ keys:
 	if err != nil {
 		t.Fatal(err)
 	}
-	secret := wrapping.Key{Label: "payments", Class: "CKO_SECRET_KEY", Extractable: true}
+	secret := wrapping.Key{Label: "payments", Class: "CKO_SECRET_KEY", Extractable: true, Sensitive: true}
 	with := func(change func(k *wrapping.Key)) wrapping.Key {
 		k := secret
 		change(&k)
@@ -40,6 +40,7 @@ keys:
 		{"no generation", "one", with(func(k *wrapping.Key) { k.Label = "payments.old" }), []string{"CKA_EXTRACTABLE"}},
 		{"another class", "one", with(func(k *wrapping.Key) { k.Class = "CKO_PRIVATE_KEY" }), []string{"CKA_EXTRACTABLE"}},
 		{"not extractable", "one", with(func(k *wrapping.Key) { k.Label, k.Extractable = "stay", false }), nil},
+		{"not sensitive", "one", with(func(k *wrapping.Key) { k.Sensitive = false }), []string{"CKA_SENSITIVE"}},
 		{"wraps only", "one", with(func(k *wrapping.Key) { k.Wrap = true }), nil},
 		{"decrypts only", "one", with(func(k *wrapping.Key) { k.Decrypt = true }), nil},
 		{"wraps and decrypts", "one", with(func(k *wrapping.Key) { k.Wrap, k.Decrypt = true, true }), []string{"CKA_DECRYPT"}},
@@ -58,7 +59,7 @@ keys:
 	}
 	var many []wrapping.Key
 	for i := range 14 {
-		many = append(many, wrapping.Key{Label: fmt.Sprint("k", i), Extractable: true})
+		many = append(many, wrapping.Key{Label: fmt.Sprint("k", i), Extractable: true, Sensitive: true})
 	}
 	if w := c.ExposureWarnings("one", many); len(w) != 11 || !strings.Contains(w[0], `"k0"`) || !strings.Contains(w[10], "and 4 more: hsmbridge keys list one") {
 		t.Errorf("%q", w)

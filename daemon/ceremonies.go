@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -66,22 +65,11 @@ func (d *Daemon) barredFrom(ctx context.Context, key, destination string) (strin
 		}
 	}
 	for _, name := range names {
-		if why := barred(name, known[name]); why != "" {
+		if why := known[name].Barred(); why != "" {
 			return why, nil
 		}
 	}
 	return "", nil
-}
-
-// barred says why a person's import of a key is refused. Empty: nothing speaks against it.
-func barred(name string, k store.Key) string {
-	switch {
-	case k.Revoked():
-		return fmt.Sprintf("%s was revoked by %s at %s; run hsmbridge restore %s first", name, k.RevokedBy, k.RevokedAt.Format(time.RFC3339), name)
-	case k.Paused():
-		return fmt.Sprintf("%s was paused by %s at %s; run hsmbridge resume %s first", name, k.PausedBy, k.PausedAt.Format(time.RFC3339), name)
-	}
-	return ""
 }
 
 // MergeCeremony takes the room's log over: each record as it is, once. A log whose beginning is not the one that was taken over before is

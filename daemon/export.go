@@ -50,7 +50,7 @@ func (a *auditor) required(ctx context.Context) error {
 			continue
 		}
 		if err := a.export(ctx, e); err != nil {
-			return fmt.Errorf("it is in the audit log, and could not be copied to %s, as audit.export requires it (required: true); nothing more is done: %w", e.Name(), err)
+			return fmt.Errorf("the audit log has it, and could not be copied to %s, as audit.export requires it (required: true): %w; what was asked for is not lost, hsmbridge status shows what holds; nothing more is done until the log can be copied: mend the place, or correct audit.export and restart the daemon", e.Name(), err)
 		}
 	}
 	return nil

@@ -96,7 +96,7 @@ func (d *Daemon) Queue(ctx context.Context, actor string, r control.StartRequest
 		if err != nil {
 			return nil, err
 		}
-		if why := barred(name, whole[name]); why != "" && r.Kind != store.KindReconcile {
+		if why := whole[name].Barred(); why != "" && r.Kind != store.KindReconcile {
 			if r.All {
 				continue // the others are done all the same
 			}
@@ -234,6 +234,13 @@ func (d *Daemon) Restore(ctx context.Context, actor, key string) error {
 		if j.Kind == store.KindRevoke {
 			return fmt.Errorf("the revocation of %s (job %d) is not done yet; wait for it, or cancel it (hsmbridge jobs cancel %d): %w", key, j.ID, j.ID, control.ErrRefused)
 		}
+	}
+	known, err := d.store.KeysOf(ctx, key)
+	switch {
+	case err != nil:
+		return err
+	case !known[key].Revoked():
+		return fmt.Errorf("%s is not revoked; nothing was changed: %w", key, control.ErrRefused)
 	}
 	if err := d.store.Restore(ctx, key, actor); err != nil {
 		return err

@@ -219,7 +219,7 @@ func (a *app) restoreCommand() *cobra.Command {
 		Use: "restore NAME...", Short: "Take a revocation back: the keys are imported again",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(args, "the revocation is taken back; it is imported again now, or when officers have approved it where it needs their approval", func(c *control.Client, n string) error { return c.Restore(cmd.Context(), n) })
+			return a.each(args, "the revocation is taken back; it is imported again now, or when officers have approved it where it needs their approval; a pause stays until hsmbridge resume", func(c *control.Client, n string) error { return c.Restore(cmd.Context(), n) })
 		},
 	}
 }
@@ -332,6 +332,10 @@ func (a *app) served(ctx context.Context, undone string) (*control.Client, error
 	}
 	if cerr != nil {
 		return nil, cerr
+	}
+	if a.socket != "" {
+		_, err = c.Status(ctx)
+		return nil, &exitError{exitRefused, fmt.Errorf("the daemon that --socket names does not answer, and only it knows what was paused and revoked; %s: %w; --direct goes on all the same", undone, err)}
 	}
 	kind, database := config.DatabaseLocation()
 	if kind == "postgres" {

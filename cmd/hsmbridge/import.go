@@ -25,8 +25,8 @@ Run again, it finds what KMS holds, proves it again and imports only what has to
 missing, or whose life differs from what is asked for by more than a tenth. --renew imports in any case.
 
 Where the daemon runs, it does the import, and this command waits for it. Where there is a daemon's database and no daemon answers, nothing
-is imported. --direct imports in this process all the same: it does not know of pauses, revocations, backups and rotations, and takes the
-object that the configuration names.
+is imported. --direct imports in this process all the same: it does not know of pauses, backups and rotations, of revocations only while the daemon
+answers, and takes the object that the configuration names.
 
 A key with approval: in the configuration is imported when enough officers have signed the request that this command prints (exit code 9).
 
@@ -59,11 +59,41 @@ A destination that fails does not stop the others. See "hsmbridge help exit-code
 	return a.loginFlag(a.jsonFlag(c, "print one JSON object per destination, each on a line"))
 }
 
+// revoked are the keys that a daemon which answers knows as revoked, with what to do. Where none answers nobody knows, and --direct goes on all the same.
+func (a *app) revoked(ctx context.Context) map[string]string {
+	c, err := a.daemon()
+	if err != nil || !c.Serves(ctx) {
+		return nil // the import says what is wrong with the configuration
+	}
+	list, err := c.Keys(ctx, "")
+	if err != nil {
+		fmt.Fprintf(a.err, "hsmbridge: the daemon does not say which keys are revoked (%v); --direct goes on all the same\n", err)
+		return nil
+	}
+	out := map[string]string{}
+	for _, k := range list {
+		if k.State.Revoked() {
+			out[k.Name] = k.State.Barred()
+		}
+	}
+	return out
+}
+
 func (a *app) importKeys(ctx context.Context, names []string, all bool, o importOptions) error {
 	conn, keys, err := a.connectKeys(names, all)
 	if err != nil {
 		return err
 	}
+	revoked := a.revoked(ctx)
+	for _, k := range keys {
+		switch why := revoked[k.Name]; {
+		case why != "" && all:
+			fmt.Fprintf(a.err, "hsmbridge: %s; it is left out\n", why)
+		case why != "":
+			return &exitError{exitRefused, fmt.Errorf("%s; nothing was imported", why)}
+		}
+	}
+	keys = slices.DeleteFunc(keys, func(k configs.Key) bool { return revoked[k.Name] != "" })
 	var results []importer.Result
 	untouched := 0
 	for i, k := range keys {

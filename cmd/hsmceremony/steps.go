@@ -89,7 +89,9 @@ func (s *session) heard(ctx context.Context, question, want string) error {
 			return err
 		case same.Replace(strings.ToUpper(got)) == same.Replace(want):
 			return nil
-		case try == tries || strings.EqualFold(got, "no") || strings.EqualFold(got, "stop"):
+		case strings.EqualFold(got, "stop"):
+			return &stoppedError{printable(got), "the short SHA-256 of the request"}
+		case try == tries || strings.EqualFold(got, "no"):
 			return &ceremony.MismatchError{Reason: fmt.Sprintf("%q is not the short SHA-256 of this request: it is another one, or it was changed on its way here; nothing was wrapped", printable(got))}
 		}
 		s.say("%q is not the short SHA-256 of this request. Have it read again; type stop to end here.", got)

@@ -32,8 +32,8 @@ var ErrNotSameKey = errors.New("KMS does not hold the same key as the HSM")
 type MismatchError struct{ Key, Destination, Compared string }
 
 func (e *MismatchError) Error() string {
-	return fmt.Sprintf("%s: %v (%s of %s); do not use the KMS key: find out which object it was imported from, then delete its material with "+
-		"`aws kms delete-imported-key-material` and import again", e.Key, ErrNotSameKey, e.Compared, e.Destination)
+	return fmt.Sprintf("%s: %v (%s of %s); find out which of the two is right before anything is encrypted under the KMS key or deleted: "+
+		"where the object in the token was replaced, put the former one back; where KMS holds a wrong one, delete its material with `aws kms delete-imported-key-material` and import again", e.Key, ErrNotSameKey, e.Compared, e.Destination)
 }
 
 // Unwrap makes errors.Is(err, ErrNotSameKey) true.

@@ -78,6 +78,22 @@ func (t *task) sameAsBefore(ctx context.Context, token importer.Token, a importe
 	return nil
 }
 
+// unchanged holds that the object of a key that is in one token is the one of the import before, also where KMS has it still and nothing is wrapped: a proof would
+// say that KMS holds another key, and not that it is the object that has changed. What cannot be seen is left to what comes next.
+func (t *task) unchanged(ctx context.Context, token importer.Token, g generation) error {
+	if t.want == "" || t.key.KeySpec.Kind() == wrapping.KindSymmetric {
+		return nil
+	}
+	key, err := token.Find(ctx, g.uri)
+	if err != nil {
+		return nil
+	}
+	if is, _, err := identify(ctx, token, key, t.key.KeySpec); err != nil || is == "" || is == t.want {
+		return nil
+	}
+	return t.sameAsBefore(ctx, token, importer.Act{Key: key})
+}
+
 // identify is [Identify], with the reason where the token does not tell.
 func identify(ctx context.Context, token importer.Token, key wrapping.Key, spec wrapping.KeySpec) (identity, problem string, err error) {
 	switch identity, err = Identify(ctx, token, key, spec); {
@@ -109,7 +125,7 @@ const StepReplica importer.Step = "replica"
 func (t *task) expect(ctx context.Context, k configs.Key, token importer.Token, g generation) error {
 	if len(k.Replicas) == 0 {
 		t.generation, t.want, t.is = g.Generation, g.Identity, ""
-		return nil
+		return t.unchanged(ctx, token, g)
 	}
 	rows, err := t.Store.Replicas(ctx, k.Name)
 	if err != nil {

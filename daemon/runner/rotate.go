@@ -10,6 +10,7 @@ import (
 	"hsmbridge/daemon/importer"
 	"hsmbridge/daemon/store"
 	"hsmbridge/hsm/wrapping"
+	"hsmbridge/kmsclient"
 )
 
 // rotate makes a new key object in the token and the current material of every KMS key that the managed key feeds. An earlier
@@ -222,6 +223,9 @@ func (t *task) revoke(ctx context.Context, k configs.Key) (o store.Outcome, err 
 			if err == nil {
 				seen, err = im.Observe(ctx, r)
 			}
+			if kmsclient.Code(err) == "NotFoundException" && !configured(t.config, d.ARN) {
+				seen.Info.State, err = "NotFound", nil // it was deleted, with what it held
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			deleted += n
@@ -232,6 +236,9 @@ func (t *task) revoke(ctx context.Context, k configs.Key) (o store.Outcome, err 
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
+		if done := len(o.Seen); done > 0 {
+			err = fmt.Errorf("of %d KMS keys %d hold none of it any more: %w", len(errs), done, err)
+		}
 		return o, err
 	}
 	o.State, o.Message = store.Done, fmt.Sprintf("key materials deleted: %d; no destination holds any", deleted)

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -31,6 +32,17 @@ func (k Key) Paused() bool { return !k.PausedAt.IsZero() }
 
 // Revoked says that the key's material is not to be in KMS.
 func (k Key) Revoked() bool { return !k.RevokedAt.IsZero() }
+
+// Barred says why a person's import of the key is refused. Empty: nothing speaks against it.
+func (k Key) Barred() string {
+	switch {
+	case k.Revoked():
+		return fmt.Sprintf("%s was revoked by %s at %s; run hsmbridge restore %s first", k.Name, k.RevokedBy, k.RevokedAt.Format(time.RFC3339), k.Name)
+	case k.Paused():
+		return fmt.Sprintf("%s was paused by %s at %s; run hsmbridge resume %s first", k.Name, k.PausedBy, k.PausedAt.Format(time.RFC3339), k.Name)
+	}
+	return ""
+}
 
 // Keys lists what is known of all keys, by name. A key without a row was never paused, revoked or rotated.
 func (s *Store) Keys(ctx context.Context) (map[string]Key, error) { return s.keys(ctx, "") }

@@ -94,7 +94,7 @@ func (y *terminal) waits(n int) bool {
 func TestTrustedPINs(t *testing.T) {
 	emu := e2e.StartEmulator(t)
 	kmsKey := emu.CreateKey(emu.Client(), wrapping.SymmetricDefault)
-	w := newWorld(t, ", endpoint: "+emu.Endpoint, "database: x.db\ncontrol: {socket: c.sock}\nmetrics: {listen: none}\n", kmsKey)
+	w := newWorld(t, ", endpoint: "+emu.Endpoint, "", kmsKey)
 	t.Run("key", func(t *testing.T) { // the module is unloaded at its end
 		hsmtest.Open(t, w.tok.Token)
 		hsmtest.GenerateAES(t, w.tok.Token, "payments", pkcs11.CKA_WRAP_WITH_TRUSTED, true)

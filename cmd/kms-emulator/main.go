@@ -71,6 +71,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	defer context.AfterFunc(ctx, server.ClearFaults)() // what a delay holds up does not hold up the end
 	return serve(ctx, *listen, server, out)
 }
 
@@ -92,7 +93,7 @@ func serve(ctx context.Context, listen string, handler http.Handler, out io.Writ
 		return err
 	case <-ctx.Done():
 	}
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	return srv.Shutdown(end)
 }

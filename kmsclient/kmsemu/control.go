@@ -31,10 +31,10 @@ type Fault struct {
 	Operation string        `json:"operation"` // empty: any
 	Times     int           `json:"times"`     // 0: once
 	Skip      int           `json:"skip"`      // requests that pass first
-	Delay     time.Duration `json:"delay"`
-	Cut       string        `json:"cut"`  // "before" or "after" the request takes effect: the connection is closed without an answer; "during": after half of the answer
-	Drip      time.Duration `json:"drip"` // the request takes effect, and the answer comes one byte at a time with this between them
-	Code      string        `json:"code"` // answer with this error; nothing takes effect
+	Delay     time.Duration `json:"delay"`     // the request is held up so long, or until [Server.ClearFaults], before it takes effect
+	Cut       string        `json:"cut"`       // "before" or "after" the request takes effect: the connection is closed without an answer; "during": after half of the answer
+	Drip      time.Duration `json:"drip"`      // the request takes effect, and the answer comes one byte at a time with this between them
+	Code      string        `json:"code"`      // answer with this error; nothing takes effect
 	Message   string        `json:"message"`
 	Status    int           `json:"status"` // of Code or Body; 0: 400 or 200
 	Body      string        `json:"body"`   // the request takes effect, and this is answered in place of KMS's JSON
@@ -66,11 +66,36 @@ func (s *Server) AddFault(f Fault) {
 	s.faults = append(s.faults, &f)
 }
 
-// ClearFaults ends all faults.
+// ClearFaults ends all faults, and the delays under way: what they hold up goes on.
 func (s *Server) ClearFaults() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults = nil
+	close(s.goOn)
+	s.goOn = make(chan struct{})
+}
+
+// Held are the operations of the requests that a delay holds up. Whether their clients still wait is not looked at, as KMS does not.
+func (s *Server) Held() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.held)
+}
+
+// hold holds a request up.
+func (s *Server) hold(op string, delay time.Duration) {
+	s.mu.Lock()
+	s.held = append(s.held, op)
+	goOn := s.goOn
+	s.mu.Unlock()
+	select {
+	case <-time.After(delay):
+	case <-goOn:
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.Index(s.held, op)
+	s.held = slices.Delete(s.held, i, i+1)
 }
 
 // fault takes the fault that meets this request, if any.
@@ -191,6 +216,10 @@ func (s *Server) control(w http.ResponseWriter, r *http.Request) {
 	case "GET /_emulator/requests":
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(nonNil(s.Requests()))
+		return
+	case "GET /_emulator/held":
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(nonNil(s.Held()))
 		return
 	case "POST /_emulator/clock":
 		var in struct{ Advance string }

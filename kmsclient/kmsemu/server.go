@@ -53,6 +53,8 @@ type Server struct {
 	params   map[string]*parameters
 	buckets  map[string]*bucket
 	faults   []*Fault
+	held     []string      // operations that a delay holds up
+	goOn     chan struct{} // closed when the delays under way are over
 	requests []Request
 	lag      time.Duration // eventual consistency
 	hostile  Hostile
@@ -78,7 +80,7 @@ func New(o Options) (*Server, error) {
 	s := &Server{
 		opt: o, keys: map[string]*key{}, aliases: map[string]string{}, params: map[string]*parameters{},
 		buckets: map[string]*bucket{}, without: map[string]bool{}, refused: map[string]string{}, wrappers: newWrapperPool(o.Wrappers),
-		assumed: map[string]string{},
+		assumed: map[string]string{}, goOn: make(chan struct{}),
 	}
 	if err := s.load(); err != nil {
 		return nil, err
@@ -140,7 +142,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	f := s.fault(op)
 	if f != nil && f.Delay > 0 {
-		time.Sleep(f.Delay)
+		s.hold(op, f.Delay)
 	}
 	if f != nil && f.Cut == "before" {
 		panic(http.ErrAbortHandler)

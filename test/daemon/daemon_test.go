@@ -4,6 +4,7 @@ package daemon_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,6 +38,7 @@ type world struct {
 	mu     sync.Mutex
 	daemon *exec.Cmd
 	log    *os.File
+	before int64 // bytes of the log of its earlier lives
 }
 
 // TestScripts runs testdata/*.txtar.
@@ -48,6 +50,9 @@ type world struct {
 //	kmskey SPEC NAME        makes a KMS key and puts its ARN into the environment variable NAME
 //	aws ARGS                the AWS CLI: aws kms ARGS
 //	control PATH JSON       drives the emulator
+//	holdup OPERATION        the next request for it arrives at KMS and does not take effect until goon
+//	held OPERATION          waits until a request that is held up has arrived
+//	goon                    has what is held up take effect
 //	subst FILE...           replaces $NAME in files
 //	append FROM TO          adds a file to another
 //	exits CODE COMMAND...   the command ends with exactly this exit code
@@ -55,7 +60,8 @@ type world struct {
 //	signal NAME             sends HUP, TERM or KILL to the daemon
 //	ended CODE              waits until the daemon has ended; -1 after a signal
 //	daemonlog PATTERN [N]   the daemon's log matches, or matches exactly N times
-//	until PATTERN COMMAND   runs the command until its output matches, for at most 15 seconds
+//	untillog PATTERN        waits until the log of the daemon that runs matches
+//	until PATTERN COMMAND   runs the command until its output matches, for at most a minute
 func TestScripts(t *testing.T) {
 	worlds := map[string]*world{}
 	var mu sync.Mutex
@@ -113,6 +119,9 @@ func TestScripts(t *testing.T) {
 			"control": func(ts *testscript.TestScript, _ bool, args []string) {
 				of(ts).emu.ControlRaw(args[0], args[1])
 			},
+			"holdup": func(ts *testscript.TestScript, _ bool, args []string) { of(ts).emu.HoldUp(args[0]) },
+			"held":   func(ts *testscript.TestScript, _ bool, args []string) { of(ts).emu.Held(args[0]) },
+			"goon":   func(ts *testscript.TestScript, _ bool, _ []string) { of(ts).emu.GoOn() },
 			"count": func(ts *testscript.TestScript, _ bool, args []string) {
 				if got := of(ts).emu.Count(args[0]); got != args[1] {
 					ts.Fatalf("%s was asked for %s times, want %s", args[0], got, args[1])
@@ -131,6 +140,7 @@ func TestScripts(t *testing.T) {
 			"daemon":    func(ts *testscript.TestScript, _ bool, args []string) { of(ts).start(ts, args) },
 			"signal":    func(ts *testscript.TestScript, _ bool, args []string) { of(ts).signal(ts, args[0]) },
 			"ended":     func(ts *testscript.TestScript, _ bool, args []string) { of(ts).ended(ts, args[0]) },
+			"untillog":  func(ts *testscript.TestScript, _ bool, args []string) { of(ts).untilLogged(ts, args[0]) },
 			"daemonlog": func(ts *testscript.TestScript, neg bool, args []string) { of(ts).logged(ts, neg, args) },
 		},
 	})
@@ -144,6 +154,8 @@ func (w *world) start(ts *testscript.TestScript, args []string) {
 	}
 	log, err := os.OpenFile(ts.MkAbs("daemon.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	ts.Check(err)
+	before, err := log.Seek(0, io.SeekEnd)
+	ts.Check(err)
 	cmd := exec.Command(filepath.Join(filepath.SplitList(ts.Getenv("PATH"))[0], "hsmbridge"), "-c", file, "serve") //nolint:noctx // ended by the script or by kill
 	cmd.Dir, cmd.Stderr, cmd.Stdout = ts.Getenv("WORK"), log, log
 	for _, name := range []string{"PATH", "HOME", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_EC2_METADATA_DISABLED"} {
@@ -152,7 +164,7 @@ func (w *world) start(ts *testscript.TestScript, args []string) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	ts.Check(cmd.Start())
 	w.mu.Lock()
-	w.daemon, w.log = cmd, log
+	w.daemon, w.log, w.before = cmd, log, before
 	w.mu.Unlock()
 	until(ts, false, []string{"ready, up", "hsmbridge", "-c", file, "status"})
 }
@@ -175,7 +187,7 @@ func (w *world) signal(ts *testscript.TestScript, name string) {
 func (w *world) ended(ts *testscript.TestScript, code string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	timer := time.AfterFunc(20*time.Second, func() { _ = w.daemon.Process.Signal(syscall.SIGQUIT) })
+	timer := time.AfterFunc(2*time.Minute, func() { _ = w.daemon.Process.Signal(syscall.SIGQUIT) })
 	_ = w.daemon.Wait()
 	timer.Stop()
 	_ = w.log.Close()
@@ -183,6 +195,19 @@ func (w *world) ended(ts *testscript.TestScript, code string) {
 		ts.Fatalf("the daemon ended with exit code %s, want %s\n%s", got, code, ts.ReadFile("daemon.log"))
 	}
 	w.daemon = nil
+}
+
+// untilLogged waits for something in the log of the daemon's present life.
+func (w *world) untilLogged(ts *testscript.TestScript, pattern string) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		log := ts.ReadFile("daemon.log")[w.before:]
+		switch {
+		case regexp.MustCompile("(?m)" + pattern).MatchString(log):
+			return
+		case time.Now().After(end):
+			ts.Fatalf("the daemon's log never has %s:\n%s", pattern, log)
+		}
+	}
 }
 
 // logged looks into the daemon's log.
@@ -213,7 +238,7 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 // until repeats a command until its standard output matches.
 func until(ts *testscript.TestScript, _ bool, args []string) {
 	pattern := regexp.MustCompile("(?m)" + args[0])
-	for end := time.Now().Add(15 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		_ = ts.Exec(args[1], args[2:]...)
 		if pattern.MatchString(ts.ReadFile("stdout")) {
 			return

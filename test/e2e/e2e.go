@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -119,7 +120,13 @@ func (e *Emulator) Control(path string, body any) {
 	if err != nil {
 		e.tb.Fatal(err)
 	}
-	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, e.Endpoint+"/_emulator/"+path, bytes.NewReader(b))
+	e.own(http.MethodPost, path, b, nil)
+}
+
+// own is a request of the emulator's own interface; into takes its answer, nil: there is none.
+func (e *Emulator) own(method, path string, body []byte, into any) {
+	e.tb.Helper()
+	req, err := http.NewRequestWithContext(context.Background(), method, e.Endpoint+"/_emulator/"+path, bytes.NewReader(body))
 	if err != nil {
 		e.tb.Fatal(err)
 	}
@@ -127,9 +134,37 @@ func (e *Emulator) Control(path string, body any) {
 	if err != nil {
 		e.tb.Fatal(err)
 	}
-	if err := resp.Body.Close(); err != nil || resp.StatusCode != http.StatusNoContent {
-		e.tb.Fatalf("POST %s: %s, %v", path, resp.Status, err)
+	defer func() { _ = resp.Body.Close() }()
+	want := http.StatusNoContent
+	if into != nil {
+		want = http.StatusOK
+		err = json.NewDecoder(resp.Body).Decode(into)
 	}
+	if err != nil || resp.StatusCode != want {
+		e.tb.Fatalf("%s %s: %s, %v", method, path, resp.Status, err)
+	}
+}
+
+// HoldUp has the next request for an operation arrive and not take effect until [Emulator.GoOn].
+func (e *Emulator) HoldUp(operation string) {
+	e.tb.Helper()
+	e.Control("faults", map[string]any{"operation": operation, "delay": time.Hour})
+}
+
+// Held waits until a request for the operation has arrived that is held up.
+func (e *Emulator) Held(operation string) {
+	e.tb.Helper()
+	Until(e.tb, operation+" at KMS", func() bool {
+		var held []string
+		e.own(http.MethodGet, "held", nil, &held)
+		return slices.Contains(held, operation)
+	})
+}
+
+// GoOn has what is held up take effect, whether somebody still waits for it or not.
+func (e *Emulator) GoOn() {
+	e.tb.Helper()
+	e.own(http.MethodDelete, "faults", nil, nil)
 }
 
 // Client is a KMS client of the emulator.
@@ -302,19 +337,8 @@ func (e *Emulator) ControlRaw(path, body string) {
 // Count is how often the emulator was asked for an operation, as a decimal.
 func (e *Emulator) Count(operation string) string {
 	e.tb.Helper()
-	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, e.Endpoint+"/_emulator/requests", http.NoBody)
-	if err != nil {
-		e.tb.Fatal(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		e.tb.Fatal(err)
-	}
-	defer func() { _ = resp.Body.Close() }()
 	var log []struct{ Operation string }
-	if err := json.NewDecoder(resp.Body).Decode(&log); err != nil {
-		e.tb.Fatal(err)
-	}
+	e.own(http.MethodGet, "requests", nil, &log)
 	n := 0
 	for _, r := range log {
 		if r.Operation == operation {

@@ -40,6 +40,6 @@ func Refused(tb testing.TB) string {
 // again later is still free.
 func Host() string {
 	var b [3]byte
-	_, _ = rand.Read(b[:]) // it never fails
+	_, _ = rand.Read(b[:])
 	return fmt.Sprintf("127.%d.%d.%d", b[0], b[1], 2+b[2]%250) // not 127.0.0.1
 }

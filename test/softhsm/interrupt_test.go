@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"hsmbridge/hsm/wrapping"
 	"hsmbridge/test/e2e"
@@ -34,7 +33,7 @@ func TestInterrupted(t *testing.T) {
 				{Name: "mac", Spec: wrapping.HMAC384, Generate: true, Destinations: []string{emu.CreateKey(emu.Client(), wrapping.HMAC384)}},
 				{Name: "later", Spec: wrapping.HMAC384, Generate: true, Destinations: []string{emu.CreateKey(emu.Client(), wrapping.HMAC384)}},
 			}, "")
-			emu.Control("faults", map[string]any{"operation": "ImportKeyMaterial", "delay": 2 * time.Second})
+			emu.HoldUp("ImportKeyMaterial")
 			cmd := exec.Command(filepath.Join(e2e.Binaries(t), "hsmbridge"), "-c", config, "--log-level", "info", "import", "mac", "later") //nolint:noctx // ended below
 			cmd.Env = e2e.Environ()
 			log := filepath.Join(t.TempDir(), "log")
@@ -55,8 +54,10 @@ func TestInterrupted(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			e2e.Until(t, "the wrap", func() bool { return strings.Contains(stderr(), `"step":"wrap"`) })
-			time.Sleep(500 * time.Millisecond) // ImportKeyMaterial is under way
+			emu.Held("ImportKeyMaterial")
+			if !strings.Contains(stderr(), `"step":"wrap"`) {
+				t.Errorf("before the import it says: %s", stderr())
+			}
 			if err := cmd.Process.Signal(tt.signal); err != nil {
 				t.Fatal(err)
 			}
@@ -77,6 +78,7 @@ func TestInterrupted(t *testing.T) {
 					}
 				}
 			}
+			emu.GoOn()
 			e2e.Until(t, "the import", func() bool { return emu.Count("ImportKeyMaterial") != "0" })
 			out := e2e.Run(t, config, "import", "mac", "--json")
 			if out.Code != 0 || out.Stdout == "" {

@@ -23,6 +23,7 @@ import (
 	"hsmbridge/daemon/store"
 	"hsmbridge/hsm/wrapping"
 	"hsmbridge/kmsclient/kmsemu"
+	"hsmbridge/test/loopback"
 	"hsmbridge/test/shim"
 )
 
@@ -37,7 +38,7 @@ type monitored struct {
 // monitor makes a daemon that is monitored; the test may change its options.
 func monitor(t *testing.T, w *world, change func(o *daemon.Options)) *monitored {
 	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", net.JoinHostPort(loopback.Host(), "0")) // bound again by the daemon
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +114,7 @@ func TestHungModule(t *testing.T) {
 	w := newWorld(t, kmsemu.Options{})
 	module := shim.New(t, w.token.Token)
 	w.token.Token = module.Token
-	w.module = []string{"call_timeout: 2s"}
+	w.module = []string{"call_timeout: 5s"}
 	arn := w.key("k", wrapping.HMAC256)
 	core, logs := observer.New(zap.InfoLevel)
 	var once sync.Once

@@ -1,9 +1,9 @@
-// Package postgres makes throwaway PostgreSQL clusters for tests: real ones, on a Unix socket and a port of loopback of their
-// own, without fsync. The machine's own cluster, if there is one, is neither used nor disturbed.
+// Package postgres makes throwaway PostgreSQL clusters for tests: real ones, on a Unix socket of their own, without fsync. The machine's own cluster, if there is one, is neither used nor disturbed.
 //
 //	url := postgres.Start(t)   // a cluster of its own
 //	url := postgres.Shared(t)  // a new database in the one cluster of this test process, which costs far less
 //	s := postgres.New(t)       // a cluster that can be stopped and started again
+//	s := postgres.NewTCP(t)    // one that listens on loopback as well
 //
 // Nothing is left behind, not by a test process that was killed either: the kernel stops its servers, and a shell that
 // waits for the end of the test process removes their directories.
@@ -30,6 +30,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"hsmbridge/test/loopback"
 )
 
 const (
@@ -42,12 +44,13 @@ type Server struct {
 	// URL is the database "postgres" over the Unix socket, as its superuser and without a password: only the user of the
 	// cluster and root can open the socket's directory.
 	URL string
-	// TCP is the same database over 127.0.0.1. Everybody on the machine can reach that, so it has a password.
+	// TCP is the same database over loopback, for [NewTCP]. Everybody on the machine can reach that, so it has a password.
 	TCP string
 
 	bin  string              // where the programs of PostgreSQL are
 	dir  string              // of the socket, the data and the log
-	port int                 // on 127.0.0.1, and the number of the socket
+	host string              // where it listens on loopback; empty: nowhere
+	port int                 // there, and the number of the socket
 	cred *syscall.Credential // of the unprivileged user, when this process is root's
 
 	remove func() error // holds the pipe whose end is the sign to remove the files, as long as the server is known
@@ -63,10 +66,22 @@ func Start(tb testing.TB) string {
 	return New(tb).URL
 }
 
-// New makes a cluster that belongs to one test and is gone after it.
+// New makes a cluster that belongs to one test and is gone after it. It listens on its socket only: a port would be free for others while it is stopped.
 func New(tb testing.TB) *Server {
 	tb.Helper()
-	s, remove, err := create(tb.Context())
+	return own(tb, "", 5432)
+}
+
+// NewTCP is [New] with TCP, on an address of loopback that is the cluster's own.
+func NewTCP(tb testing.TB) *Server {
+	tb.Helper()
+	const lowest, ports = 10000, 20000 // the kernel gives others from 32768 up
+	return own(tb, loopback.Host(), lowest+int(time.Now().UnixNano()%ports))
+}
+
+func own(tb testing.TB, host string, port int) *Server {
+	tb.Helper()
+	s, remove, err := create(tb.Context(), host, port)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -80,7 +95,7 @@ func New(tb testing.TB) *Server {
 
 // shared is the cluster of [Shared]. It ends with the process.
 var shared = sync.OnceValues(func() (*Server, error) { //nolint:gochecknoglobals // one cluster for all tests
-	s, _, err := create(context.Background())
+	s, _, err := create(context.Background(), "", 5432)
 	return s, err
 })
 
@@ -132,7 +147,7 @@ func (s *Server) Start(tb testing.TB) {
 }
 
 // create makes a cluster and starts it. remove takes the stopped server's files away; the end of the process does too.
-func create(ctx context.Context) (s *Server, remove func() error, err error) {
+func create(ctx context.Context, host string, port int) (s *Server, remove func() error, err error) {
 	bin, err := programs()
 	if err != nil {
 		return nil, nil, err
@@ -146,7 +161,7 @@ func create(ctx context.Context) (s *Server, remove func() error, err error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	s = &Server{bin: bin, dir: dir, remove: remove}
+	s = &Server{bin: bin, dir: dir, host: host, port: port, remove: remove}
 	if err := s.initialise(ctx); err != nil {
 		return nil, nil, errors.Join(err, remove())
 	}
@@ -161,11 +176,6 @@ func (s *Server) initialise(ctx context.Context) error {
 	if err := s.becomeUnprivileged(); err != nil {
 		return err
 	}
-	port, err := freePort(ctx)
-	if err != nil {
-		return err
-	}
-	s.port = port
 	password := rand.Text()
 	passwordFile := filepath.Join(s.dir, "password")
 	if err := s.write(passwordFile, password); err != nil {
@@ -182,11 +192,13 @@ func (s *Server) initialise(ctx context.Context) error {
 		return fmt.Errorf("initdb: %w\n%s", err, out)
 	}
 	s.URL = s.socketURL(superuser)
-	s.TCP = (&url.URL{
-		Scheme: "postgres", User: url.UserPassword(superuser, password),
-		Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), Path: "/" + superuser,
-		RawQuery: url.Values{"sslmode": {"disable"}}.Encode(),
-	}).String()
+	if s.host != "" {
+		s.TCP = (&url.URL{
+			Scheme: "postgres", User: url.UserPassword(superuser, password),
+			Host: net.JoinHostPort(s.host, strconv.Itoa(s.port)), Path: "/" + superuser,
+			RawQuery: url.Values{"sslmode": {"disable"}}.Encode(),
+		}).String()
+	}
 	return nil
 }
 
@@ -244,7 +256,7 @@ func (s *Server) start(ctx context.Context) error {
 
 	args := []string{"-D", s.data()}
 	for _, setting := range []string{
-		"port=" + strconv.Itoa(s.port), "listen_addresses=127.0.0.1", "unix_socket_directories=" + s.dir,
+		"port=" + strconv.Itoa(s.port), "listen_addresses=" + s.host, "unix_socket_directories=" + s.dir,
 		"max_connections=400", // of the daemons of many tests at a time
 		"fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=16MB",
 		"dynamic_shared_memory_type=mmap", // files in its own directory, not in /dev/shm
@@ -338,7 +350,7 @@ func removeAtEnd(dir string) (remove func() error, err error) {
 		return nil, fmt.Errorf("make a pipe: %w", err)
 	}
 	// PostgreSQL ends at the same moment and may still write: so several times.
-	const script = `read -r _; for _ in 1 2 3 4 5 6 7 8 9 10; do rm -rf -- "$0" 2>/dev/null && exit; sleep 0.2; done; exit 1`
+	const script = `read -r _; i=0; while [ $i -lt 50 ]; do rm -rf -- "$0" 2>/dev/null && exit; sleep 0.2; i=$((i+1)); done; exit 1`
 	cmd := exec.Command("/bin/sh", "-c", script, dir) //nolint:noctx // it has to outlive everything here
 	cmd.Stdin = r
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // Ctrl-C is for the tests
@@ -382,18 +394,4 @@ func environ() []string {
 		return strings.HasPrefix(kv, "PG") || strings.HasPrefix(kv, "LC_") || strings.HasPrefix(kv, "LANG")
 	})
 	return append(env, "LC_ALL=C")
-}
-
-// freePort is a port of loopback where nobody listens.
-func freePort(ctx context.Context) (int, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
-	}
-	defer func() { _ = l.Close() }()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
-	}
-	return strconv.Atoi(port)
 }

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -52,7 +53,12 @@ func still(tb testing.TB, path string, now func() time.Time) *Daemon {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	d, err := New(context.Background(), Options{Config: c, Log: zap.NewNop(), Version: "test", Now: now, NoSync: true, Manual: true})
+	o := Options{Config: c, Log: zap.NewNop(), Version: "test", Now: now, NoSync: true, Manual: true}
+	d, err := New(context.Background(), o)
+	var running *store.AlreadyRunningError // PostgreSQL has not seen yet that a process of the same name was killed
+	for end := time.Now().Add(30 * time.Second); errors.As(err, &running) && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		d, err = New(context.Background(), o)
+	}
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -155,7 +155,7 @@ func (b *bench) row(t *testing.T, c callOf, f fault) (first, second string) {
 	broken := &wire{RoundTripper: transport, operation: c.operation, skip: c.skip, to: b.places[f.wire]}
 	timeout := time.Minute
 	if f.emu.Drip > 0 {
-		timeout = 4 * time.Second // the answer takes minutes
+		timeout = 10 * time.Second // the answer takes minutes
 	}
 	client, err := kmsclient.New(t.Context(), kmsclient.Config{Region: "eu-central-1", Endpoint: srv.URL, MaxAttempts: 2, Timeout: timeout, HTTPClient: &http.Client{Transport: broken}})
 	if err != nil {

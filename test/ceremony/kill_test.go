@@ -228,7 +228,7 @@ func TestRoomRefuses(t *testing.T) {
 		says   string
 	}{
 		"expired":     {soon(-time.Hour), `the import parameters expired at .*fetch new ones`},
-		"nearly":      {soon(10 * time.Minute), `the import parameters expire in (10m0s|9m5\ds), at .*, and at least 15m0s must be left`},
+		"nearly":      {soon(10 * time.Minute), `the import parameters expire in (10m0s|9m\d+s), at .*, and at least 15m0s must be left`},
 		"HSM":         {func(q *approval.Request) { q.Serial = "ffff" }, `the request is for the HSM with serial ffff, and this one has ` + w.tok.Serial},
 		"key":         {func(q *approval.Request) { q.Material = "check value 000000" }, `it is another key`},
 		"destination": {func(q *approval.Request) { q.Destination = strings.Replace(arn, "1234", "9999", 1) }, `it was changed`},

@@ -152,7 +152,7 @@ func TestNoWayAroundOfficers(t *testing.T) {
 	materials := 1
 	waits := func(what string) control.Request {
 		t.Helper()
-		for end := time.Now().Add(20 * time.Second); ; time.Sleep(30 * time.Millisecond) {
+		for end := time.Now().Add(2 * time.Minute); ; time.Sleep(30 * time.Millisecond) {
 			list := o.open(ctx, p.client)
 			jobs, err := p.client.Jobs(ctx, store.JobFilter{Open: true})
 			if err == nil && len(list) == materials && len(jobs) == 1 && jobs[0].State == store.Waiting {

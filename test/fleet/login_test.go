@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"database/sql"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,6 +64,7 @@ func TestKilledAtLogin(t *testing.T) {
 			// A good login leaves nothing behind that parks the token after a kill.
 			p.settled()
 			p.kill()
+			released(t, db)
 			p = w.launch(second, path, envLease+"=2s")
 			p.settled()
 			p.ask("import", "k", true)
@@ -73,6 +75,24 @@ func TestKilledAtLogin(t *testing.T) {
 			}
 		})
 	}
+}
+
+// released waits until PostgreSQL has seen that a daemon was killed: its name is in use until then, and another one of the same name does not start.
+func released(t *testing.T, database string) {
+	t.Helper()
+	if database == "" {
+		return // a file's lock ends with the process
+	}
+	db, err := sql.Open("pgx", database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close() //nolint:errcheck // it was only read
+	until(t, "the end of the daemon's lock on its name", func() bool {
+		var held int
+		err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").Scan(&held)
+		return err == nil && held == 0
+	})
 }
 
 func write(tb testing.TB, path, text string) {

@@ -355,7 +355,7 @@ func (p *process) kill() {
 	_ = p.Process.Kill()
 	select {
 	case <-p.done:
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 	}
 	if p.t.Failed() || os.Getenv("FLEET_LOGS") != "" {
 		if b, err := os.ReadFile(p.log); err == nil {

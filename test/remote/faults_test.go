@@ -134,12 +134,16 @@ func TestEndsInEachOperation(t *testing.T) {
 				continue // the others wait longer, see limit, for the same end
 			}
 			t.Run(op.name+" "+end.name, func(t *testing.T) {
-				c := c
-				if end.name == "hung" {
-					c.CallTimeout = 2 * time.Second
+				m, c, s := m, c, s
+				if end.name == "hung" { // with a token of its own, as it takes long
+					t.Parallel()
+					m = faulty(t)
+					c = config(t, m.Token)
+					first := open(t, &starter, c, m.PIN)
+					s.set(t, first)
+					c.CallTimeout = 5 * time.Second
 				}
 				tok := open(t, &starter, c, m.PIN)
-				s := s
 				s.find(t, tok)
 				before := m.Counters(t).Injected
 				m.Script(t, op.function+": "+end.action)
@@ -182,10 +186,11 @@ func TestEndsInEachOperation(t *testing.T) {
 
 // When one call hangs, the others that are under way get an error that says so.
 func TestOthersUnderWay(t *testing.T) {
+	t.Parallel()
 	m := faulty(t)
 	var starter remote.Starter
 	c := config(t, m.Token)
-	c.CallTimeout = 2 * time.Second
+	c.CallTimeout = 5 * time.Second
 	tok := open(t, &starter, c, m.PIN)
 	key, plan, wk := generated(t, tok)
 	m.Script(t, "C_WrapKey: hang")
@@ -318,7 +323,7 @@ func child(t *testing.T) int {
 	}
 	all, _ := os.ReadDir("/proc")
 	for _, e := range all {
-		if pid, _ := strconv.Atoi(e.Name()); pid > 0 && !gone(pid) && status(t, pid, "PPid") == strconv.Itoa(os.Getpid()) {
+		if pid, _ := strconv.Atoi(e.Name()); pid > 0 && !gone(pid) && parentOf(pid) == os.Getpid() {
 			return pid
 		}
 	}

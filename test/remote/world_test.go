@@ -157,6 +157,15 @@ func status(t *testing.T, pid int, field string) string {
 	return ""
 }
 
+// parentOf is a process's parent; 0 when it has ended.
+func parentOf(pid int) int {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, rest, _ := strings.Cut(string(b), "\nPPid:")
+	line, _, _ := strings.Cut(rest, "\n")
+	ppid, _ := strconv.Atoi(strings.TrimSpace(line))
+	return ppid
+}
+
 func gone(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err != nil || strings.Contains(string(b), ") Z ")

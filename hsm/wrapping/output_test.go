@@ -102,6 +102,11 @@ func TestCheckOutputOfOneLength(t *testing.T) {
 		if !errors.Is(err, wrapping.ErrOtherLength) || errors.Is(err, wrapping.ErrUnsafeOutput) {
 			t.Errorf("another length: %v", err)
 		}
+		plain := append(random(t, 256), 0x30, 65, 2, 1, 0) // a PKCS#8 of 67 bytes, and zero bytes behind it
+		plain = append(append(plain, random(t, 62)...), make([]byte, 5)...)
+		if err := wrapping.CheckOutput(p, plain); !errors.Is(err, wrapping.ErrUnsafeOutput) {
+			t.Errorf("plaintext of another length: %v", err)
+		}
 	}
 }
 

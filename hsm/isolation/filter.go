@@ -111,7 +111,7 @@ func landlock(network bool) (abi int, err error) {
 
 // rules is the ruleset for a kernel of that ABI, and how much of it such a kernel knows.
 func rules(abi int, network bool) (r ruleset, size uintptr) {
-	r, size = ruleset{fs: fsMakeBlock}, sizeOfFiles
+	size = sizeOfFiles
 	if abi >= abiNetwork {
 		size = sizeOfNetwork
 		if !network {
@@ -123,6 +123,9 @@ func rules(abi int, network bool) (r ruleset, size uintptr) {
 		if !network {
 			r.scoped |= scopeAbstract
 		}
+	}
+	if r == (ruleset{}) { // one with a right to files also forbids to move them from directory to directory (LANDLOCK_ACCESS_FS_REFER), whatever it says
+		r.fs = fsMakeBlock
 	}
 	return r, size
 }

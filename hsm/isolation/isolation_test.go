@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -55,6 +56,15 @@ func attempts() map[string]func() error {
 			}
 			return err
 		},
+		"move a file": func() error {
+			dir, err := os.MkdirTemp("", "isolation")
+			if err != nil {
+				return err
+			}
+			defer os.RemoveAll(dir) //nolint:errcheck // of a test
+			from, to := filepath.Join(dir, "file"), filepath.Join(dir, "sub", "file")
+			return errors.Join(os.WriteFile(from, nil, 0o600), os.Mkdir(filepath.Dir(to), 0o700), os.Rename(from, to))
+		},
 		"connect": func() error {
 			fd, err := strconv.Atoi(os.Getenv("ISOLATION_TEST_SOCKET")) // of TCP, made before
 			if err != nil {
@@ -97,7 +107,7 @@ func TestRulesets(t *testing.T) {
 	for abi := 1; abi <= int(v); abi++ {
 		for _, network := range []bool{false, true} {
 			r, size := rules(abi, network)
-			if r.fs == 0 || (r.net != 0) != (abi >= abiNetwork && !network) || (r.scoped != 0) != (abi >= abiScoped) {
+			if (r.fs != 0) != (r.net == 0 && r.scoped == 0) || (r.net != 0) != (abi >= abiNetwork && !network) || (r.scoped != 0) != (abi >= abiScoped) {
 				t.Errorf("ABI %d, network %t: %+v", abi, network, r)
 			}
 			fd, _, errno := unix.Syscall(landlockCreate, uintptr(unsafe.Pointer(&r)), size, 0)
@@ -117,11 +127,11 @@ func TestRestricted(t *testing.T) {
 	for role, want := range map[string]map[string]string{
 		"none": {
 			"AF_INET": "EAFNOSUPPORT", "AF_INET6": "EAFNOSUPPORT", "AF_PACKET": "EAFNOSUPPORT", "AF_VSOCK": "EAFNOSUPPORT", "AF_UNIX": "done", "ptrace": "EPERM", "process_vm_readv": "EPERM",
-			"pidfd_getfd": "EPERM", "io_uring_setup": "EPERM", "new privileges": "none", "seccomp": "on", "core dumps": "none", "sockets": "AF_UNIX only", "parent's memory": "EACCES",
+			"pidfd_getfd": "EPERM", "io_uring_setup": "EPERM", "new privileges": "none", "seccomp": "on", "core dumps": "none", "sockets": "AF_UNIX only", "parent's memory": "EACCES", "move a file": "done",
 		},
 		"allowed": {
 			"AF_INET": "done", "AF_INET6": "done", "AF_UNIX": "done", "ptrace": "EPERM", "process_vm_readv": "EPERM", "pidfd_getfd": "EPERM", "io_uring_setup": "EPERM",
-			"new privileges": "none", "seccomp": "on", "core dumps": "none", "sockets": "AF_UNIX AF_INET AF_INET6 AF_NETLINK", "parent's memory": "EACCES",
+			"new privileges": "none", "seccomp": "on", "core dumps": "none", "sockets": "AF_UNIX AF_INET AF_INET6 AF_NETLINK", "parent's memory": "EACCES", "move a file": "done",
 		},
 	} {
 		t.Run(role, func(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"hsmbridge/configs"
 	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/ceremony"
+	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/importer"
 	"hsmbridge/hsm/wrapping"
 )
@@ -108,10 +109,9 @@ func (a *app) fetch(ctx context.Context, name string, o fetchOptions) error {
 	if !slices.Contains(k.KeySpec.Order(), wrapping.Algorithm(o.algorithm)) {
 		return usageError(fmt.Errorf("%s is no wrapping algorithm for keys of spec %s: take one of %v", o.algorithm, k.KeySpec, k.KeySpec.Order()))
 	}
-	if !o.direct {
-		if _, err := a.served(ctx, "nothing was fetched"); err != nil {
-			return err
-		}
+	beside, err := a.beside(ctx, "nothing was fetched", o.direct)
+	if err != nil {
+		return err
 	}
 	conn := a.connect(c, nil)
 	im := &importer.Importer{KMS: conn.destination}
@@ -146,7 +146,7 @@ func (a *app) fetch(ctx context.Context, name string, o fetchOptions) error {
 	if err := a.named(&q, life); err != nil {
 		return err
 	}
-	return a.writeRequest(ctx, q, tokens, o.out, needed)
+	return a.writeRequest(ctx, beside, q, tokens, o.out, needed)
 }
 
 // fetched fetches n sets of import parameters and says what is asked for with them.
@@ -192,7 +192,7 @@ func (a *app) named(q *approval.Request, life time.Duration) error {
 	return nil
 }
 
-func (a *app) writeRequest(ctx context.Context, q approval.Request, t ceremony.Tokens, folder string, needed bool) error {
+func (a *app) writeRequest(ctx context.Context, beside *control.Client, q approval.Request, t ceremony.Tokens, folder string, needed bool) error {
 	text, err := q.Text()
 	if err != nil {
 		return err
@@ -209,7 +209,7 @@ func (a *app) writeRequest(ctx context.Context, q approval.Request, t ceremony.T
 	if err := ceremony.WriteNew(name+ceremony.RequestExt, text, 0o644); err != nil {
 		return errors.Join(err, os.Remove(name+ceremony.TokensExt))
 	}
-	if err := a.tell(ctx, q, text, ceremonyStep{kind: fetchStep, message: "import parameters were fetched for a ceremony", file: name + ceremony.RequestExt}); err != nil {
+	if err := tell(ctx, beside, q, text, ceremonyStep{kind: fetchStep, message: "import parameters were fetched for a ceremony", file: name + ceremony.RequestExt}); err != nil {
 		return errors.Join(fmt.Errorf("%w; the files were removed", err), os.Remove(name+ceremony.TokensExt), os.Remove(name+ceremony.RequestExt))
 	}
 	fmt.Fprintf(a.out, "%s\n  the request: officers sign it, and it goes into the HSM room\n%s\n  the import tokens: they stay here\n\n", name+ceremony.RequestExt, name+ceremony.TokensExt)

@@ -38,17 +38,25 @@ type ceremonyStep struct {
 	imported            bool // KMS took the key material
 }
 
-// tell writes a step of the ceremony into the daemon's audit log, where one serves. The room's log and the report have it in any case.
-func (a *app) tell(ctx context.Context, q approval.Request, text []byte, t ceremonyStep) error {
-	c, err := a.daemon()
-	if err != nil {
-		return err
+// beside is the daemon that is told of the steps of a ceremony, and refuses them for a key that was revoked or paused. Nil: none serves here, or --direct goes on
+// without the one that does not answer. undone says what was not done where there has to be one.
+func (a *app) beside(ctx context.Context, undone string, direct bool) (*control.Client, error) {
+	c, err := a.served(ctx, undone)
+	if err != nil && direct {
+		c, err = nil, nil
 	}
-	if !c.Serves(ctx) {
+	if err == nil && c == nil {
 		fmt.Fprintf(a.err, "hsmbridge: no daemon serves here, so its audit log does not have this step\n")
+	}
+	return c, err
+}
+
+// tell writes a step of the ceremony into the daemon's audit log, where there is one. The room's log and the report have it in any case.
+func tell(ctx context.Context, c *control.Client, q approval.Request, text []byte, t ceremonyStep) error {
+	if c == nil {
 		return nil
 	}
-	err = c.CeremonyStep(ctx, control.CeremonyStep{
+	err := c.CeremonyStep(ctx, control.CeremonyStep{
 		Kind: t.kind, Key: q.Key, Destination: q.Destination, Message: t.message, Request: q.ID, SHA256: ceremony.Digest(text), File: approval.OneLine(filepath.Base(t.file)),
 		Ended: t.ended, Imported: t.imported,
 	})
@@ -108,10 +116,9 @@ func (a *app) upload(ctx context.Context, file string, signatures []string, dire
 			return &exitError{exitRefused, fmt.Errorf("%s is there: this was uploaded already; nothing was sent", u.name+ceremony.ResultExt+ext)}
 		}
 	}
-	if !direct {
-		if _, err := a.served(ctx, "nothing was sent"); err != nil {
-			return err
-		}
+	d, err := a.beside(ctx, "nothing was sent", direct)
+	if err != nil {
+		return err
 	}
 	conn := a.connect(c, nil)
 	kms, err := conn.destination(ctx, u.dest.ARN)
@@ -123,12 +130,12 @@ func (a *app) upload(ctx context.Context, file string, signatures []string, dire
 	}
 	im := &importer.Importer{KMS: conn.destination, Record: a.record}
 	r := request(c, u.key, u.dest, importOptions{renew: u.q.Action == string(importer.ActionReimport)})
-	if err := a.tell(ctx, u.q, u.text, ceremonyStep{kind: uploadStep, message: "what was wrapped in the HSM room is uploaded next", file: file}); err != nil {
+	if err := tell(ctx, d, u.q, u.text, ceremonyStep{kind: uploadStep, message: "what was wrapped in the HSM room is uploaded next", file: file}); err != nil {
 		return fmt.Errorf("%w; nothing was sent", err)
 	}
 	result, err := im.Upload(ctx, r, importer.Action(u.q.Action), ready(u))
 	ended := ceremonyStep{kind: uploadStep, message: "the upload ended: " + firstLine(message(result, err)), file: file, ended: true, imported: result.Took()}
-	if terr := a.tell(context.WithoutCancel(ctx), u.q, u.text, ended); terr != nil {
+	if terr := tell(context.WithoutCancel(ctx), d, u.q, u.text, ended); terr != nil {
 		a.complain(terr)
 	}
 	if err != nil && result.Result == importer.Failed {

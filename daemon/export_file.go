@@ -43,17 +43,15 @@ func openLog(name string) (_ *logFile, err error) {
 	return l, err
 }
 
-// newLog makes a file that its group may read, also where the process's umask says otherwise: what ships the log away has to.
+// newLog makes a file that its group may read, also where the process's umask says otherwise: what ships the log away has to. A file system without modes
+// takes it as it is.
 func newLog(name string) (*os.File, error) {
 	const mode = 0o640
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
-		return nil, err
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, mode)
+	if err == nil {
+		_ = f.Chmod(mode)
 	}
-	if err := f.Chmod(mode); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
+	return f, err
 }
 
 // look reads the end of the file.

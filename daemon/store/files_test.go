@@ -51,7 +51,8 @@ func TestBackup(t *testing.T) {
 			if err := s.AddEvent(context.WithoutCancel(ctx), Event{Kind: "clock", Message: fmt.Sprint(n)}); err != nil {
 				t.Error(err)
 			}
-			if n++; n == 1 {
+			n++
+			if n == 1 {
 				close(begun)
 			}
 		}

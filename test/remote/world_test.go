@@ -142,21 +142,6 @@ func code(err error) string {
 	return fmt.Sprint(err)
 }
 
-// status is a field of /proc/PID/status.
-func status(t *testing.T, pid int, field string) string {
-	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(b)) {
-		if name, value, _ := strings.Cut(line, ":"); name == field {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
-}
-
 // parentOf is a process's parent; 0 when it has ended.
 func parentOf(pid int) int {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

@@ -3,6 +3,8 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -192,9 +194,56 @@ func (ts *tokens) askNow(ctx context.Context, name string) {
 	}
 }
 
-// askAtStart opens the tokens whose PIN is typed at their device while whoever started the daemon is there, and not when there is something to do.
+// askAtStart opens the tokens whose PIN is typed at their device while whoever started the daemon is there, and not when there is something to do. One at which
+// another daemon has its turn is asked when that is over.
 func (ts *tokens) askAtStart(ctx context.Context) {
-	for _, name := range ts.config().Reached() {
-		ts.askNow(ctx, name)
+	const again = 15 * time.Second
+	for waits := ts.config().Reached(); len(waits) > 0; {
+		waits = slices.DeleteFunc(waits, func(name string) bool {
+			ts.askNow(ctx, name)
+			c, ok := ts.config().Token(name)
+			return !ok || !c.Quirks.NeedsNoPIN() || ts.hasAsked(name)
+		})
+		if len(waits) == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(again):
+		}
 	}
+}
+
+// hasAsked says that nobody has to be asked any more at the start.
+func (ts *tokens) hasAsked(name string) bool {
+	s := ts.slot(name)
+	s.Lock()
+	defer s.Unlock()
+	return s.asked || s.token != nil || s.device != nil || s.parked != nil
+}
+
+// askAnew lets tokens whose configuration has changed ask at their device again: who has changed it is there, and otherwise they would be parked at their next use.
+func (ts *tokens) askAnew(ctx context.Context) {
+	for _, name := range ts.config().Reached() {
+		c, ok := ts.config().Token(name)
+		s := ts.slot(name)
+		s.Lock()
+		changed := ok && c.Quirks.NeedsNoPIN() && s.token != nil && !reflect.DeepEqual(s.config, c)
+		if changed {
+			s.asked, s.cause = false, "the configuration of the token has changed"
+			ts.shut(s, name)
+		}
+		s.Unlock()
+		if changed {
+			ts.askNow(context.WithoutCancel(ctx), name)
+		}
+	}
+}
+
+// keepsLogin says that a token whose PIN was typed at its device stays open although it is left alone for a while: the error may pass, and another login takes a
+// person. The slot is locked.
+func (s *slot) keepsLogin(cause error) bool {
+	gone := []string{"CKR_USER_NOT_LOGGED_IN", "CKR_TOKEN_NOT_PRESENT", "CKR_TOKEN_NOT_RECOGNIZED", "CKR_DEVICE_REMOVED", "CKR_SLOT_ID_INVALID"}
+	return s.asked && s.token != nil && !s.token.over() && !slices.Contains(gone, runner.Code(cause))
 }

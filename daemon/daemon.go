@@ -427,6 +427,7 @@ func (d *Daemon) reload(ctx context.Context, actor string) error {
 	d.keys.Store(&keys)
 	d.clients.forget()
 	d.tokens.drop()
+	d.tokens.askAnew(ctx)
 	if err := errors.Join(d.forgive(ctx, old, c, actor), d.unwanted(ctx, c, actor)); err != nil {
 		return err
 	}

@@ -148,9 +148,9 @@ func (d *Daemon) ResumeToken(ctx context.Context, actor, token string) error {
 	if err := d.tokens.unpark(ctx, token, actor); err != nil {
 		return err
 	}
-	d.tokens.askNow(ctx, token)
 	_, err := d.store.HurryToken(ctx, token, d.queue.Enqueue)
 	d.nudge()
+	d.tokens.askNow(context.WithoutCancel(ctx), token)
 	return err
 }
 

@@ -243,12 +243,16 @@ func (ts *tokens) inspect(ctx context.Context, name string, s *slot, t *tracked)
 
 // alone waits until no other daemon logs in to the token: a wrong PIN costs one try, not one for each daemon.
 func (ts *tokens) alone(ctx context.Context, name string, s *slot) (release func(), err error) {
-	const step, tries = 100 * time.Millisecond, 300
+	const step = 100 * time.Millisecond
+	tries := 300
+	if c, ok := ts.config().Token(name); ok && c.Quirks.NeedsNoPIN() {
+		tries = 1 // at a device it takes as long as a person takes, and other tokens of this daemon wait for their turn meanwhile
+	}
 	for i := 1; ; i++ {
 		l, err := ts.store.Lock(ctx, "login/"+name)
 		switch {
 		case errors.Is(err, store.ErrLocked) && i < tries:
-		case errors.Is(err, store.ErrLocked): // at a device it takes as long as a person takes
+		case errors.Is(err, store.ErrLocked):
 			return nil, &runner.Error{ErrCode: runner.CodeResting, ErrClass: "token", Message: "another daemon logs in to token " + name + " just now", Err: err}
 		case err != nil:
 			return nil, err
@@ -404,7 +408,9 @@ func (ts *tokens) Rest(_ context.Context, name string, until time.Time, cause er
 	s.resting, s.cause = until, cause.Error()
 	s.trouble.Store(true)
 	ts.log.Warn("token is left alone for a while", zap.String("token", name), zap.Time("until", until), zap.Error(cause))
-	ts.shut(s, name)
+	if !s.keepsLogin(cause) {
+		ts.shut(s, name)
+	}
 }
 
 // Park closes a token and leaves it alone until a person says so.
@@ -441,10 +447,13 @@ func (ts *tokens) unpark(ctx context.Context, name, actor string) error {
 	switch {
 	case err != nil:
 		return err
-	case !found && !s.resting.After(ts.now()):
+	case !found && !s.resting.After(ts.now()) && (!s.asked || s.token != nil || s.device != nil):
 		return fmt.Errorf("token %s is not parked: %w", name, control.ErrRefused)
 	}
-	s.parked, s.resting, s.cause, s.again, s.asked, s.deaths = nil, time.Time{}, "", found, false, nil
+	if s.asked && s.device == nil {
+		ts.shut(s, name) // it is there still if it only rested: somebody wants another login
+	}
+	s.parked, s.resting, s.cause, s.again, s.asked, s.deaths = nil, time.Time{}, "", found, s.asked && s.device != nil, nil
 	s.trouble.Store(false)
 	return nil
 }

@@ -85,13 +85,14 @@ func (t *task) unchanged(ctx context.Context, token importer.Token, g generation
 		return nil
 	}
 	key, err := token.Find(ctx, g.uri)
-	if err != nil {
-		return nil
+	if err == nil {
+		err = t.sameAsBefore(ctx, token, importer.Act{Key: key})
 	}
-	if is, _, err := identify(ctx, token, key, t.key.KeySpec); err != nil || is == "" || is == t.want {
-		return nil
+	var other *Error
+	if errors.As(err, &other) {
+		return err
 	}
-	return t.sameAsBefore(ctx, token, importer.Act{Key: key})
+	return nil
 }
 
 // identify is [Identify], with the reason where the token does not tell.

@@ -94,6 +94,58 @@ func TestAtDevice(t *testing.T) {
 	}
 }
 
+// An error of the HSM that passes costs no login at the device. What does is asked for at once: another configuration of the token, by whoever changed it, and
+// a person's word that it is to be used again.
+func TestAtDeviceKept(t *testing.T) {
+	t.Parallel()
+	d := newDevice(t)
+	p := d.launch("one", d.path)
+	until(t, "the login", func() bool { return d.logins() == 1 })
+	d.pad.Type(t, d.token.PIN)
+	until(t, "the import", func() bool { return d.emu.State(d.arn) == "Enabled" })
+	p.settled()
+
+	d.shim.Script(t, "C_WrapKey: return CKR_DEVICE_ERROR times 1")
+	p.ask("import", "k", true)
+	d.state(p, "resting", "CKR_DEVICE_ERROR")
+	d.shim.Script(t)
+	if err := p.client.ResumeToken(t.Context(), "hsm"); err != nil {
+		t.Fatal(err)
+	}
+	d.state(p, "opening", "type it there") // somebody is there, and wants it to be opened anew
+	d.pad.Type(t, d.token.PIN)
+	d.state(p, "open", "")
+	p.settled()
+	if d.logins() != 2 {
+		t.Errorf("%d logins", d.logins())
+	}
+
+	d.shim.Script(t, "C_WrapKey: return CKR_DEVICE_ERROR times 1")
+	p.ask("import", "k", true)
+	d.state(p, "resting", "CKR_DEVICE_ERROR")
+	d.shim.Script(t)
+	until(t, "the end of its rest", func() bool {
+		_, err := p.client.Start(t.Context(), control.StartRequest{Keys: []string{"k"}, Kind: "import", Renew: true})
+		s, serr := p.client.Status(t.Context())
+		return err == nil && serr == nil && s.Tokens[0].State == "open"
+	})
+	p.settled()
+	if d.logins() != 2 {
+		t.Errorf("%d logins after an error that passed", d.logins())
+	}
+
+	write(t, d.path, strings.Replace(readFile(t, d.path), "quirks: {protected_authentication_path: true}", "quirks: {protected_authentication_path: true}\n    call_timeout: 31s", 1))
+	if err := p.client.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	d.state(p, "opening", "type it there")
+	d.pad.Type(t, d.token.PIN)
+	d.state(p, "open", "")
+	if d.logins() != 3 {
+		t.Errorf("%d logins", d.logins())
+	}
+}
+
 // A login at the device that does not succeed, whose daemon is killed or ended, or to which nobody comes, is the last one before a person says so, also
 // for the next process.
 func TestAtDeviceFails(t *testing.T) {

@@ -125,6 +125,9 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
 			switch {
 			case x.Present:
 				s.Counts.Ready++
+				if whole.Revoked() {
+					s.People = append(s.People, control.NeedsPerson{Key: k.Name, Destination: dest.ARN, Message: "the key is revoked, and when KMS was asked last it held the material: it is not deleted yet, see hsmbridge jobs " + k.Name, Retry: "hsmbridge retry " + k.Name})
+				}
 			case whole.Revoked():
 			case x.Unseen():
 				s.Counts.Unseen++
@@ -134,7 +137,7 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
 			if x.NeedsPerson && !whole.Revoked() {
 				s.People = append(s.People, control.NeedsPerson{Key: k.Name, Destination: dest.ARN, Code: x.ErrorCode, Message: cmp.Or(x.Error, "see hsmbridge status "+k.Name), Retry: goOn(x.ErrorCode, k.Name), Approval: x.ErrorCode == runner.CodeApproval})
 			}
-			if x.Present && !x.ValidTo.IsZero() {
+			if x.Present && !x.ValidTo.IsZero() && !whole.Revoked() {
 				s.Counts.Expiring++
 				at := compiled[i].Renewal(schedule.Target{Key: k.Name, Destination: dest.ARN}, schedule.State{ValidTo: x.ValidTo, Life: x.Life})
 				s.Next = append(s.Next, control.Expiry{Key: k.Name, Destination: dest.ARN, ValidTo: x.ValidTo, Renewal: at})

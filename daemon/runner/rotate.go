@@ -226,6 +226,9 @@ func (t *task) revoke(ctx context.Context, k configs.Key) (o store.Outcome, err 
 			if kmsclient.Code(err) == "NotFoundException" && !configured(t.config, d.ARN) {
 				seen.Info.State, err = "NotFound", nil // it was deleted, with what it held
 			}
+			if err == nil && n > 0 && seen.Present {
+				seen.Present, seen.Info.State = false, "PendingImport" // KMS took the deletion, and does not show it yet
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			deleted += n

@@ -100,6 +100,23 @@ func TestRevokedUnknown(t *testing.T) {
 	until(t, "the deletion of what came late", func() bool { return w.emu.State(arn) == "PendingImport" })
 }
 
+// KMS shows a deletion later than it takes it: the revocation is done when it is taken, and is not begun again until it shows.
+func TestRevokedNotShown(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, kmsemu.Options{})
+	arn := w.key("mac", wrapping.HMAC256)
+	p := w.start("one", "")
+	p.settled()
+	w.emu.SetLag(10 * time.Minute)
+	if _, err := p.client.Revoke(t.Context(), "mac", control.ReasonRequest{Reason: "leak", Confirm: "mac"}); err != nil {
+		t.Fatal(err)
+	}
+	p.settled()
+	if d := p.destination("mac"); d.Present || d.State != "PendingImport" || w.emu.Count("DeleteImportedKeyMaterial") != 1 {
+		t.Errorf("%d deletions of %s: %s", w.emu.Count("DeleteImportedKeyMaterial"), arn, asJSON(d))
+	}
+}
+
 // A daemon that meets a key which KMS holds already says so, also when the proof cannot be made.
 func TestHeldAndNotProved(t *testing.T) {
 	t.Parallel()

@@ -104,7 +104,11 @@ func (w *world) meet(e entry, f fault, call string) cell {
 	before := w.module.Counters(w.t)
 	w.module.Script(w.t, call+": "+f.rule)
 	ctx, cancel := w.context(f, before.Injected)
-	err := w.ended(f, 2*time.Second, func() error { return e.run(ctx, w, tok, keys) })
+	hangs := 10 * time.Second // more than whoever gives up needs to do so
+	if e.name == "WrappingKey" {
+		hangs = 2 * time.Second // it does not give up, however long that is
+	}
+	err := w.ended(f, hangs, func() error { return e.run(ctx, w, tok, keys) })
 	cancel()
 	w.module.Script(w.t)
 	after := w.settle(f, before.OpenSessions)
@@ -243,7 +247,7 @@ func (w *world) usable(name string, e entry, f fault) string {
 		e = entries()[0]
 	}
 	err := e.run(w.t.Context(), w, tok, w.preparedAgain(tok, e.prepare))
-	for deadline := time.Now().Add(5 * time.Second); err != nil && f.rule == hang && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(30 * time.Second); err != nil && f.rule == hang && time.Now().Before(deadline); {
 		w.t.Logf("%s: what was given up goes on in the background: %v", name, err)
 		time.Sleep(50 * time.Millisecond)
 		err = e.run(w.t.Context(), w, tok, w.preparedAgain(tok, e.prepare))

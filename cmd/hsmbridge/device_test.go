@@ -30,7 +30,7 @@ func padded(t *testing.T) (pinpad.Token, *configs.Config) {
 	t.Helper()
 	pad := pinpad.New(t, softhsm.New(t, "demo").Token)
 	path := filepath.Join(t.TempDir(), "hsmbridge.yaml")
-	text := fmt.Sprintf("control: {socket: s}\ntokens:\n  - {name: demo, module: %q, uri: \"pkcs11:token=demo\", environment: {SOFTHSM2_CONF: %q}, quirks: {protected_authentication_path: true}}\n",
+	text := fmt.Sprintf("database: x.db\ncontrol: {socket: s}\ntokens:\n  - {name: demo, module: %q, uri: \"pkcs11:token=demo\", environment: {SOFTHSM2_CONF: %q}, quirks: {protected_authentication_path: true}}\n",
 		pad.Module, pad.Environment["SOFTHSM2_CONF"])
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

@@ -185,3 +185,13 @@ func FuzzProcess(f *testing.F) {
 		}
 	})
 }
+
+// over says that the process has ended.
+func (t *Token) over() bool {
+	select {
+	case <-t.ended:
+		return true
+	default:
+		return false
+	}
+}

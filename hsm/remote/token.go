@@ -106,9 +106,11 @@ func (t *Token) Close() error {
 	timer := time.AfterFunc(limit(wire.OpClose, t.timeout), func() { close(gone) })
 	defer timer.Stop()
 	err := t.exchange(gone, func() error { return context.DeadlineExceeded }, wire.OpClose, nil, nil)
-	if err == nil || t.over() {
+	t.mu.Lock()
+	if t.dead != nil {
 		err = nil // it ended on the way: what it had is gone with it
 	}
+	t.mu.Unlock()
 	t.end(death{cause: failure.ErrClosed.Error()})
 	const soon = time.Second
 	select {
@@ -116,15 +118,6 @@ func (t *Token) Close() error {
 	case <-time.After(soon): // the kernel has it in its hands
 	}
 	return err
-}
-
-func (t *Token) over() bool {
-	select {
-	case <-t.ended:
-		return true
-	default:
-		return false
-	}
 }
 
 // Mechanisms is the token's list, reduced to the mechanisms that a probe tries.

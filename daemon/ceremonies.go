@@ -54,15 +54,15 @@ func (d *Daemon) CeremonyStep(ctx context.Context, actor string, s control.Cerem
 
 // barredFrom says why nothing is imported into a destination now, by whatever name its key has. Empty: nothing speaks against it.
 func (d *Daemon) barredFrom(ctx context.Context, key, destination string) (string, error) {
-	known, err := d.store.Keys(ctx)
-	if err != nil {
-		return "", err
-	}
 	names := []string{key}
 	for _, k := range d.config.Load().Keys {
 		if slices.ContainsFunc(k.Destinations, func(c configs.Destination) bool { return c.ARN == destination }) {
 			names = append(names, k.Name)
 		}
+	}
+	known, err := d.store.KeysOf(ctx, names...)
+	if err != nil {
+		return "", err
 	}
 	for _, name := range names {
 		if why := known[name].Barred(); why != "" {

@@ -89,6 +89,19 @@ func (y *terminal) waits(n int) bool {
 	return false
 }
 
+// fetched makes the request for a ceremony, and gives its file.
+func (w *world) fetched() string {
+	w.t.Helper()
+	if out, code := w.run("hsmbridge", "-c", w.config, "ceremony", "fetch", "payments", "--algorithm", "RSAES_OAEP_SHA_1", "--out", w.dir); code != 0 {
+		w.t.Fatalf("exit code %d\n%s", code, out)
+	}
+	requests, err := filepath.Glob(filepath.Join(w.dir, "*"+ceremony.RequestExt))
+	if err != nil || len(requests) != 1 {
+		w.t.Fatalf("%v, %v", requests, err)
+	}
+	return requests[0]
+}
+
 // TestTrustedPINs holds that a session with the security officer that could not end well is refused before it begins, and that one whose PINs are typed at the
 // device says whose is asked for.
 func TestTrustedPINs(t *testing.T) {
@@ -99,14 +112,7 @@ func TestTrustedPINs(t *testing.T) {
 		hsmtest.Open(t, w.tok.Token)
 		hsmtest.GenerateAES(t, w.tok.Token, "payments", pkcs11.CKA_WRAP_WITH_TRUSTED, true)
 	})
-	if out, code := w.run("hsmbridge", "-c", w.config, "ceremony", "fetch", "payments", "--algorithm", "RSAES_OAEP_SHA_1", "--out", w.dir); code != 0 {
-		t.Fatalf("exit code %d\n%s", code, out)
-	}
-	requests, err := filepath.Glob(filepath.Join(w.dir, "*"+ceremony.RequestExt))
-	if err != nil || len(requests) != 1 {
-		t.Fatalf("%v, %v", requests, err)
-	}
-	request := requests[0]
+	request := w.fetched()
 	name := strings.TrimSuffix(request, ceremony.RequestExt)
 	so := w.write("so-pin", []byte(w.tok.SOPIN))
 	file, text := regexp.MustCompile(`pin_file: ("[^"]*")`), w.read(w.config)
@@ -156,14 +162,7 @@ func TestTrusted(t *testing.T) {
 		hsmtest.GenerateAES(t, w.tok.Token, "payments", pkcs11.CKA_WRAP_WITH_TRUSTED, true)
 	})
 	before := w.objects()
-	if out, code := w.run("hsmbridge", "-c", w.config, "ceremony", "fetch", "payments", "--algorithm", "RSAES_OAEP_SHA_1", "--out", w.dir); code != 0 {
-		t.Fatalf("exit code %d\n%s", code, out)
-	}
-	requests, err := filepath.Glob(filepath.Join(w.dir, "*"+ceremony.RequestExt))
-	if err != nil || len(requests) != 1 {
-		t.Fatalf("%v, %v", requests, err)
-	}
-	request := requests[0]
+	request := w.fetched()
 	so := w.write("so-pin", []byte(w.tok.SOPIN))
 	matches(t, w.all(4, request), `CKA_WRAP_WITH_TRUSTED is true: .*\(hsmceremony wrap --trusted\)`)
 	wrong := w.write("wrong-pin", []byte("not the PIN of the SO"))

@@ -29,11 +29,9 @@ func storing(t *testing.T, m shim.Module, extra ...quirks.Attribute) *hsm.Token 
 	return tok
 }
 
-// TestStoredKeyLostAnswer holds that a wrapping public key which the token stored, and answered with an error, is destroyed at once, or, where that
-// fails too, is told of and destroyed when the token is closed.
-func TestStoredKeyLostAnswer(t *testing.T) {
-	m := shim.New(t, softhsm.New(t).Token)
-	tok := storing(t, m)
+// keys makes a key to be wrapped, and one of KMS.
+func keys(t *testing.T, tok *hsm.Token) (wrapping.Key, *trial.RSAKey) {
+	t.Helper()
 	key, err := tok.Generate(t.Context(), wrapping.SymmetricDefault, "k", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -42,6 +40,15 @@ func TestStoredKeyLostAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return key, kms
+}
+
+// TestStoredKeyLostAnswer holds that a wrapping public key which the token stored, and answered with an error, is destroyed at once, or, where that
+// fails too, is told of and destroyed when the token is closed.
+func TestStoredKeyLostAnswer(t *testing.T) {
+	m := shim.New(t, softhsm.New(t).Token)
+	tok := storing(t, m)
+	key, kms := keys(t, tok)
 	wrap := func() error {
 		_, err := tok.Wrap(t.Context(), key, kms.Public(), plan(wrapping.SymmetricDefault, wrapping.OAEPSHA1, oaep, 32))
 		return err
@@ -91,14 +98,7 @@ func TestStoredKeyNotSeen(t *testing.T) {
 	m := shim.New(t, softhsm.New(t).Token)
 	private := quirks.Attribute{Name: "CKA_PRIVATE", Type: pkcs11.CKA_PRIVATE, Value: true}
 	tok := storing(t, m, private)
-	key, err := tok.Generate(t.Context(), wrapping.SymmetricDefault, "k", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	kms, err := trial.NewRSAKey(wrapping.RSA2048)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key, kms := keys(t, tok)
 	m.Script(t, "C_DestroyObject: login lost times 1")
 	out, err := tok.Wrap(t.Context(), key, kms.Public(), plan(wrapping.SymmetricDefault, wrapping.OAEPSHA1, oaep, 32))
 	if err == nil || len(out) != 0 || !strings.Contains(err.Error(), stays) {

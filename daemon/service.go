@@ -226,24 +226,14 @@ func (d *Daemon) Restore(ctx context.Context, actor, key string) error {
 	if _, err := d.key(key); err != nil {
 		return err
 	}
-	open, err := d.store.Jobs(ctx, store.JobFilter{Key: key, Open: true})
-	if err != nil {
-		return err
-	}
-	for _, j := range open {
-		if j.Kind == store.KindRevoke {
-			return fmt.Errorf("the revocation of %s (job %d) is not done yet; wait for it, or cancel it (hsmbridge jobs cancel %d): %w", key, j.ID, j.ID, control.ErrRefused)
-		}
-	}
-	known, err := d.store.KeysOf(ctx, key)
+	changed, deletes, err := d.store.Restore(ctx, key, actor)
 	switch {
 	case err != nil:
 		return err
-	case !known[key].Revoked():
+	case deletes != 0:
+		return fmt.Errorf("the revocation of %s (job %d) is not done yet; wait for it, or cancel it (hsmbridge jobs cancel %d): %w", key, deletes, deletes, control.ErrRefused)
+	case !changed:
 		return fmt.Errorf("%s is not revoked; nothing was changed: %w", key, control.ErrRefused)
-	}
-	if err := d.store.Restore(ctx, key, actor); err != nil {
-		return err
 	}
 	d.nudge()
 	return nil

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -66,7 +67,8 @@ func (d *Daemon) watch(ctx context.Context) error {
 	if len(seen) == 0 {
 		return nil
 	}
-	return d.store.See(ctx, seen)
+	_, err = d.store.See(ctx, seen) // what is out of date meanwhile is looked at again the next time
+	return err
 }
 
 // look asks KMS about one key.
@@ -75,7 +77,11 @@ func (d *Daemon) look(ctx context.Context, t target) (store.Seen, error) {
 	if err != nil {
 		return store.Seen{}, err
 	}
-	s := store.Seen{Key: t.key.Name, Destination: t.dest.ARN, Rotations: -1}
+	since, err := d.store.LastEvent(ctx)
+	if err != nil {
+		return store.Seen{}, err
+	}
+	s := store.Seen{Key: t.key.Name, Destination: t.dest.ARN, Rotations: -1, Since: max(1, since)}
 	info, err := client.DescribeKey(ctx, t.dest.ARN)
 	switch code := kmsclient.Code(err); {
 	case code == "NotFoundException":
@@ -91,7 +97,22 @@ func (d *Daemon) look(ctx context.Context, t target) (store.Seen, error) {
 	return s, nil
 }
 
-// unseen lists the destinations that are to be looked at, at most so many. Those of which a job is open are left to the job.
+// see looks at a KMS key and writes down what it shows, again where the key's journal went on meanwhile.
+func (d *Daemon) see(ctx context.Context, t target) error {
+	for range 5 {
+		seen, err := d.look(ctx, t)
+		if err != nil {
+			return err
+		}
+		late, err := d.store.See(ctx, []store.Seen{seen})
+		if err != nil || len(late) == 0 {
+			return err
+		}
+	}
+	return errors.New("its jobs go on all the time")
+}
+
+// unseen lists the destinations that are to be looked at, at most so many.
 func (d *Daemon) unseen(ctx context.Context, most int) ([]target, error) {
 	known, err := d.store.Times(ctx)
 	if err != nil {

@@ -26,7 +26,7 @@ func TestUnseenIsLookedAt(t *testing.T) {
 			}
 			return out
 		}
-		if err := d.store.See(t.Context(), []store.Seen{{Key: "key-000001", Destination: arn(1, 0), State: "Enabled", Present: true, Rotations: -1}}); err != nil {
+		if _, err := d.store.See(t.Context(), []store.Seen{{Key: "key-000001", Destination: arn(1, 0), State: "Enabled", Present: true, Rotations: -1}}); err != nil {
 			t.Fatal(err)
 		}
 		if got := looks(); len(got) != 0 {

@@ -85,6 +85,7 @@ func acts(t *testing.T, s *Store, c *clock, q *queue) []act {
 		t.Fatal(err)
 	}
 	must[bool](t)(s.Pause(t.Context(), "still", "alice", false))
+	must[bool](t)(s.Cancel(t.Context(), must[Job](t)(s.Revoke(t.Context(), "gone", "alice", "stolen", "", q.enqueue)).ID, "alice"))
 	open := must[[]Request](t)(s.Requests(t.Context(), RequestFilter{Name: "open"}))[0]
 	enough := func([]Signature) (Judged, error) { return Judged{Approved: true, Officers: "olga"}, nil }
 	signed := Event{Kind: "approval", Actor: "olga", Message: "signed", Fields: map[string]string{"officer": "olga"}}
@@ -158,7 +159,10 @@ func acts(t *testing.T, s *Store, c *clock, q *queue) []act {
 			_, err := s.Revoke(ctx, "queued", "alice", "stolen", "", q.enqueue)
 			return err
 		}, "revoke queued"},
-		{"a restoration", func(ctx context.Context) error { return s.Restore(ctx, "queued", "alice") }, "restore"},
+		{"a restoration", func(ctx context.Context) error {
+			_, _, err := s.Restore(ctx, "gone", "alice")
+			return err
+		}, "restore"},
 		{"an outcome", func(ctx context.Context) error {
 			return s.FinishJob(ctx, lease, running, Outcome{
 				State: Done, Message: "imported", Imports: []Import{{Key: "runs", Destination: "arn:r", Result: "imported", Generation: 1}},

@@ -68,8 +68,8 @@ type Job struct {
 	ErrorClass  string    `json:"error_class,omitempty"`
 	ErrorCode   string    `json:"error_code,omitempty"`
 
-	// Since is the last event that whoever asks knew of (see [Store.LastEvent]): if a job of the key has ended since then, what was known
-	// is out of date, and the job is not made. 0: it is made in any case.
+	// Since is the last event that whoever asks knew of (see [Store.LastEvent]): if a job of the key has ended since then, or its revocation
+	// was taken back, what was known is out of date, and the job is not made. 0: it is made in any case.
 	Since int64 `json:"-"`
 }
 
@@ -108,14 +108,8 @@ func (tx *Tx) addJob(ctx context.Context, j *Job) (id int64, isNew bool, err err
 	if err != nil {
 		return 0, false, fmt.Errorf("database: %w", err)
 	}
-	if j.Since > 0 {
-		var ended int64 // nothing ends between the look and the insert
-		if err := tx.QueryRowContext(ctx, tx.s.rebind("SELECT count(*) FROM events WHERE key_name = ? AND kind = 'finished' AND id > ?"), j.Key, j.Since).Scan(&ended); err != nil {
-			return 0, false, fmt.Errorf("database: %w", err)
-		}
-		if ended > 0 {
-			return 0, false, nil
-		}
+	if ended, err := tx.since(ctx, j.Key, j.Since, "finished", "restore"); err != nil || ended > 0 {
+		return 0, false, err
 	}
 	j.State, j.Created = Queued, tx.s.now()
 	err = tx.QueryRowContext(ctx, tx.s.rebind(`INSERT INTO jobs (key_name, destination, kind, reason, token, options, requested_by, state, created_at, queued_at)

@@ -162,10 +162,21 @@ func (s *Store) Revoke(ctx context.Context, key, actor, reason, request string, 
 	return j, err
 }
 
-// Restore takes a revocation back; the planner imports the key again.
-func (s *Store) Restore(ctx context.Context, key, actor string) error {
-	return s.noted(ctx, func(tx *Tx) error {
-		if err := tx.setKey(ctx, key, "revoked_at = 0, revoked_by = ''"); err != nil {
+// Restore takes a revocation back; the planner imports the key again. Nothing is done, and nothing noted, where the key is not revoked, or
+// while a job that deletes its material is open: that one is given.
+func (s *Store) Restore(ctx context.Context, key, actor string) (changed bool, deletes int64, err error) {
+	err = s.noted(ctx, func(tx *Tx) error {
+		changed, deletes = false, 0
+		open, err := query(ctx, s, tx, scanJob, selectJobs+" WHERE key_name = ? AND kind = 'revoke' AND state IN ('queued', 'running', 'waiting')", key)
+		if err != nil {
+			return err
+		}
+		if len(open) > 0 {
+			deletes = open[0].ID
+			return nil
+		}
+		n, err := tx.exec(ctx, "UPDATE keys SET revoked_at = 0, revoked_by = '' WHERE name = ? AND revoked_at <> 0", key)
+		if changed = n > 0; err != nil || !changed {
 			return err
 		}
 		if err := tx.clearErrors(ctx, key); err != nil {
@@ -173,6 +184,7 @@ func (s *Store) Restore(ctx context.Context, key, actor string) error {
 		}
 		return tx.event(ctx, Event{Kind: "restore", Actor: actor, Key: key, Message: "the revocation was taken back"})
 	})
+	return changed && err == nil, deletes, err
 }
 
 // Waive lets a key be imported although no second token holds a copy. request is as for [Store.Revoke].

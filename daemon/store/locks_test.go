@@ -148,11 +148,29 @@ func TestRevoke(t *testing.T) {
 		if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; !k.Revoked() || k.RevokedBy != "alice" {
 			t.Errorf("the key is %+v", k)
 		}
-		if err := s.Restore(t.Context(), "k", "bob"); err != nil {
+		restore := func(wantChanged bool, wantDeletes int64) {
+			t.Helper()
+			if changed, deletes, err := s.Restore(t.Context(), "k", "bob"); err != nil || changed != wantChanged || deletes != wantDeletes {
+				t.Errorf("restore: %v, job %d, %v", changed, deletes, err)
+			}
+			if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; k.Revoked() == wantChanged {
+				t.Errorf("the key is %+v", k)
+			}
+		}
+		restore(false, r.ID) // its job would delete what is imported again
+		l, r = begin(t, s, r)
+		restore(false, r.ID)
+		if err := s.FinishJob(t.Context(), l, r, Outcome{State: Done}, q.enqueue); err != nil {
 			t.Fatal(err)
 		}
-		if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; k.Revoked() {
-			t.Errorf("the key is %+v", k)
+		since := must[int64](t)(s.LastEvent(t.Context()))
+		restore(true, 0)
+		if _, deletes, err := s.Restore(t.Context(), "k", "bob"); err != nil || deletes != 0 || must[int64](t)(s.LastEvent(t.Context())) != since+1 {
+			t.Errorf("a second one does something: %v", err)
+		}
+		// A planner that saw the key before would delete what is wanted again.
+		if list := must[[]Job](t)(s.AddJobs(t.Context(), []Job{{Key: "k", Kind: KindRevoke, Since: since}}, q.enqueue)); len(list) != 0 {
+			t.Errorf("made %+v", list)
 		}
 	})
 }

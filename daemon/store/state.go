@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,10 @@ type Seen struct {
 	ValidTo     time.Time // the earliest expiry; zero: never, or nothing is present
 	MaterialID  string    // of the current material; symmetric keys only
 	Rotations   int64     // on demand, so far; -1: not looked at
+
+	// Since is the last event before KMS was asked (see [Store.LastEvent]): if the journal has more of the key since then, what was seen may
+	// be out of date, and is not written down. 0: it is in any case.
+	Since int64
 }
 
 // Destination is what is known of one KMS key that a managed key feeds.
@@ -72,17 +77,42 @@ func (tx *Tx) see(ctx context.Context, s Seen) error {
 	return err
 }
 
-// See notes what KMS showed. It adds nothing to the audit log, and takes its lock all the same: it changes several rows, as others do that hold the
+// See notes what KMS showed, and gives what it did not note because a job or a person did something with the key since then. It adds nothing to the audit log, and takes its lock all the same: it changes several rows, as others do that hold the
 // lock, and PostgreSQL changes those of one statement in whatever order it finds them.
-func (s *Store) See(ctx context.Context, seen []Seen) error {
-	return s.noted(ctx, func(tx *Tx) error {
+func (s *Store) See(ctx context.Context, seen []Seen) (late []Seen, err error) {
+	err = s.noted(ctx, func(tx *Tx) error {
+		late = nil
 		for _, one := range seen {
-			if err := tx.see(ctx, one); err != nil {
+			since, err := tx.since(ctx, one.Key, one.Since)
+			switch {
+			case err != nil:
 				return err
+			case since > 0:
+				late = append(late, one)
+			default:
+				if err := tx.see(ctx, one); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
 	})
+	return late, err
+}
+
+// since counts the events of a key after one of them, of some kinds or of all; none after 0. Nobody else adds one before the transaction ends.
+func (tx *Tx) since(ctx context.Context, key string, event int64, kinds ...string) (n int64, err error) {
+	if event == 0 {
+		return 0, nil
+	}
+	where, args := "key_name = ? AND id > ?", []any{key, event}
+	if len(kinds) > 0 {
+		where, args = where+" AND kind IN (?"+strings.Repeat(", ?", len(kinds)-1)+")", append(args, anys(kinds)...)
+	}
+	if err := tx.QueryRowContext(ctx, tx.s.rebind("SELECT count(*) FROM events WHERE "+where), args...).Scan(&n); err != nil {
+		return 0, fmt.Errorf("database: %w", err)
+	}
+	return n, nil
 }
 
 const selectDestinations = `SELECT key_name, destination, seen_at, kms_state, present, valid_to, material_id, rotations, first_at, imported_at, sent_at, tried_at, life,

@@ -279,6 +279,41 @@ func TestOutOfDate(t *testing.T) {
 	})
 }
 
+// What KMS showed before something was done with the key is not written over what is known now.
+func TestSeenTooEarly(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s := one(open)
+		if err := s.AddEvent(t.Context(), Event{Kind: "start", Message: "began"}); err != nil {
+			t.Fatal(err)
+		}
+		since := must[int64](t)(s.LastEvent(t.Context()))
+		see := func(state string, since int64, late int) {
+			t.Helper()
+			list := must[[]Seen](t)(s.See(t.Context(), []Seen{{Key: "k", Destination: "a", State: state, Since: since}, {Key: "other", Destination: "b", State: state, Since: since}}))
+			if len(list) != late || late > 0 && list[0].Key != "k" {
+				t.Errorf("%s: late are %+v", state, list)
+			}
+		}
+		is := func(want string) {
+			t.Helper()
+			for _, d := range must[[]Destination](t)(s.Destinations(t.Context())) {
+				if d.Key == "k" && d.State != want || d.Key == "other" && d.State == "" {
+					t.Errorf("%s is %s, want %s", d.Key, d.State, want)
+				}
+			}
+		}
+		see("PendingImport", since, 0)
+		if err := s.AddEvent(t.Context(), Event{Kind: "import", Key: "k", Destination: "a", Message: "KMS took it"}); err != nil {
+			t.Fatal(err)
+		}
+		see("Enabled", 0, 0)
+		see("PendingImport", since, 1)
+		is("Enabled")
+		see("Disabled", must[int64](t)(s.LastEvent(t.Context())), 0)
+		is("Disabled")
+	})
+}
+
 // A follower misses no event, though many commit at once.
 func TestEventsInOrder(t *testing.T) {
 	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
@@ -332,7 +367,7 @@ func TestPersonAndState(t *testing.T) {
 		s, q := one(open), &queue{}
 		seen := func(state string) {
 			t.Helper()
-			if err := s.See(t.Context(), []Seen{{Key: "k", Destination: "a", State: state, Rotations: -1}}); err != nil {
+			if _, err := s.See(t.Context(), []Seen{{Key: "k", Destination: "a", State: state, Rotations: -1}}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -10,6 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon"
 	"hsmbridge/daemon/store"
 	"hsmbridge/hsm/wrapping"
 	"hsmbridge/kmsclient/kmsemu"
@@ -123,6 +127,56 @@ func TestTwoDaemonsOneKilled(t *testing.T) {
 		if n != 1 {
 			t.Errorf("the token holds %d of %s", n, label)
 		}
+	}
+}
+
+// A daemon looks at a KMS key into which another one imports at that moment. What it saw before the import is out of date when it would be
+// written down: the key is not imported a second time.
+func TestLookFromBeforeTheImport(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, kmsemu.Options{})
+	w.key("k", wrapping.HMAC256)
+	db := postgres.Shared(t)
+	importing, goOn, looked, answer := make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var begun, held atomic.Bool
+	w.hook(func(op string) {
+		if op == "ImportKeyMaterial" && begun.CompareAndSwap(false, true) {
+			close(importing)
+			<-goOn
+		}
+	}, func(op string) {
+		if op == "DescribeKey" && begun.Load() && held.CompareAndSwap(false, true) { // the first daemon asks for nothing now
+			close(looked)
+			<-answer
+		}
+	})
+	one := w.start("one", db)
+	<-importing
+	c, err := configs.Load(w.config("two", db))
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := daemon.New(t.Context(), daemon.Options{Config: c, OpenToken: openToken(), Log: zap.NewNop(), Version: "test", Manual: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin(t, two)
+	ticked := make(chan error, 1)
+	go func() { ticked <- two.Tick(t.Context()) }()
+	<-looked
+	close(goOn)
+	if jobs := one.settled(); len(jobs) != 1 || jobs[0].State != store.Done {
+		t.Errorf("the jobs are %s", asJSON(jobs))
+	}
+	close(answer)
+	if err := <-ticked; err != nil {
+		t.Error(err)
+	}
+	if jobs := one.settled(); len(jobs) != 1 {
+		t.Errorf("the jobs are %s", asJSON(jobs))
+	}
+	if n := w.emu.Count("ImportKeyMaterial"); n != 1 {
+		t.Errorf("%d imports", n)
 	}
 }
 

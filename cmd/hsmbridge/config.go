@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hsmbridge/configs"
+	"hsmbridge/daemon/pin"
 )
 
 func (a *app) configCommand() *cobra.Command {
@@ -17,6 +18,9 @@ func (a *app) configCommand() *cobra.Command {
 	config.AddCommand(
 		a.jsonFlag(&cobra.Command{
 			Use: "check [FILE]", Short: "Name file, line and column of every mistake in the configuration", Args: cobra.MaximumNArgs(1),
+			Long: `Name file, line and column of every mistake in the configuration. What the daemon needs beside it is looked at too: a module, a pin_file or pin_command,
+or the folder of a copy of the audit log (audit.export) that is not there as it has to be is a warning, and one that this user may not look at a note. No
+PIN is read. Best run it as the daemon's user.`,
 			RunE: func(_ *cobra.Command, args []string) error {
 				if len(args) == 1 {
 					a.configFile = args[0]
@@ -55,6 +59,7 @@ func (a *app) checkConfig() error {
 	if err != nil {
 		return err
 	}
+	a.warnTokens(c)
 	a.warnExports(c)
 	if !a.json {
 		destinations := 0
@@ -64,6 +69,37 @@ func (a *app) checkConfig() error {
 		fmt.Fprintf(a.out, "%s is good: %s, %s, %s\n", a.configFile, counted(len(c.Tokens), "token"), counted(len(c.Keys), "key"), counted(destinations, "destination"))
 	}
 	return nil
+}
+
+// warnTokens says which modules and PINs of the tokens that the daemon reaches are not there as it needs them. It is no mistake of the configuration: the
+// daemon may be on another machine. No PIN is read.
+func (a *app) warnTokens(c *configs.Config) {
+	for _, name := range c.Reached() {
+		t, _ := c.Token(name)
+		info, err := os.Stat(t.Module)
+		if err == nil && info.IsDir() {
+			err = errors.New(t.Module + " is a folder")
+		}
+		if err != nil {
+			a.warnToken(name, fmt.Errorf("module: %w", err))
+		}
+		if err := pin.Look(t); err != nil {
+			a.warnToken(name, err)
+		}
+	}
+}
+
+// warnToken says what of a token is not there. What this user may not see may be as it has to be for the daemon's.
+func (a *app) warnToken(name string, err error) {
+	var owner *pin.OwnerError
+	switch {
+	case errors.As(err, &owner):
+		fmt.Fprintf(a.err, "hsmbridge: note: token %s: pin_file %s belongs to user %d: it is used only where the daemon runs as that user\n", name, printable(owner.Path), owner.UID)
+	case errors.Is(err, fs.ErrPermission):
+		fmt.Fprintf(a.err, "hsmbridge: note: token %s: %s; it was not looked at: check it as the daemon's user\n", name, printable(err.Error()))
+	default:
+		fmt.Fprintf(a.err, "hsmbridge: warning: token %s cannot be used: %s\n", name, printable(err.Error()))
+	}
 }
 
 // warnExports says which files of the audit log have no folder on this machine. It is no mistake: the daemon may be on another one.

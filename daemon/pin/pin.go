@@ -4,10 +4,12 @@ package pin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -94,27 +96,81 @@ func SecurityOfficer(file string) Source {
 	}
 }
 
-// fromFile reads a PIN file: a regular file of ours or of root that nobody else can read.
+// fromFile reads a PIN file.
 func fromFile(path string) ([]byte, error) {
+	f, err := openFile(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	return read(f, "pin_file "+path)
+}
+
+// openFile opens a PIN file: a regular file of ours or of root that nobody else can read.
+func openFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO without a writer is refused below, not waited for
 	if err != nil {
 		return nil, fmt.Errorf("pin_file: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // it was only read
 	info, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("pin_file: %w", err)
+		err = fmt.Errorf("pin_file: %w", err)
+	} else {
+		err = usable(path, info)
 	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// usable refuses a PIN file that others can read, or have put there.
+func usable(path string, info fs.FileInfo) error {
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("pin_file %s is not a regular file", path)
+		return fmt.Errorf("pin_file %s is not a regular file", path)
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("pin_file %s can be read by others (mode %04o), so it was not used; run: chmod 0400 %s", path, info.Mode().Perm(), path)
+		return fmt.Errorf("pin_file %s can be read by others (mode %04o), so it was not used; run: chmod 0400 %s", path, info.Mode().Perm(), path)
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Getuid() {
-		return nil, fmt.Errorf("pin_file %s belongs to user %d, neither root nor the user of this process, so it was not used", path, st.Uid)
+		return &OwnerError{Path: path, UID: st.Uid}
 	}
-	return read(f, "pin_file "+path)
+	return nil
+}
+
+// OwnerError says that a PIN file belongs to another user than the one who runs this process.
+type OwnerError struct {
+	Path string
+	UID  uint32
+}
+
+func (e *OwnerError) Error() string {
+	return fmt.Sprintf("pin_file %s belongs to user %d, neither root nor the user of this process, so it was not used", e.Path, e.UID)
+}
+
+// Look says why a token's PIN could not be had from its pin_file or pin_command, as far as that shows without reading the PIN and without running
+// the command. What is for another user only is an [OwnerError] or [fs.ErrPermission]: it may be good for the daemon's.
+func Look(t configs.Token) error {
+	switch {
+	case t.Quirks.NeedsNoPIN():
+		return nil
+	case t.PINFile != "":
+		f, err := openFile(t.PINFile)
+		if err == nil {
+			return f.Close()
+		}
+		if errors.Is(err, fs.ErrPermission) {
+			if info, serr := os.Stat(t.PINFile); serr == nil { // who may not read it may see who may
+				return cmp.Or(usable(t.PINFile, info), err)
+			}
+		}
+		return err
+	case len(t.PINCommand) > 0:
+		if _, err := exec.LookPath(t.PINCommand[0]); err != nil {
+			return fmt.Errorf("pin_command: %w", err)
+		}
+	}
+	return nil
 }
 
 // fromCredential reads a systemd credential (LoadCredential= or LoadCredentialEncrypted=).

@@ -55,9 +55,8 @@ func (a *app) complain(err error) {
 	if next != "" {
 		fmt.Fprintln(a.err, "next:", printable(next))
 	}
-	var e *exitError
-	if errors.As(err, &e) && e.code == exitUsage {
-		fmt.Fprintln(a.err, "see: hsmbridge --help")
+	if codeOf(err) == exitUsage {
+		fmt.Fprintf(a.err, "see: %s --help\n", a.used)
 	}
 }
 

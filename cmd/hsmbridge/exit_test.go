@@ -72,7 +72,8 @@ func TestExit(t *testing.T) {
 		{"its own code", t.Context(), fmt.Errorf("a: %w", &exitError{exitPartly, errors.New("b")}), exitPartly, "hsmbridge: a: b\n"},
 		{"its own code before the class", t.Context(), &exitError{exitPartly, classed("kms")}, exitPartly, "hsmbridge: class kms\n"},
 		{"said already", t.Context(), &exitError{exitPartly, errShown}, exitPartly, ""},
-		{"usage", t.Context(), usageError(errors.New("x")), exitUsage, "hsmbridge: x\nsee: hsmbridge --help\n"},
+		{"usage", t.Context(), usageError(errors.New("x")), exitUsage, "hsmbridge: x\nsee: hsmbridge import --help\n"},
+		{"usage, as cobra says it", t.Context(), errors.New("unknown command \"x\" for \"hsmbridge\""), exitUsage, "hsmbridge: unknown command \"x\" for \"hsmbridge\"\nsee: hsmbridge import --help\n"},
 		{"interrupted", cancelled, context.Canceled, exitInterrupted, interrupted},
 		{"failed before the interruption", cancelled, classed("kms"), exitKMS, "hsmbridge: class kms\n"},
 		{"a cancellation that is not ours", t.Context(), context.Canceled, exitUnexpected, "hsmbridge: context canceled\n"},
@@ -80,7 +81,7 @@ func TestExit(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var said bytes.Buffer
-			a := &app{err: &said}
+			a := &app{err: &said, used: "hsmbridge import"}
 			if got := a.exit(tt.ctx, tt.err); got != tt.code {
 				t.Errorf("exit code %d, want %d", got, tt.code)
 			}

@@ -25,6 +25,7 @@ type app struct {
 	json       bool
 	logLevel   string
 
+	used          string // the command, for whoever used it wrongly
 	logLevelGiven bool
 	evenParked    bool
 
@@ -37,7 +38,11 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root.SetArgs(args)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
-	err := root.ExecuteContext(ctx)
+	used, err := root.ExecuteContextC(ctx)
+	if used.Name() == "help" {
+		used = root // a topic that is not there
+	}
+	a.used = used.CommandPath()
 	if a.log != nil {
 		_ = a.log.Sync()
 	}

@@ -78,24 +78,28 @@ func (a *app) run(ctx context.Context, args []string) int {
 		fmt.Fprintf(a.err, usage, version)
 		return exitUsage
 	}
-	commands := map[string]func(context.Context, []string) error{
-		"can": a.can, "request": a.request, "show": a.show, "wrap": a.wrap,
-		"version": func(context.Context, []string) error { fmt.Fprintln(a.out, "hsmceremony", version); return nil },
-	}
+	commands := map[string]func(context.Context, []string) error{"can": a.can, "request": a.request, "show": a.show, "wrap": a.wrap, "version": a.version}
 	f, ok := commands[args[0]]
 	switch {
 	case args[0] == "help" || args[0] == "-h" || args[0] == "--help":
 		fmt.Fprintf(a.out, usage, version)
 		return exitDone
 	case !ok:
-		fmt.Fprintf(a.err, "hsmceremony: there is no command %q\n\n", args[0])
-		fmt.Fprintf(a.err, usage, version)
-		return exitUsage
+		return a.exit(ctx, "", usageError{fmt.Errorf("there is no command %q", args[0])})
 	}
-	return a.exit(ctx, f(ctx, args[1:]))
+	return a.exit(ctx, " "+args[0], f(ctx, args[1:]))
 }
 
-func (a *app) exit(ctx context.Context, err error) int {
+func (a *app) version(_ context.Context, args []string) error {
+	if _, err := a.parse(a.flags("version", "", "Print the version."), args, 0); err != nil {
+		return err
+	}
+	fmt.Fprintln(a.out, "hsmceremony", version)
+	return nil
+}
+
+// exit prints what went wrong, if anything, and gives the exit code. command is the one that was used, with a blank before it.
+func (a *app) exit(ctx context.Context, command string, err error) int {
 	var u usageError
 	var c configError
 	var classed interface{ Class() string }
@@ -111,6 +115,7 @@ func (a *app) exit(ctx context.Context, err error) int {
 	}
 	switch {
 	case errors.As(err, &u):
+		fmt.Fprintf(a.err, "see: hsmceremony%s --help\n", command)
 		return exitUsage
 	case errors.As(err, &c):
 		return exitConfig
@@ -127,26 +132,39 @@ func (a *app) exit(ctx context.Context, err error) int {
 	return exitUnexpected
 }
 
+// flags are those of a command, with what its help says.
+type flags struct {
+	*flag.FlagSet
+	args, about string
+}
+
 // flags makes the flags of a command.
-func (a *app) flags(name, args, about string) *flag.FlagSet {
-	f := flag.NewFlagSet(name, flag.ContinueOnError)
-	f.SetOutput(a.err)
-	f.Usage = func() {
-		fmt.Fprintf(a.err, "hsmceremony %s [flags] %s\n\n%s\n\nFlags:\n", name, args, about)
-		f.PrintDefaults()
-	}
+func (a *app) flags(name, args, about string) *flags {
+	f := &flags{flag.NewFlagSet(name, flag.ContinueOnError), args, about}
+	f.SetOutput(io.Discard) // what is wrong is told as all else is
 	return f
 }
 
+// line is how the command is called.
+func (f *flags) line() string {
+	return strings.TrimSpace(fmt.Sprintf("hsmceremony %s [flags] %s", f.Name(), f.args))
+}
+
+func (f *flags) help(out io.Writer) {
+	fmt.Fprintf(out, "%s\n\n%s\n\nFlags:\n", f.line(), f.about)
+	f.SetOutput(out)
+	f.PrintDefaults()
+}
+
 // parse reads flags and names, in any order.
-func parse(f *flag.FlagSet, args []string, most int) ([]string, error) {
+func (a *app) parse(f *flags, args []string, most int) ([]string, error) {
 	var names []string
 	for {
-		if err := f.Parse(args); err != nil {
-			if errors.Is(err, flag.ErrHelp) {
-				return nil, err
-			}
-			return nil, usageError{errShown}
+		if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
+			f.help(a.out)
+			return nil, err
+		} else if err != nil {
+			return nil, usageError{err}
 		}
 		args = f.Args()
 		if len(args) == 0 {
@@ -155,12 +173,10 @@ func parse(f *flag.FlagSet, args []string, most int) ([]string, error) {
 		names, args = append(names, args[0]), args[1:]
 	}
 	switch {
-	case len(names) == 0:
-		f.Usage()
-		return nil, usageError{errors.New("a name is missing: the first line above says which")}
+	case len(names) == 0 && most > 0:
+		return nil, usageError{errors.New("a name is missing: " + f.line())}
 	case len(names) > most:
-		f.Usage()
-		return nil, usageError{fmt.Errorf("%q is one name too many", names[most])}
+		return nil, usageError{fmt.Errorf("%q is one name too many: %s", names[most], f.line())}
 	}
 	return names, nil
 }

@@ -5,19 +5,36 @@ import (
 	"testing"
 )
 
-// TestUsage holds that a wrong command line ends with 2, and says what is wrong with it last.
+// TestUsage holds that a wrong command line ends with 2, and says what is wrong with it and where its help is.
 func TestUsage(t *testing.T) {
-	for _, tt := range []struct{ args, want string }{
-		{"frob", `there is no command "frob"`},
-		{"can -c room.yaml", "hsmceremony: a name is missing: the first line above says which\n"},
-		{"show", "hsmceremony: a name is missing: the first line above says which\n"},
-		{"show one two", `hsmceremony: "two" is one name too many` + "\n"},
-		{"wrap -frob x", "flag provided but not defined: -frob"},
+	for _, tt := range []struct{ args, want, see string }{
+		{"frob", `there is no command "frob"`, ""},
+		{"can -c room.yaml", "a name is missing: hsmceremony can [flags] KEY", " can"},
+		{"show", "a name is missing: hsmceremony show [flags] FILE", " show"},
+		{"show one two", `"two" is one name too many: hsmceremony show [flags] FILE`, " show"},
+		{"wrap -frob x", "flag provided but not defined: -frob", " wrap"},
+		{"wrap x -c", "flag needs an argument: -c", " wrap"},
+		{"wrap x", "-c is missing: the room's configuration, with the token, the key and its officers", " wrap"},
+		{"request", "a name is missing: hsmceremony request [flags] KEY [DESTINATION]", " request"},
+		{"version extra", `"extra" is one name too many: hsmceremony version [flags]`, " version"},
 	} {
 		var out, errs strings.Builder
 		code := (&app{in: strings.NewReader(""), out: &out, err: &errs}).run(t.Context(), strings.Fields(tt.args))
-		if code != exitUsage || !strings.Contains(errs.String(), tt.want) || strings.Contains(errs.String(), "hsmceremony: shown") {
-			t.Errorf("%s: exit code %d, %s", tt.args, code, errs.String())
+		if want := "hsmceremony: " + tt.want + "\nsee: hsmceremony" + tt.see + " --help\n"; code != exitUsage || errs.String() != want || out.String() != "" {
+			t.Errorf("%s: exit code %d, %s%s", tt.args, code, errs.String(), out.String())
+		}
+	}
+}
+
+// TestHelp holds that the help that a wrong command line names is there.
+func TestHelp(t *testing.T) {
+	for args, want := range map[string]string{
+		"--help": "hsmceremony wrap ", "help": "hsmceremony wrap ", "wrap --help": "-dry-run", "can -h": "-c file", "request --help": "-valid-to", "show --help": "show [flags] FILE", "version --help": "Print the version.",
+	} {
+		var out, errs strings.Builder
+		code := (&app{in: strings.NewReader(""), out: &out, err: &errs}).run(t.Context(), strings.Fields(args))
+		if code != exitDone || !strings.Contains(out.String(), want) || errs.String() != "" {
+			t.Errorf("%s: exit code %d, %s%s", args, code, out.String(), errs.String())
 		}
 	}
 }

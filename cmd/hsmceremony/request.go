@@ -33,7 +33,7 @@ func (a *app) request(_ context.Context, args []string) error {
 	why := f.String("why", "", "what officers read")
 	out := f.String("out", ".", "`folder` for the request")
 	action := f.String("action", "import", "what the import does: import, reimport or restore")
-	names, err := parse(f, args, 2)
+	names, err := a.parse(f, args, 2)
 	if err != nil {
 		return err
 	}

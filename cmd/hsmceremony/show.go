@@ -19,7 +19,7 @@ import (
 func (a *app) can(ctx context.Context, args []string) (err error) {
 	f := a.flags("can", "KEY", "How this HSM can wrap a key, best first: which parameters have to be fetched for it.")
 	config := f.String("c", "", "the room's configuration `file`")
-	names, err := parse(f, args, 1)
+	names, err := a.parse(f, args, 1)
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (a *app) can(ctx context.Context, args []string) (err error) {
 // show prints a file of a ceremony.
 func (a *app) show(_ context.Context, args []string) error {
 	f := a.flags("show", "FILE", "Show a request, a wrapped key, import tokens or a log. The file is read strictly: one that was changed is refused.")
-	names, err := parse(f, args, 1)
+	names, err := a.parse(f, args, 1)
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func (a *app) wrap(ctx context.Context, args []string) (err error) {
 	so := f.String("so-pin-file", "", "`file` with the PIN of the security officer; otherwise it is asked for")
 	var signatures list
 	f.Var(&signatures, "signature", "`file` with an officer's signature; may be given again")
-	names, err := parse(f, args, 1)
+	names, err := a.parse(f, args, 1)
 	if err != nil {
 		return err
 	}

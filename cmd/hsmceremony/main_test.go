@@ -38,3 +38,34 @@ func TestHelp(t *testing.T) {
 		}
 	}
 }
+
+// TestYes holds that only yes is yes and only no is no; a slip is asked again, and the end of the input stops the session.
+func TestYes(t *testing.T) {
+	const question = "Are the same people here?"
+	for _, tt := range []struct {
+		typed string
+		want  bool
+		stop  string // empty: an answer
+		asked int
+	}{
+		{"yes\n", true, "", 1},
+		{" Y \n", true, "", 1},
+		{"no\n", false, "", 1},
+		{"N\n", false, "", 1},
+		{"yse\nyes\n", true, "", 2},
+		{"\nnope\nno\n", false, "", 3},
+		{"maybe\nstop\nyes\n", false, `"stop" is not "yes or no", so the ceremony stops here`, 2},
+		{"a\nb\nc\nyes\n", false, `"c" is not "yes or no", so the ceremony stops here`, 3},
+		{"", false, "nobody answers", 1},
+		{"yse\n", false, "nobody answers", 2},
+	} {
+		var out strings.Builder
+		got, err := (&app{in: strings.NewReader(tt.typed), out: &out}).screens(1).yes(t.Context(), question)
+		if got != tt.want || (err == nil) != (tt.stop == "") || err != nil && !strings.Contains(err.Error(), tt.stop) {
+			t.Errorf("%q: %v, %v", tt.typed, got, err)
+		}
+		if n := strings.Count(out.String(), question); n != tt.asked {
+			t.Errorf("%q: asked %d times, want %d:\n%s", tt.typed, n, tt.asked, out.String())
+		}
+	}
+}

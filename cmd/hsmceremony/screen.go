@@ -249,6 +249,27 @@ func (s *screens) confirm(ctx context.Context, question, want string) error {
 	}
 }
 
+// yes lets somebody type yes or no. A slip may be mended twice; "stop" ends the session.
+func (s *screens) yes(ctx context.Context, question string) (bool, error) {
+	const tries = 3
+	for try := 1; ; try++ {
+		got, err := s.ask(ctx, question)
+		if err != nil {
+			return false, err
+		}
+		switch strings.ToLower(got) {
+		case "yes", "y":
+			return true, nil
+		case "no", "n":
+			return false, nil
+		}
+		if try == tries || strings.EqualFold(got, "stop") {
+			return false, &stoppedError{printable(got), "yes or no"}
+		}
+		s.say("%q is neither yes nor no. Look again; type stop to end here.", got)
+	}
+}
+
 // next waits until a screen was read.
 func (s *screens) next(ctx context.Context) error {
 	_, err := s.ask(ctx, "Press Enter to go on.")

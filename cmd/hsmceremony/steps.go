@@ -25,9 +25,11 @@ func (s *session) people(ctx context.Context) error {
 	if last := s.room.Log.Last("ceremony-open"); last != nil {
 		step, _ := last.Data.(*audit.Step)
 		s.say("This ceremony was begun at %s by %s. It goes on; what was compared is compared again.", last.Time.UTC().Format(time.RFC3339), step.Person)
-		if got, err := s.ask(ctx, "Are the same people here? Type yes, or no to name others:"); err != nil {
+		same, err := s.yes(ctx, "Are the same people here? Type yes, or no to name others:")
+		if err != nil {
 			return err
-		} else if strings.EqualFold(got, "yes") {
+		}
+		if same {
 			s.room.People = step.Person
 			return s.room.Record("ceremony-open", "the session goes on", "hsmceremony "+version)
 		}

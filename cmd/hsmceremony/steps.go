@@ -236,6 +236,9 @@ func (s *session) theKey(ctx context.Context) error {
 	s.line("CKA_ID", hex.EncodeToString(key.ID))
 	s.line("type", key.KeyType)
 	s.line("key spec", string(key.KeySpec))
+	if material == "" {
+		s.line("size", fmt.Sprintf("%d bits", key.Bits))
+	}
 	s.line("which key", material)
 	for _, b := range key.Blockers {
 		if key.WrapWithTrusted && s.room.Trusted != nil && strings.Contains(b, "CKA_WRAP_WITH_TRUSTED") {
@@ -245,7 +248,10 @@ func (s *session) theKey(ctx context.Context) error {
 		return &ceremony.MismatchError{Reason: fmt.Sprintf("the object %q cannot be wrapped: %s", key.Label, b)}
 	}
 	s.gap()
-	if s.q.Material == "" && material != "" {
+	switch {
+	case material == "":
+		s.say("The HSM tells nothing of the key itself by which it could be compared: its label, CKA_ID and size have to be those of the record of the key's making.")
+	case s.q.Material == "":
 		s.say("The request does not say which key it has to be. Compare with the record of the key's making.")
 	}
 	question, want := "Type the label of the key:", key.Label

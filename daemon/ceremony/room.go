@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"time"
 
@@ -139,11 +140,12 @@ func (r *Room) FindKey(ctx context.Context) (wrapping.Key, string, error) {
 // Identifying is what tells one key from another.
 type Identifying interface {
 	PublicKey(ctx context.Context, key wrapping.Key) ([]byte, error)
+	MAC(ctx context.Context, key wrapping.Key, message []byte) ([]byte, error)
 	CheckValue(ctx context.Context, key wrapping.Key) (string, error)
 }
 
-// Identify says which key it is, so that people can compare it: "check value 1a2b3c", or "public key SHA-256 ..."; empty where the token tells
-// neither, as of HMAC keys.
+// Identify says which key it is, so that people can compare it: "check value 1a2b3c", "public key SHA-256 ...", or "HMAC of a fixed message ..."; empty
+// where the token does not tell.
 func Identify(ctx context.Context, t Identifying, key wrapping.Key) (string, error) {
 	switch key.KeySpec.Kind() {
 	case wrapping.KindRSA, wrapping.KindEC, wrapping.KindEd25519:
@@ -153,7 +155,15 @@ func Identify(ctx context.Context, t Identifying, key wrapping.Key) (string, err
 		}
 		return "public key SHA-256 " + approval.Fingerprint(public), nil
 	case wrapping.KindHMAC:
-		return "", nil
+		mac, err := t.MAC(ctx, key, approval.WhichKey())
+		var classed interface{ Class() string }
+		if errors.As(err, &classed) && classed.Class() == "caller" {
+			return "", nil // the key, or the token, makes no HMAC: it can be wrapped all the same
+		}
+		if err != nil {
+			return "", err
+		}
+		return approval.WhichHMAC(mac), nil
 	case wrapping.KindSymmetric, wrapping.KindRefused:
 	}
 	kcv, err := t.CheckValue(ctx, key)

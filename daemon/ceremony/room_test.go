@@ -3,9 +3,11 @@ package ceremony_test
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"os"
 	"path/filepath"
@@ -16,6 +18,7 @@ import (
 	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/audit"
 	"hsmbridge/daemon/ceremony"
+	"hsmbridge/hsm/failure"
 	"hsmbridge/hsm/pkcs11uri"
 	"hsmbridge/hsm/wrapping"
 )
@@ -282,6 +285,52 @@ func TestObjectIsSwappedAfterItWasCompared(t *testing.T) {
 		says(t, err, "the object in the token is another one than was compared: it has check value FFFFFF now, and had check value 1A2B3C")
 		if h.wraps != tt.wraps || len(w.Keys) != 0 {
 			t.Errorf("%s: %d wraps, %d came out", name, h.wraps, len(w.Keys))
+		}
+	}
+}
+
+// hmacOf is a token with one HMAC key.
+type hmacOf struct {
+	hsmOf
+	hmac []byte
+	err  error
+}
+
+func (h *hmacOf) MAC(_ context.Context, _ wrapping.Key, message []byte) ([]byte, error) {
+	if h.err != nil || h.hmac == nil {
+		return nil, h.err
+	}
+	m := hmac.New(sha256.New, h.hmac)
+	m.Write(message)
+	return m.Sum(nil), nil
+}
+
+// An HMAC key is told by what docs/ceremony.md says, so that people can compute it with other tools. A key that makes no HMAC is told by nothing, and may be
+// wrapped; a fault of the HSM says nothing about the key.
+func TestIdentifyHMAC(t *testing.T) {
+	const message = "hsmbridge: which key is this?"
+	document, err := os.ReadFile("../../docs/ceremony.md")
+	if err != nil || !bytes.Contains(document, []byte("`"+message+"`")) {
+		t.Errorf("docs/ceremony.md does not name the message: %v", err)
+	}
+	secret := []byte(rand.Text())
+	m := hmac.New(sha256.New, secret)
+	m.Write([]byte(message))
+	key := wrapping.Key{Label: "sessions", KeyType: "CKK_GENERIC_SECRET", Bits: 256, KeySpec: wrapping.HMAC256}
+	for name, tt := range map[string]struct {
+		token *hmacOf
+		want  string
+		fails bool
+	}{
+		"told":        {&hmacOf{hmac: secret}, "HMAC of a fixed message " + hex.EncodeToString(m.Sum(nil)[:16]), false},
+		"no HMAC":     {&hmacOf{err: &failure.Error{Op: "C_SignInit", ErrClass: failure.ClassCaller, Cause: "the key may not sign"}}, "", false},
+		"an empty":    {&hmacOf{}, "", false},
+		"a fault":     {&hmacOf{err: &failure.Error{Op: "C_Sign", ErrClass: failure.ClassToken, Cause: "the device failed"}}, "", true},
+		"interrupted": {&hmacOf{err: context.Canceled}, "", true},
+	} {
+		got, err := ceremony.Identify(t.Context(), tt.token, key)
+		if got != tt.want || (err != nil) != tt.fails {
+			t.Errorf("%s: %q, %v; want %q", name, got, err, tt.want)
 		}
 	}
 }

@@ -309,12 +309,11 @@ func (t *task) endpoint(ctx context.Context, k configs.Key, arn string) (string,
 func Identify(ctx context.Context, token importer.Token, key wrapping.Key, spec wrapping.KeySpec) (string, error) {
 	switch spec.Kind() {
 	case wrapping.KindHMAC:
-		mac, err := token.MAC(ctx, key, []byte("hsmbridge: which key is this?"))
-		const enough = 16
-		if err != nil || len(mac) < enough {
+		mac, err := token.MAC(ctx, key, approval.WhichKey())
+		if err != nil {
 			return "", err
 		}
-		return "HMAC of a fixed message " + hex.EncodeToString(mac[:enough]), nil
+		return approval.WhichHMAC(mac), nil
 	case wrapping.KindRSA, wrapping.KindEC, wrapping.KindEd25519:
 		public, err := token.PublicKey(ctx, key)
 		if err != nil {

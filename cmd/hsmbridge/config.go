@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -20,7 +22,10 @@ func (a *app) configCommand() *cobra.Command {
 			Use: "check [FILE]", Short: "Name file, line and column of every mistake in the configuration", Args: cobra.MaximumNArgs(1),
 			Long: `Name file, line and column of every mistake in the configuration. What the daemon needs beside it is looked at too: a module, a pin_file or pin_command,
 or the folder of a copy of the audit log (audit.export) that is not there as it has to be is a warning, and one that this user may not look at a note. No
-PIN is read. Best run it as the daemon's user.`,
+PIN is read. Best run it as the daemon's user.
+
+A configuration names no fleet, and a fleet (FLEET.yaml, FLEET.csv) is no configuration: hsmbridge adopt FLEET --dry-run names every mistake in one, and
+says whether the configuration would take its keys.`,
 			RunE: func(_ *cobra.Command, args []string) error {
 				if len(args) == 1 {
 					a.configFile = args[0]
@@ -48,13 +53,17 @@ PIN is read. Best run it as the daemon's user.`,
 func (a *app) checkConfig() error {
 	c, err := a.load()
 	var bad *configs.Error
-	if a.json && errors.As(err, &bad) {
+	wrong := errors.As(err, &bad)
+	if wrong && a.json {
 		for _, p := range bad.Problems {
 			if err := writeJSON(a.out, p); err != nil {
 				return err
 			}
 		}
 		return &exitError{exitConfig, errShown}
+	}
+	if wrong && maybeFleet(bad) {
+		return severalErrors{err, &advised{a.configFile + " is no configuration", "if it is a fleet, check it with: hsmbridge -c CONFIGURATION adopt " + a.configFile + " --dry-run"}}
 	}
 	if err != nil {
 		return err
@@ -69,6 +78,11 @@ func (a *app) checkConfig() error {
 		fmt.Fprintf(a.out, "%s is good: %s, %s, %s\n", a.configFile, counted(len(c.Tokens), "token"), counted(len(c.Keys), "key"), counted(destinations, "destination"))
 	}
 	return nil
+}
+
+// maybeFleet says that what is no configuration may be meant as a fleet: a table, or keys without tokens.
+func maybeFleet(bad *configs.Error) bool {
+	return strings.EqualFold(filepath.Ext(bad.File), ".csv") || slices.ContainsFunc(bad.Problems, func(p configs.Problem) bool { return p.Path == "tokens" && p.Message == "tokens is missing" })
 }
 
 // warnTokens says which modules and PINs of the tokens that the daemon reaches are not there as it needs them. It is no mistake of the configuration: the

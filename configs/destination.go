@@ -27,6 +27,12 @@ const (
 
 var destinationForm = regexp.MustCompile(destinationPattern)
 
+// IsRegion says that a name has the form of an AWS Region's. Whether AWS has it is another matter.
+func IsRegion(name string) bool {
+	const region = 3
+	return regexp.MustCompile(arnRules()[region].pattern).MatchString(name)
+}
+
 // Partition is the ARN's AWS partition: aws, aws-cn, aws-us-gov ...
 func (d Destination) Partition() string { return d.part(1) }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -8,11 +9,15 @@ import (
 	"hsmbridge/configs"
 	"hsmbridge/daemon/adopt"
 	"hsmbridge/hsm/wrapping"
+	"hsmbridge/kmsclient"
 )
 
 func (a *app) discover(ctx context.Context, o adoptOptions) error {
 	c, err := a.load()
 	if err != nil {
+		return err
+	}
+	if err := a.knownRegions(o.regions); err != nil {
 		return err
 	}
 	if o.token, err = theToken(c, o.token); err != nil {
@@ -69,6 +74,25 @@ func (a *app) discover(ctx context.Context, o adoptOptions) error {
 			fmt.Sprintf("%s left out, as the token %s has no key with the label and key spec: %s", counted(n, "key"), o.token, few(absent)),
 			"write them with --out FILE in place of --append, correct each uri, then: hsmbridge adopt FILE --append",
 		}}
+	}
+	return nil
+}
+
+// knownRegions refuses what is no name of a Region, and warns of one that AWS was not known to have: with an endpoint of its own a KMS answers for any, and
+// tells that it has no keys. AWS adds Regions, so it is asked all the same.
+func (a *app) knownRegions(regions []string) error {
+	known := kmsclient.Regions()
+	for _, r := range regions {
+		meant := ""
+		if m := configs.Meant(r, known); m != "" {
+			meant = ": did you mean " + m + "?"
+		}
+		if !configs.IsRegion(r) {
+			return usageError(fmt.Errorf("--region: %q is no AWS Region%s", r, cmp.Or(meant, ", such as eu-central-1")))
+		}
+		if !slices.Contains(known, r) {
+			fmt.Fprintf(a.err, "hsmbridge: warning: --region %s: this version knows no such AWS Region%s\n", r, cmp.Or(meant, "; it is asked all the same"))
+		}
 	}
 	return nil
 }

@@ -192,7 +192,7 @@ func (a *app) printKey(k control.ManagedKey) {
 	fmt.Fprintf(a.out, "%s, %s in %s, expires %s\n", k.Name, k.KeySpec, where, k.Expires)
 	for _, line := range [][2]string{
 		{"paused", since(k.State.PausedAt, k.State.PausedBy, "")},
-		{"revoked", since(k.State.RevokedAt, k.State.RevokedBy, "")},
+		{"revoked", since(k.State.RevokedAt, k.State.RevokedBy, k.State.RevokedReason)},
 		{"waived", prefixed("backup, ", since(k.State.WaivedAt, k.State.WaivedBy, k.State.WaivedReason))},
 		{"rotated", moment(k.State.RotatedAt, false)},
 		{"error", k.State.Error},

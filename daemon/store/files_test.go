@@ -182,6 +182,31 @@ func TestFirstSchema(t *testing.T) {
 	})
 }
 
+// Why a key was revoked before its row said so stands in the journal: the last time that it was.
+func TestReasonFromJournal(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+		s, q := one(open), &queue{}
+		for _, reason := range []string{"a mistake", "leak: see incident 4711"} {
+			must[Job](t)(s.Revoke(t.Context(), "gone", "alice", reason, "", q.enqueue))
+		}
+		must[Job](t)(s.Revoke(t.Context(), "back", "alice", "leak", "", q.enqueue))
+		if err := s.Tx(t.Context(), func(tx *Tx) error {
+			for _, statement := range []string{"UPDATE keys SET revoked_at = 0 WHERE name = 'back'", "ALTER TABLE keys DROP COLUMN revoked_reason"} {
+				if _, err := tx.exec(t.Context(), statement); err != nil {
+					return err
+				}
+			}
+			return tx.apply(t.Context(), "migrations/0008.sql")
+		}); err != nil {
+			t.Fatal(err)
+		}
+		keys := must[map[string]Key](t)(s.Keys(t.Context()))
+		if keys["gone"].RevokedReason != "leak: see incident 4711" || keys["back"].RevokedReason != "" {
+			t.Errorf("the keys are %+v", keys)
+		}
+	})
+}
+
 // A database that goes away and comes back.
 func TestPostgresGoesAway(t *testing.T) {
 	server := postgres.New(t)

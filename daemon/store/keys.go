@@ -12,19 +12,20 @@ import (
 
 // Key is what the daemon knows of a managed key as a whole.
 type Key struct {
-	Name         string    `json:"name"`
-	PausedAt     time.Time `json:"paused_at,omitzero"`
-	PausedBy     string    `json:"paused_by,omitempty"`
-	RevokedAt    time.Time `json:"revoked_at,omitzero"`
-	RevokedBy    string    `json:"revoked_by,omitempty"`
-	WaivedAt     time.Time `json:"waived_at,omitzero"` // an officer lets it be imported without a backup
-	WaivedBy     string    `json:"waived_by,omitempty"`
-	WaivedReason string    `json:"waived_reason,omitempty"`
-	RotatedAt    time.Time `json:"rotated_at,omitzero"`
-	NeedsPerson  bool      `json:"needs_person"` // because of the last job for the key as a whole
-	Error        string    `json:"error,omitempty"`
-	ErrorClass   string    `json:"error_class,omitempty"`
-	ErrorCode    string    `json:"error_code,omitempty"`
+	Name          string    `json:"name"`
+	PausedAt      time.Time `json:"paused_at,omitzero"`
+	PausedBy      string    `json:"paused_by,omitempty"`
+	RevokedAt     time.Time `json:"revoked_at,omitzero"`
+	RevokedBy     string    `json:"revoked_by,omitempty"`
+	RevokedReason string    `json:"revoked_reason,omitempty"`
+	WaivedAt      time.Time `json:"waived_at,omitzero"` // an officer lets it be imported without a backup
+	WaivedBy      string    `json:"waived_by,omitempty"`
+	WaivedReason  string    `json:"waived_reason,omitempty"`
+	RotatedAt     time.Time `json:"rotated_at,omitzero"`
+	NeedsPerson   bool      `json:"needs_person"` // because of the last job for the key as a whole
+	Error         string    `json:"error,omitempty"`
+	ErrorClass    string    `json:"error_class,omitempty"`
+	ErrorCode     string    `json:"error_code,omitempty"`
 }
 
 // Paused says that no new job is begun for the key.
@@ -64,11 +65,11 @@ func (s *Store) keys(ctx context.Context, where string, args ...any) (map[string
 	list, err := query(ctx, s, s.read, func(scan func(...any) error) (Key, error) {
 		var k Key
 		var paused, revoked, waived, rotated, person int64
-		err := scan(&k.Name, &paused, &k.PausedBy, &revoked, &k.RevokedBy, &waived, &k.WaivedBy, &k.WaivedReason, &rotated, &person, &k.Error, &k.ErrorClass, &k.ErrorCode)
+		err := scan(&k.Name, &paused, &k.PausedBy, &revoked, &k.RevokedBy, &k.RevokedReason, &waived, &k.WaivedBy, &k.WaivedReason, &rotated, &person, &k.Error, &k.ErrorClass, &k.ErrorCode)
 		k.NeedsPerson = person != 0
 		k.PausedAt, k.RevokedAt, k.WaivedAt, k.RotatedAt = stamp(paused), stamp(revoked), stamp(waived), stamp(rotated)
 		return k, err
-	}, "SELECT name, paused_at, paused_by, revoked_at, revoked_by, waived_at, waived_by, waived_reason, rotated_at, needs_person, error, error_class, error_code FROM keys"+where, args...)
+	}, "SELECT name, paused_at, paused_by, revoked_at, revoked_by, revoked_reason, waived_at, waived_by, waived_reason, rotated_at, needs_person, error, error_class, error_code FROM keys"+where, args...)
 	out := make(map[string]Key, len(list))
 	for _, k := range list {
 		out[k.Name] = k
@@ -130,7 +131,7 @@ func (s *Store) Revoke(ctx context.Context, key, actor, reason, request string, 
 		if err := tx.useRequest(ctx, request, actor); err != nil {
 			return err
 		}
-		if err := tx.setKey(ctx, key, "revoked_at = ?, revoked_by = ?", micros(s.now()), actor); err != nil {
+		if err := tx.setKey(ctx, key, "revoked_at = ?, revoked_by = ?, revoked_reason = ?", micros(s.now()), actor, reason); err != nil {
 			return err
 		}
 		if err := tx.event(ctx, Event{Kind: "revoke", Actor: actor, Key: key, Message: "revoked: " + reason}); err != nil {
@@ -175,7 +176,7 @@ func (s *Store) Restore(ctx context.Context, key, actor string) (changed bool, d
 			deletes = open[0].ID
 			return nil
 		}
-		n, err := tx.exec(ctx, "UPDATE keys SET revoked_at = 0, revoked_by = '' WHERE name = ? AND revoked_at <> 0", key)
+		n, err := tx.exec(ctx, "UPDATE keys SET revoked_at = 0, revoked_by = '', revoked_reason = '' WHERE name = ? AND revoked_at <> 0", key)
 		if changed = n > 0; err != nil || !changed {
 			return err
 		}

@@ -145,7 +145,7 @@ func TestRevoke(t *testing.T) {
 		if err := s.FinishJob(t.Context(), l, running, Outcome{State: Cancelled}, q.enqueue); err != nil {
 			t.Fatal(err)
 		}
-		if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; !k.Revoked() || k.RevokedBy != "alice" {
+		if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; !k.Revoked() || k.RevokedBy != "alice" || k.RevokedReason != "incident" {
 			t.Errorf("the key is %+v", k)
 		}
 		restore := func(wantChanged bool, wantDeletes int64) {
@@ -153,7 +153,7 @@ func TestRevoke(t *testing.T) {
 			if changed, deletes, err := s.Restore(t.Context(), "k", "bob"); err != nil || changed != wantChanged || deletes != wantDeletes {
 				t.Errorf("restore: %v, job %d, %v", changed, deletes, err)
 			}
-			if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; k.Revoked() == wantChanged {
+			if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; k.Revoked() == wantChanged || wantChanged != (k.RevokedReason == "") {
 				t.Errorf("the key is %+v", k)
 			}
 		}

@@ -72,7 +72,7 @@ func (s *service) Keys(_ context.Context, name string) ([]control.ManagedKey, er
 	}
 	return []control.ManagedKey{{
 		Name: name, Token: "demo", Tokens: []string{"demo", "far", "spare"}, KeySpec: "SYMMETRIC_DEFAULT", Expires: "90d", Renewals: []time.Time{noon, {}}, Replicas: copies(),
-		State: store.Key{WaivedBy: "ann", WaivedReason: hostile, PausedAt: noon, PausedBy: "bob"},
+		State: store.Key{WaivedBy: "ann", WaivedReason: hostile, PausedAt: noon, PausedBy: "bob", RevokedAt: noon, RevokedBy: "carol", RevokedReason: "leak " + hostile},
 		Destinations: []store.Destination{
 			{Destination: "arn:aws:kms:eu-central-1:111122223333:key/1", Present: true, ValidTo: noon.AddDate(0, 1, 0), State: "Enabled", Error: hostile, ErrorCode: "X", ImportedAt: noon.AddDate(0, -2, 0), DrilledAt: noon.AddDate(0, 0, -3)},
 			{Destination: "arn:aws:kms:eu-west-1:111122223333:key/2", Present: true, State: "Enabled", FirstSeenAt: noon.AddDate(0, -1, 0)},
@@ -265,7 +265,7 @@ func TestWhatPagesSay(t *testing.T) {
 		"events?before=100":            {`<td>99</td>`},
 		"events":                       {`before=151`},
 		"keys/payments": {
-			"<dt>last drill</dt><dd>2026-05-17 12:00</dd>", "<td>waiting</td><td>again at 2026-05-20 12:01</td>", "<td>running</td><td>since 2026-05-20 12:02</td>", "<td>queued</td><td>made 2026-05-20 12:03</td>", "<td>done</td><td>ended 2026-05-20 12:04</td>",
+			`<dt>revoked</dt><dd class="bad">by carol at 2026-05-20 12:00: leak &lt;`, "<dt>last drill</dt><dd>2026-05-17 12:00</dd>", "<td>waiting</td><td>again at 2026-05-20 12:01</td>", "<td>running</td><td>since 2026-05-20 12:02</td>", "<td>queued</td><td>made 2026-05-20 12:03</td>", "<td>done</td><td>ended 2026-05-20 12:04</td>",
 			"<dt>imported</dt><dd>2026-03-20 12:00</dd>", "<dt>first seen</dt><dd>2026-04-20 12:00, KMS held it already; the journal has no import that KMS confirmed</dd>",
 			`<dt>tokens</dt><dd><a href="/ui/tokens/demo">demo</a>, <a href="/ui/tokens/far">far</a>, <a href="/ui/tokens/spare">spare</a></dd>`,
 			"<code>check value 1a2b3c</code></td><td><span class=\"good\">yes</span></td>", `, serial 1234<br><code>pkcs11:object=payments;type=secret-key</code></td><td class="token-open">open</td>`, `<td class="token-parked">parked</td>`, "<b class=\"bad\">no</b>: another key: it has to be check value 1a2b3c",

@@ -89,7 +89,11 @@ func (d *Daemon) Status(ctx context.Context) (control.Status, error) {
 	for _, t := range troubled {
 		known.destinations[schedule.Target{Key: t.Key, Destination: t.Destination}] = t
 	}
-	d.count(&s, c, known)
+	open, err := d.deletions(ctx, known)
+	if err != nil {
+		return s, err
+	}
+	d.count(&s, c, known, open)
 	return s, nil
 }
 
@@ -97,7 +101,7 @@ func (d *Daemon) Status(ctx context.Context) (control.Status, error) {
 const mostPeople = 100
 
 // count fills in what is known of keys and destinations.
-func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
+func (d *Daemon) count(s *control.Status, c *configs.Config, known facts, open map[string]store.Job) {
 	compiled := *d.keys.Load()
 	for _, t := range s.Tokens {
 		switch {
@@ -147,6 +151,7 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts) {
 			}
 		}
 	}
+	d.left(s, c, known, open)
 	s.Next = soonest(s.Next)
 	s.People = s.People[:min(len(s.People), mostPeople)]
 }
@@ -184,11 +189,18 @@ func (d *Daemon) Keys(ctx context.Context, name string) ([]control.ManagedKey, e
 		}
 	}
 	if name != "" && len(at) == 0 {
-		return nil, d.noKey(name)
+		k, ok, err := d.removed(ctx, name)
+		switch {
+		case err != nil:
+			return nil, err
+		case !ok:
+			return nil, d.noKey(name)
+		}
+		return d.whole(ctx, []control.ManagedKey{k})
 	}
 	out, err := d.managed(ctx, at)
 	if err == nil && name != "" {
-		if out[0].Materials, err = d.store.Materials(ctx, name); err != nil || len(out[0].Tokens) == 0 {
+		if out, err = d.whole(ctx, out); err != nil || len(out[0].Tokens) == 0 {
 			return out, err
 		}
 		rows, rerr := d.store.Replicas(ctx, name)
@@ -199,6 +211,14 @@ func (d *Daemon) Keys(ctx context.Context, name string) ([]control.ManagedKey, e
 		err = rerr
 	}
 	return out, err
+}
+
+// whole adds to a key what lists of keys leave out: its key materials, and of a revoked one the open job that deletes them from KMS.
+func (d *Daemon) whole(ctx context.Context, k []control.ManagedKey) (_ []control.ManagedKey, err error) {
+	if k[0].Materials, err = d.store.Materials(ctx, k[0].Name); err == nil && k[0].State.Revoked() {
+		k[0].Deletion, err = d.deletion(ctx, k[0].Name)
+	}
+	return k, err
 }
 
 func (d *Daemon) noKey(name string) error {

@@ -55,8 +55,12 @@ func (a *app) printStatus(s control.Status) {
 	if s.Jobs["waiting"] > 0 {
 		why = " (hsmbridge jobs --open says what for)"
 	}
-	fmt.Fprintf(a.out, "keys: %d, revoked: %d, paused: %d; destinations: %d, material there: %d, missing: %s; jobs running: %d, queued: %d, waiting: %d%s\n",
-		n.Keys, n.Revoked, n.Paused, n.Destinations, n.Ready, missing, s.Jobs["running"], s.Jobs["queued"], s.Jobs["waiting"], why)
+	paused := strconv.Itoa(n.Paused)
+	if n.Removed > 0 {
+		paused += fmt.Sprintf(", revoked and no longer in the configuration: %d", n.Removed)
+	}
+	fmt.Fprintf(a.out, "keys: %d, revoked: %d, paused: %s; destinations: %d, material there: %d, missing: %s; jobs running: %d, queued: %d, waiting: %d%s\n",
+		n.Keys, n.Revoked, paused, n.Destinations, n.Ready, missing, s.Jobs["running"], s.Jobs["queued"], s.Jobs["waiting"], why)
 	a.printAudit(s)
 	if s.Reload != "" {
 		wrapped(a.out, "! ", "  ", "the last reload was refused, the configuration before it is in use: "+firstLine(s.Reload))
@@ -107,6 +111,7 @@ func (a *app) printStatus(s control.Status) {
 		}
 	}
 	a.printDaemons(s)
+	a.printRemoved(s)
 	if len(s.Running) > 0 {
 		fmt.Fprintln(a.out)
 		rows = rows[:0]
@@ -189,10 +194,15 @@ func (a *app) printKey(k control.ManagedKey) {
 	if len(k.Tokens) > 1 {
 		where = "tokens " + strings.Join(k.Tokens, ", ")
 	}
-	fmt.Fprintf(a.out, "%s, %s in %s, expires %s\n", k.Name, k.KeySpec, where, k.Expires)
+	if k.Removed {
+		fmt.Fprintf(a.out, "%s, revoked and no longer in the configuration\n", k.Name)
+	} else {
+		fmt.Fprintf(a.out, "%s, %s in %s, expires %s\n", k.Name, k.KeySpec, where, k.Expires)
+	}
 	for _, line := range [][2]string{
 		{"paused", since(k.State.PausedAt, k.State.PausedBy, "")},
 		{"revoked", since(k.State.RevokedAt, k.State.RevokedBy, k.State.RevokedReason)},
+		{"deletion", deletion(k)},
 		{"waived", prefixed("backup, ", since(k.State.WaivedAt, k.State.WaivedBy, k.State.WaivedReason))},
 		{"rotated", moment(k.State.RotatedAt, false)},
 		{"error", k.State.Error},

@@ -63,3 +63,42 @@ func TestStatusOfKey(t *testing.T) {
 		}
 	}
 }
+
+// Of a revoked key that the configuration has no more the screen says that it is one, what KMS holds of it and which job deletes that.
+func TestStatusOfRemoved(t *testing.T) {
+	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	s := control.Status{Now: at, Started: at, Counts: control.Counts{Keys: 3, Removed: 12}}
+	for i := range 12 {
+		s.Removed = append(s.Removed, control.RemovedKey{Name: fmt.Sprintf("gone-%02d", i), RevokedAt: at, RevokedBy: "alice", Destinations: 2})
+	}
+	s.Removed[0].Present, s.Removed[0].Job, s.Removed[0].JobState = 1, 7, store.Waiting
+	var out bytes.Buffer
+	a := &app{out: &out}
+	a.printStatus(s)
+	for _, want := range []string{
+		"keys: 3, revoked: 0, paused: 0, revoked and no longer in the configuration: 12; destinations: 0,",
+		"REVOKED, NO LONGER CONFIGURED  AT (UTC)          BY     KMS KEYS THAT HOLD IT  JOB THAT DELETES IT\ngone-00                        2026-01-01 00:00  alice  1 of 2                 7, waiting\ngone-01                        2026-01-01 00:00  alice  0 of 2                 -\n",
+		"gone-09 ", "  and 2 more (of one key: hsmbridge status NAME)\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("it does not say %q:\n%s", want, out.String())
+		}
+	}
+	k := control.ManagedKey{
+		Name: "gone", Removed: true, State: store.Key{RevokedAt: at, RevokedBy: "alice", RevokedReason: "leak"}, Renewals: make([]time.Time, 2),
+		Destinations: []store.Destination{{Destination: "arn:1", Present: true, State: "Enabled"}, {Destination: "arn:2", State: "PendingImport"}},
+	}
+	for want, job := range map[string]*store.Job{
+		"not done: when KMS was asked last, 1 of 2 KMS keys held the material, and no job\n               deletes it\n": nil,
+		"job 7 waits, next try 2026-01-01T00:00:00Z\n":                                                                  {ID: 7, State: store.Waiting, NotBefore: at},
+		"job 7 is running\n": {ID: 7, State: store.Running},
+	} {
+		out.Reset()
+		k.Deletion = job
+		a.printKey(k)
+		want = "gone, revoked and no longer in the configuration\n  revoked      2026-01-01T00:00:00Z by alice: leak\n  deletion     " + want
+		if !strings.HasPrefix(out.String(), want) {
+			t.Errorf("it does not begin with %q:\n%s", want, out.String())
+		}
+	}
+}

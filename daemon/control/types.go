@@ -66,8 +66,9 @@ type Status struct {
 	Running  []store.Job    `json:"running"` // at most 20
 	People   []NeedsPerson  `json:"people"`  // what waits for a person
 	Audit    Audit          `json:"audit"`
-	Requests int            `json:"requests"`         // for approval, that are open
-	Reload   string         `json:"reload,omitempty"` // why the last reload was refused
+	Requests int            `json:"requests"`          // for approval, that are open
+	Reload   string         `json:"reload,omitempty"`  // why the last reload was refused
+	Removed  []RemovedKey   `json:"removed,omitempty"` // revoked keys that the configuration has no more, at most 20: first those of which something is left to do
 }
 
 // Counts are numbers of destinations.
@@ -80,6 +81,7 @@ type Counts struct {
 	Expiring     int `json:"expiring"` // KMS holds the material, until a time
 	Revoked      int `json:"revoked"`
 	Paused       int `json:"paused"`
+	Removed      int `json:"removed"` // revoked keys that the configuration has no more; the other numbers are of those that it has
 }
 
 // Token is a token of the configuration.
@@ -121,6 +123,18 @@ type Expiry struct {
 	Renewal     time.Time `json:"renewal"` // from when on it is renewed
 }
 
+// RemovedKey is a revoked key that the configuration has no more.
+type RemovedKey struct {
+	Name          string      `json:"name"`
+	RevokedAt     time.Time   `json:"revoked_at"`
+	RevokedBy     string      `json:"revoked_by"`
+	RevokedReason string      `json:"revoked_reason"`
+	Destinations  int         `json:"destinations"`        // KMS keys that its material went to, without those that another key feeds now
+	Present       int         `json:"present"`             // those of them that held material when KMS was asked last
+	Job           int64       `json:"job,omitempty"`       // the open one that deletes it
+	JobState      store.State `json:"job_state,omitempty"` // queued, running or waiting
+}
+
 // NeedsPerson is something that does not mend itself.
 type NeedsPerson struct {
 	Key         string `json:"key,omitempty"`
@@ -144,6 +158,8 @@ type ManagedKey struct {
 	Materials    []store.Material    `json:"materials,omitempty"`
 	Tokens       []string            `json:"tokens,omitempty"`   // all that hold the key, if there are several
 	Replicas     []Replica           `json:"replicas,omitempty"` // what they hold of it
+	Deletion     *store.Job          `json:"deletion,omitempty"` // of a revoked key: the open job that deletes its material from KMS
+	Removed      bool                `json:"removed,omitempty"`  // the configuration has it no more; that of a revoked one is told of all the same
 }
 
 // StartRequest asks for jobs.

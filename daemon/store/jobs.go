@@ -168,6 +168,7 @@ func scanJob(scan func(...any) error) (Job, error) {
 type JobFilter struct {
 	ID     int64
 	Key    string
+	Kind   Kind  // only these; empty: all
 	Open   bool  // only open ones
 	State  State // only these; empty: all
 	Before int64 // only those with a smaller ID; 0: all
@@ -182,6 +183,9 @@ func (s *Store) Jobs(ctx context.Context, f JobFilter) ([]Job, error) {
 	}
 	if f.Key != "" {
 		where, args = append(where, "key_name = ?"), append(args, f.Key)
+	}
+	if f.Kind != "" {
+		where, args = append(where, "kind = ?"), append(args, f.Kind)
 	}
 	if f.Open {
 		where = append(where, "state IN ('queued', 'running', 'waiting')")

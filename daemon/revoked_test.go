@@ -1,0 +1,114 @@
+package daemon
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"hsmbridge/daemon/control"
+	"hsmbridge/daemon/store"
+)
+
+// seen has KMS show what it holds of a key.
+func seen(t *testing.T, d *Daemon, key, destination string, present bool) {
+	t.Helper()
+	state := "PendingImport"
+	if present {
+		state = "Enabled"
+	}
+	if _, err := d.store.See(t.Context(), []store.Seen{{Key: key, Destination: destination, State: state, Present: present, Rotations: -1}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// people are the entries about a key of what waits for a person, each with the command that goes on.
+func people(t *testing.T, d *Daemon, key string) (out []string) {
+	t.Helper()
+	s, err := d.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range s.People {
+		if p.Key == key {
+			out = append(out, p.Destination+" "+p.Message+"; then "+p.Retry)
+		}
+	}
+	return out
+}
+
+// The revocation of a key that the configuration has no more is told of: the key, what KMS holds of it still, and the job that deletes it or that there is none.
+// A KMS key that another managed key feeds now is none of its.
+func TestRevokedAndRemoved(t *testing.T) {
+	eachDatabase(t, func(t *testing.T, database string) {
+		t.Helper()
+		now := time.Now().UTC().Truncate(time.Microsecond)
+		d := still(t, fleet(t, database, 2, false), func() time.Time { return now })
+		defer d.store.Close() //nolint:errcheck // the test is over
+		for _, destination := range []string{arn(9, 0), arn(9, 1), arn(0, 0)} {
+			seen(t, d, "gone", destination, true)
+		}
+		seen(t, d, "dropped", arn(8, 0), true)
+		if err := d.store.Tx(t.Context(), func(tx *store.Tx) error {
+			_, err := tx.ExecContext(t.Context(), "UPDATE destinations SET tried_at = 1 WHERE key_name = 'gone'")
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Keys(t.Context(), "gone"); err == nil || !strings.Contains(err.Error(), "has no key") {
+			t.Errorf("a key that is in no configuration: %v", err)
+		}
+		j, err := d.Revoke(t.Context(), "alice", "gone", "leak")
+		if err != nil {
+			t.Fatal(err)
+		}
+		looks := func(present int, job int64) {
+			t.Helper()
+			s, err := d.Status(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := control.RemovedKey{Name: "gone", RevokedAt: now, RevokedBy: "alice", RevokedReason: "leak", Destinations: 2, Present: present, Job: job}
+			if job != 0 {
+				want.JobState = store.Queued
+			}
+			if s.Counts.Removed != 1 || s.Counts.Revoked != 0 || !slices.Equal(s.Removed, []control.RemovedKey{want}) {
+				t.Errorf("removed are %+v, counted %+v, want %+v", s.Removed, s.Counts, want)
+			}
+			list, err := d.Keys(t.Context(), "gone")
+			if err != nil {
+				t.Fatal(err)
+			}
+			k := list[0]
+			if !k.Removed || k.State.RevokedBy != "alice" || k.State.RevokedReason != "leak" || len(k.Destinations) != 2 || len(k.Renewals) != 2 || k.Destinations[0].Destination != arn(9, 0) || k.Destinations[0].Present != (present > 0) || (k.Deletion != nil) != (job != 0) {
+				t.Errorf("the key is %+v", k)
+			}
+		}
+		looks(2, j.ID)
+		if got := people(t, d, "gone"); len(got) != 2 || !strings.HasPrefix(got[0], arn(9, 0)) || !strings.Contains(got[0], "see hsmbridge jobs gone; then hsmbridge retry gone") {
+			t.Errorf("while its job is open: %q", got)
+		}
+		if _, err := d.store.Cancel(t.Context(), j.ID, "bob"); err != nil {
+			t.Fatal(err)
+		}
+		looks(2, 0)
+		if got := people(t, d, "gone"); len(got) != 2 || !strings.Contains(got[1], "no job does it") || !strings.HasSuffix(got[1], "; then hsmbridge revoke gone --reason WHY") {
+			t.Errorf("without a job: %q", got)
+		}
+		seen(t, d, "gone", arn(9, 0), false)
+		seen(t, d, "gone", arn(9, 1), false)
+		looks(0, 0)
+		if got := people(t, d, "gone"); len(got) != 0 {
+			t.Errorf("when KMS holds nothing any more: %q", got)
+		}
+
+		// The same of a KMS key that the configuration of a key has no more.
+		seen(t, d, "key-000001", arn(8, 1), true)
+		if _, err := d.Revoke(t.Context(), "alice", "key-000001", "leak"); err != nil {
+			t.Fatal(err)
+		}
+		if got := people(t, d, "key-000001"); len(got) != 1 || !strings.HasPrefix(got[0], arn(8, 1)+" the key is revoked, this KMS key is no longer in its configuration") {
+			t.Errorf("a KMS key that was taken out: %q", got)
+		}
+	})
+}

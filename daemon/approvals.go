@@ -357,7 +357,7 @@ func (d *Daemon) carryOut(ctx context.Context) error {
 		if purpose == approval.Revoke {
 			_, err = d.store.Revoke(ctx, r.Key, r.AskedBy, reason, r.Name, d.queue.Enqueue)
 		} else if err = d.store.Waive(ctx, r.Key, r.AskedBy, reason, r.Name); err == nil {
-			_, err = d.Retry(ctx, r.AskedBy, r.Key)
+			_, err = d.retry(ctx, r.AskedBy, r.Key)
 		}
 		if err != nil && !errors.Is(err, store.ErrRequestClosed) {
 			return err

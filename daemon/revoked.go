@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -129,4 +130,54 @@ func (d *Daemon) deletion(ctx context.Context, key string) (*store.Job, error) {
 		return nil, err
 	}
 	return &list[0], nil
+}
+
+// holding says which KMS keys held material of a key when they were asked last: of those that its configuration names, where the planner begins a revocation again,
+// and of those that the configuration names no more.
+func (d *Daemon) holding(ctx context.Context, name string) (own, others []string, err error) {
+	rows, err := d.store.DestinationsOf(ctx, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := d.config.Load()
+	k, _ := c.Key(name)
+	all, _ := runner.Revocable(c, name, rows)
+	for i, dest := range all.Destinations {
+		switch {
+		case !slices.ContainsFunc(rows, func(x store.Destination) bool { return x.Destination == dest.ARN && x.Present }):
+		case i < len(k.Destinations):
+			own = append(own, dest.ARN)
+		default:
+			others = append(others, dest.ARN)
+		}
+	}
+	return own, others, nil
+}
+
+// retriable refuses what a retry would not help: a revoked key of which nothing is to be deleted, or nothing would be.
+func (d *Daemon) retriable(ctx context.Context, name string) error {
+	_, unknown := d.key(name)
+	keys, err := d.store.KeysOf(ctx, name)
+	if err != nil {
+		return err
+	}
+	k := keys[name]
+	if !k.Revoked() {
+		return unknown
+	}
+	deletion, err := d.deletion(ctx, name)
+	if err != nil || deletion != nil {
+		return err // it begins now
+	}
+	own, others, err := d.holding(ctx, name)
+	switch {
+	case err != nil, len(own) > 0: // the planner begins the deletion
+		return err
+	case len(others) > 0:
+		return fmt.Errorf("%s was revoked by %s at %s, and no job deletes what KMS held of it when it was asked last in KMS keys that the configuration does not name any more; %s begins that again; nothing was tried: %w",
+			name, k.RevokedBy, k.RevokedAt.Format(time.RFC3339), again(name), control.ErrRefused)
+	case unknown != nil:
+		return fmt.Errorf("%s was revoked by %s at %s and is no longer in the configuration; there is nothing to try again: %w", name, k.RevokedBy, k.RevokedAt.Format(time.RFC3339), control.ErrRefused)
+	}
+	return fmt.Errorf("%s; nothing was tried: %w", k.Barred(), control.ErrRefused)
 }

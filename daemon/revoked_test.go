@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"errors"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -111,4 +113,64 @@ func TestRevokedAndRemoved(t *testing.T) {
 			t.Errorf("a KMS key that was taken out: %q", got)
 		}
 	})
+}
+
+// A retry of a revoked key begins the deletion that is open or due, and is refused where there is none: it brings nothing back.
+func TestRetryRevoked(t *testing.T) {
+	d := still(t, fleet(t, filepath.Join(t.TempDir(), "x.db"), 1, false), time.Now)
+	defer d.store.Close() //nolint:errcheck // the test is over
+	const name = "key-000000"
+	refused := func(key, says string) {
+		t.Helper()
+		since, err := d.store.LastEvent(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Retry(t.Context(), "bob", key); !errors.Is(err, control.ErrRefused) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, want %s", key, err, says)
+		}
+		if now, err := d.store.LastEvent(t.Context()); err != nil || now != since {
+			t.Errorf("%s: something was written down, %v", key, err)
+		}
+	}
+	revoke := func(key string) (id int64) {
+		t.Helper()
+		j, err := d.Revoke(t.Context(), "alice", key, "leak")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return j.ID
+	}
+	begins := func(key string, id int64) {
+		t.Helper()
+		if list, err := d.Retry(t.Context(), "bob", key); err != nil || len(list) != 1 || list[0].Kind != store.KindRevoke || id != 0 && list[0].ID != id {
+			t.Errorf("%s: %+v, %v", key, list, err)
+		}
+	}
+	cancel := func(id int64) {
+		t.Helper()
+		if _, err := d.store.Cancel(t.Context(), id, "bob"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen(t, d, name, arn(0, 0), false)
+	first := revoke(name)
+	begins(name, first)
+	cancel(first)
+	refused(name, "was revoked by alice at ")
+	refused(name, "; run hsmbridge restore key-000000 first; nothing was tried")
+	seen(t, d, name, arn(0, 0), true)
+	begins(name, 0)
+
+	seen(t, d, "gone", arn(9, 0), true)
+	if _, err := d.Retry(t.Context(), "bob", "gone"); !errors.Is(err, control.ErrNotFound) {
+		t.Errorf("a key that is in no configuration and not revoked: %v", err)
+	}
+	first = revoke("gone")
+	begins("gone", first)
+	cancel(first)
+	refused("gone", "; hsmbridge revoke gone --reason WHY begins that again; nothing was tried")
+	seen(t, d, "gone", arn(9, 0), false)
+	refused("gone", "was revoked by alice at ")
+	refused("gone", " and is no longer in the configuration; there is nothing to try again")
 }

@@ -154,11 +154,15 @@ func (d *Daemon) ResumeToken(ctx context.Context, actor, token string) error {
 	return err
 }
 
-// Retry forgets a key's errors and begins its open jobs now; the planner makes new ones.
+// Retry forgets a key's errors and begins its open jobs now; the planner makes new ones. Of a revoked key there is only the deletion to be tried again.
 func (d *Daemon) Retry(ctx context.Context, actor, key string) ([]store.Job, error) {
-	if _, err := d.key(key); err != nil {
+	if err := d.retriable(ctx, key); err != nil {
 		return nil, err
 	}
+	return d.retry(ctx, actor, key)
+}
+
+func (d *Daemon) retry(ctx context.Context, actor, key string) ([]store.Job, error) {
 	if err := d.store.ClearErrors(ctx, key, actor, "the cause is said to be mended: its errors are forgotten"); err != nil {
 		return nil, err
 	}
@@ -256,7 +260,7 @@ func (d *Daemon) Waive(ctx context.Context, actor, key, reason string) error {
 	if err := d.store.Waive(ctx, key, actor, reason, ""); err != nil {
 		return err
 	}
-	_, err = d.Retry(ctx, actor, key)
+	_, err = d.retry(ctx, actor, key)
 	return err
 }
 

@@ -181,3 +181,33 @@ func (d *Daemon) retriable(ctx context.Context, name string) error {
 	}
 	return fmt.Errorf("%s; nothing was tried: %w", k.Barred(), control.ErrRefused)
 }
+
+// cancellable refuses to end a job that would be begun again at once, and says what is left when another one is ended that deletes key material.
+func (d *Daemon) cancellable(ctx context.Context, id int64) (left string, err error) {
+	list, err := d.store.Jobs(ctx, store.JobFilter{ID: id, Kind: store.KindRevoke, Open: true})
+	if err != nil || len(list) == 0 {
+		return "", err
+	}
+	name := list[0].Key
+	own, others, err := d.holding(ctx, name)
+	switch {
+	case err != nil:
+		return "", err
+	case len(own) > 0:
+		return "", fmt.Errorf("job %d deletes the material of %s, which is revoked: cancelled, it would be begun again at once, because KMS held the material when it was asked last; "+
+			"to have the key back run hsmbridge restore %s, which also ends this job when it waits for its next try: %w", id, name, name, control.ErrRefused)
+	}
+	left = fmt.Sprintf("%s stays revoked and is not imported, and KMS may hold its material still. ", name)
+	if _, unknown := d.key(name); unknown == nil {
+		left += fmt.Sprintf("The daemon looks at its KMS keys every %s, and begins the deletion again where one holds it", configs.Duration(d.config.Load().KMS.Watch()))
+		if len(others) == 0 {
+			return left, nil
+		}
+		left += ". "
+	}
+	held := "when KMS was asked last, none was seen to hold it"
+	if len(others) > 0 {
+		held = fmt.Sprintf("when KMS was asked last, %d held it", len(others))
+	}
+	return left + fmt.Sprintf("Nobody looks at KMS keys that are no longer in the configuration (%s), and nothing begins their deletion again but %s", held, again(name)), nil
+}

@@ -174,3 +174,56 @@ func TestRetryRevoked(t *testing.T) {
 	refused("gone", "was revoked by alice at ")
 	refused("gone", " and is no longer in the configuration; there is nothing to try again")
 }
+
+// A job that deletes key material is not cancelled where the planner would make it anew at once. Where it is cancelled it is said what is left.
+func TestCancelRevocation(t *testing.T) {
+	d := still(t, fleet(t, filepath.Join(t.TempDir(), "x.db"), 3, false), time.Now)
+	defer d.store.Close() //nolint:errcheck // the test is over
+	for _, tc := range []struct {
+		key, destination string
+		present          bool
+		refused          string
+		left             []string
+	}{
+		{"key-000000", arn(0, 0), true, "cancelled, it would be begun again at once, because KMS held the material when it was asked last; to have the key back run hsmbridge restore key-000000,", nil},
+		{"key-000001", arn(1, 0), false, "", []string{"key-000001 stays revoked and is not imported, and KMS may hold its material still.", "looks at its KMS keys every 15m, and begins the deletion again where one holds it"}},
+		{"key-000002", arn(9, 2), true, "", []string{"looks at its KMS keys every 15m", "(when KMS was asked last, 1 held it), and nothing begins their deletion again but hsmbridge revoke key-000002 --reason WHY"}},
+		{"gone", arn(9, 0), true, "", []string{"gone stays revoked and is not imported", "when KMS was asked last, 1 held it", "hsmbridge revoke gone --reason WHY"}},
+	} {
+		seen(t, d, tc.key, tc.destination, tc.present)
+		j, err := d.Revoke(t.Context(), "alice", tc.key, "leak")
+		if err != nil {
+			t.Fatal(err)
+		}
+		left, err := d.Cancel(t.Context(), "bob", j.ID)
+		if tc.refused != "" {
+			if !errors.Is(err, control.ErrRefused) || !strings.Contains(err.Error(), tc.refused) {
+				t.Errorf("%s: %q, %v", tc.key, left, err)
+			}
+		} else if err != nil {
+			t.Errorf("%s: %v", tc.key, err)
+		}
+		for _, want := range tc.left {
+			if !strings.Contains(left, want) {
+				t.Errorf("%s: what is left is %q, want %q", tc.key, left, want)
+			}
+		}
+		if err := d.plan(t.Context()); err != nil { // it was said what the planner does
+			t.Fatal(err)
+		}
+		open, err := d.deletion(t.Context(), tc.key)
+		if err != nil || (open != nil) != (tc.refused != "") {
+			t.Errorf("%s: afterwards the open job is %+v, %v", tc.key, open, err)
+		}
+	}
+	j, err := d.store.AddJobs(t.Context(), []store.Job{{Key: "key-000001", Kind: store.KindReconcile, RequestedBy: "alice"}}, d.queue.Enqueue)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left, err := d.Cancel(t.Context(), "bob", j[0].ID); err != nil || left != "" {
+		t.Errorf("a job of another kind: %q, %v", left, err)
+	}
+	if _, err := d.Cancel(t.Context(), "bob", j[0].ID); !errors.Is(err, control.ErrRefused) {
+		t.Errorf("one that is over: %v", err)
+	}
+}

@@ -201,13 +201,16 @@ func (d *Daemon) noSuchJob(ctx context.Context, id int64, what string) error {
 	return fmt.Errorf("job %d is %s: only one that %s can be told so: %w", id, list[0].State, what, control.ErrRefused)
 }
 
-// Cancel ends a job.
-func (d *Daemon) Cancel(ctx context.Context, actor string, id int64) error {
+// Cancel ends a job, and says what is left when it was one that deletes key material.
+func (d *Daemon) Cancel(ctx context.Context, actor string, id int64) (left string, err error) {
+	if left, err = d.cancellable(ctx, id); err != nil {
+		return "", err
+	}
 	found, err := d.store.Cancel(ctx, id, actor)
 	if err == nil && !found {
 		err = d.noSuchJob(ctx, id, "is open")
 	}
-	return err
+	return left, err
 }
 
 // Revoke deletes a key's material from every destination.
@@ -235,7 +238,7 @@ func (d *Daemon) Restore(ctx context.Context, actor, key string) error {
 	case err != nil:
 		return err
 	case deletes != 0:
-		return fmt.Errorf("the revocation of %s (job %d) is not done yet; wait for it, or cancel it (hsmbridge jobs cancel %d): %w", key, deletes, deletes, control.ErrRefused)
+		return fmt.Errorf("the revocation of %s (job %d) is under way; give this command again when it is done, or waits for its next try (hsmbridge jobs %s): %w", key, deletes, key, control.ErrRefused)
 	case !changed:
 		return fmt.Errorf("%s is not revoked; nothing was changed: %w", key, control.ErrRefused)
 	}

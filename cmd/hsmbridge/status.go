@@ -299,13 +299,16 @@ func (a *app) jobsCommand() *cobra.Command {
 	c.Flags().Int64Var(&f.Before, "before", 0, "only those before this `number`: the page behind the last one shown")
 	cancel := &cobra.Command{
 		Use: "cancel NUMBER...", Short: "End jobs; a running one stops before its next step", Args: cobra.MinimumNArgs(1),
+		Long: `End jobs. A running one stops before its next step, and what is due is queued again. A job that deletes the material of a revoked key is not
+ended while KMS holds that, because it would be begun again at once: to have the key back, run hsmbridge restore.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(args, "cancelled", func(c *control.Client, n string) error {
+			return a.eachSays(args, func(c *control.Client, n string) (string, error) {
 				id, err := strconv.ParseInt(n, 10, 64)
 				if err != nil {
-					return usageError(fmt.Errorf("%q is not the number of a job", n))
+					return "", usageError(fmt.Errorf("%q is not the number of a job", n))
 				}
-				return c.Job(cmd.Context(), "cancel", id)
+				left, err := c.Cancel(cmd.Context(), id)
+				return "cancelled" + prefixed("; ", left), err
 			})
 		},
 	}

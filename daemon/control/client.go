@@ -303,6 +303,13 @@ func (c *Client) Job(ctx context.Context, what string, id int64) error {
 	return c.call(ctx, http.MethodPost, "/v1/jobs/"+strconv.FormatInt(id, 10)+"/"+what, nil, nil, nil)
 }
 
+// Cancel ends a job, and gives what is left of one that deletes key material.
+func (c *Client) Cancel(ctx context.Context, id int64) (left string, err error) {
+	var out CancelAnswer
+	err = c.call(ctx, http.MethodPost, "/v1/jobs/"+strconv.FormatInt(id, 10)+"/cancel", nil, nil, &out)
+	return out.Left, err
+}
+
 // ResumeToken lets a parked token be used again.
 func (c *Client) ResumeToken(ctx context.Context, token string) error {
 	return c.call(ctx, http.MethodPost, "/v1/tokens/"+token+"/resume", nil, nil, nil)

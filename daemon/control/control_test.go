@@ -147,9 +147,12 @@ func (s *service) RetryJob(_ context.Context, actor string, id int64) error {
 	return nil
 }
 
-func (s *service) Cancel(_ context.Context, actor string, id int64) error {
+func (s *service) Cancel(_ context.Context, actor string, id int64) (string, error) {
 	s.note("%s cancel %d", actor, id)
-	return errors.New("the database is away")
+	if id == 2 {
+		return "k stays revoked", nil
+	}
+	return "", errors.New("the database is away")
 }
 
 func (s *service) Revoke(_ context.Context, actor, key, reason string) (store.Job, error) {
@@ -353,6 +356,9 @@ func TestClient(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	if left, err := c.Cancel(ctx, 2); err != nil || left != "k stays revoked" {
+		t.Errorf("cancel: %q, %v", left, err)
 	}
 	for _, resume := range []bool{false, true} {
 		if changed, err := c.Pause(ctx, "k", resume); err != nil || changed == resume {

@@ -206,12 +206,13 @@ func routes() []route {
 			}
 			return OK{}, s.RetryJob(ctx, r.actor, id)
 		}},
-		{method: http.MethodPost, path: "/v1/jobs/{id}/cancel", permission: mayOperate, summary: "End a job; a running one stops before its next step", out: OK{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
+		{method: http.MethodPost, path: "/v1/jobs/{id}/cancel", permission: mayOperate, summary: "End a job; a running one stops before its next step. One that deletes the material of a revoked key is not ended where it would be begun again at once", out: CancelAnswer{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
 			id, err := r.id()
 			if err != nil {
 				return nil, err
 			}
-			return OK{}, s.Cancel(ctx, r.actor, id)
+			left, err := s.Cancel(ctx, r.actor, id)
+			return CancelAnswer{Left: left}, err
 		}},
 		{method: http.MethodPost, path: "/v1/tokens/{name}/resume", permission: mayOperate, summary: "The cause is mended for which a token was parked: use it again, with one more login", out: OK{}, do: func(ctx context.Context, s Service, r *request) (any, error) {
 			return OK{}, s.ResumeToken(ctx, r.actor, r.path("name"))

@@ -25,7 +25,7 @@ type Service interface {
 	ResumeToken(ctx context.Context, actor, token string) error
 	Retry(ctx context.Context, actor, key string) ([]store.Job, error)
 	RetryJob(ctx context.Context, actor string, id int64) error
-	Cancel(ctx context.Context, actor string, id int64) error
+	Cancel(ctx context.Context, actor string, id int64) (left string, err error)
 	Revoke(ctx context.Context, actor, key, reason string) (store.Job, error)
 	Restore(ctx context.Context, actor, key string) error
 	Waive(ctx context.Context, actor, key, reason string) error
@@ -259,6 +259,11 @@ func (e *WaitsError) Error() string { return e.Message }
 // PauseAnswer says whether there was anything to change. An older daemon says nothing: then it has done it.
 type PauseAnswer struct {
 	Unchanged bool `json:"unchanged"` // it was so already, and nothing was noted
+}
+
+// CancelAnswer says what is left when a job was cancelled that deletes the material of a revoked key.
+type CancelAnswer struct {
+	Left string `json:"left,omitempty"`
 }
 
 // OK is the answer when there is nothing to say.

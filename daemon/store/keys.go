@@ -163,8 +163,8 @@ func (s *Store) Revoke(ctx context.Context, key, actor, reason, request string, 
 	return j, err
 }
 
-// Restore takes a revocation back; the planner imports the key again. Nothing is done, and nothing noted, where the key is not revoked, or
-// while a job that deletes its material is open: that one is given.
+// Restore takes a revocation back; the planner imports the key again. A job that deletes its material and waits for its next try ends with that. Nothing is done, and
+// nothing noted, where the key is not revoked, or while such a job is queued or running: that one is given.
 func (s *Store) Restore(ctx context.Context, key, actor string) (changed bool, deletes int64, err error) {
 	err = s.noted(ctx, func(tx *Tx) error {
 		changed, deletes = false, 0
@@ -172,9 +172,16 @@ func (s *Store) Restore(ctx context.Context, key, actor string) (changed bool, d
 		if err != nil {
 			return err
 		}
-		if len(open) > 0 {
-			deletes = open[0].ID
-			return nil
+		for _, j := range open {
+			if j.State != Waiting {
+				deletes = j.ID
+				return nil
+			}
+		}
+		for _, j := range open {
+			if err := tx.cancel(ctx, j, actor, "the revocation was taken back"); err != nil {
+				return err
+			}
 		}
 		n, err := tx.exec(ctx, "UPDATE keys SET revoked_at = 0, revoked_by = '', revoked_reason = '' WHERE name = ? AND revoked_at <> 0", key)
 		if changed = n > 0; err != nil || !changed {

@@ -119,7 +119,7 @@ func TestOrphans(t *testing.T) {
 
 // The kill switch stops what runs before its next step, and what is queued at once.
 func TestRevoke(t *testing.T) {
-	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, c *clock) {
 		s, q := one(open), &queue{}
 		running, queued, other := add(t, s, q, Job{Key: "k", Destination: "a", Kind: KindImport}), add(t, s, q, Job{Key: "k", Destination: "b", Kind: KindImport}), add(t, s, q, Job{Key: "other", Destination: "c", Kind: KindImport})
 		l, running := begin(t, s, running)
@@ -167,6 +167,19 @@ func TestRevoke(t *testing.T) {
 		restore(true, 0)
 		if _, deletes, err := s.Restore(t.Context(), "k", "bob"); err != nil || deletes != 0 || must[int64](t)(s.LastEvent(t.Context())) != since+1 {
 			t.Errorf("a second one does something: %v", err)
+		}
+		// One that waits for its next try ends with the revocation: cancelled before, it would be made anew.
+		r = must[Job](t)(s.Revoke(t.Context(), "k", "alice", "incident", "", q.enqueue))
+		l, r = begin(t, s, r)
+		if err := s.FinishJob(t.Context(), l, r, Outcome{State: Waiting, NotBefore: c.Now().Add(time.Hour), Error: "denied", NeedsPerson: true}, q.enqueue); err != nil {
+			t.Fatal(err)
+		}
+		restore(true, 0)
+		if got := job(t, s, r.ID); got.State != Cancelled {
+			t.Errorf("the job that waited is %s", got.State)
+		}
+		if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; k.NeedsPerson || k.Error != "" {
+			t.Errorf("what it waited for stays: %+v", k)
 		}
 		// A planner that saw the key before would delete what is wanted again.
 		if list := must[[]Job](t)(s.AddJobs(t.Context(), []Job{{Key: "k", Kind: KindRevoke, Since: since}}, q.enqueue)); len(list) != 0 {

@@ -10,7 +10,27 @@ import (
 
 	"hsmbridge/daemon/runner"
 	"hsmbridge/daemon/store"
+	"hsmbridge/hsm/failure"
 )
+
+// toldError is an error in other words.
+type toldError struct {
+	text string
+	err  error
+}
+
+func (e *toldError) Error() string { return e.text }
+
+// Unwrap gives the error.
+func (e *toldError) Unwrap() error { return e.err }
+
+// inDaemon has an error of opening a token say how a daemon goes on.
+func inDaemon(token string, err error) error {
+	if text := failure.InDaemon(err.Error(), token); text != err.Error() {
+		return &toldError{text, err}
+	}
+	return err
+}
 
 // unknownLogin is why a token is parked whose login nobody knows the end of.
 func (ts *tokens) unknownLogin(p store.Parked) error {

@@ -234,6 +234,7 @@ func (ts *tokens) parkedError(name string, s *slot) error {
 
 // failed parks a token that could not be opened, or lets it rest, as the table of retries says.
 func (ts *tokens) failed(ctx context.Context, name string, s *slot, err error) error {
+	err = inDaemon(name, err)
 	if s.begun && !runner.LoginKnown(err) {
 		err = &runner.Error{ErrCode: runner.CodeLogin, ErrClass: "token", Message: "the PIN was given to token " + name + ", and it is not known what became of it; it is not given again by itself, because tokens lock", Err: err}
 		ts.park(ctx, name, s, err)

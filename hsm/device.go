@@ -7,6 +7,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmbridge/hsm/failure"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -44,7 +45,7 @@ func (t *Token) refusedAtDevice(op string, err error) error {
 	e := &Error{
 		Op: op, ErrClass: ClassToken, Err: err, Mark: PINRefused,
 		Cause: "nobody was logged in at the device: a wrong PIN, a key that was not put in, a cancelled prompt, or nobody there in time. It does not ask there again by itself, because that may have cost a try",
-		Fix:   "have somebody with the PIN or the key at the device, then start hsmbridge anew; a daemon asks once more with hsmbridge resume --token",
+		Fix:   "have somebody with the PIN or the key at the device, then " + failure.AnewAtDevice,
 	}
 	var code pkcs11.Error
 	if errors.As(err, &code) {

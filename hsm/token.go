@@ -15,6 +15,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"hsmbridge/hsm/failure"
 	"hsmbridge/hsm/pkcs11uri"
 	"hsmbridge/hsm/quirks"
 	"hsmbridge/hsm/wrapping"
@@ -265,7 +266,7 @@ func (t *Token) login(ctx context.Context, pin PINSource, again bool) error {
 	}
 	if err := t.module.refused[key]; err != nil {
 		return parked("the login to this token was refused before; it is not tried again, because tokens lock",
-			"correct the PIN, then start hsmbridge anew; a daemon goes on with hsmbridge resume --token", err)
+			"correct the PIN, then "+failure.Anew, err)
 	}
 	info, err := t.module.ctx.GetTokenInfo(t.slot)
 	if err != nil {
@@ -273,7 +274,7 @@ func (t *Token) login(ctx context.Context, pin PINSource, again bool) error {
 	}
 	switch {
 	case identityOf(info) != t.identity:
-		return parked("another token is in the slot now: "+describeToken(identityOf(info))+"; no login was tried", "put the right one back, then start hsmbridge anew", ErrParked)
+		return parked("another token is in the slot now: "+describeToken(identityOf(info))+"; no login was tried", "put the right one back, then "+failure.Anew, ErrParked)
 	case info.Flags&pkcs11.CKF_LOGIN_REQUIRED == 0:
 		return nil
 	case info.Flags&pkcs11.CKF_USER_PIN_LOCKED != 0:

@@ -1,6 +1,10 @@
 package hsm
 
-import "github.com/miekg/pkcs11"
+import (
+	"github.com/miekg/pkcs11"
+
+	"hsmbridge/hsm/failure"
+)
 
 // translation says what a CKR code means, who has to act and how. op restricts it to one function; the first
 // row that fits is taken, so restricted rows stand before general ones.
@@ -52,7 +56,7 @@ func translations() []translation {
 		{pkcs11.CKR_ACTION_PROHIBITED, "", ClassCaller, "the token's policy forbids this", "ask the HSM's administrator which policy allows wrapping keys out"},
 		{pkcs11.CKR_BUFFER_TOO_SMALL, "", ClassToken, "the token wants more room than it says", "report this token with `hsmbridge probe --json`"},
 		// PINs: never tried again
-		{pkcs11.CKR_PIN_INCORRECT, "", ClassToken, "the PIN is wrong; it was tried once and will not be tried again, because tokens lock", "correct the PIN of {token}, then start hsmbridge anew; a daemon goes on with hsmbridge resume --token"},
+		{pkcs11.CKR_PIN_INCORRECT, "", ClassToken, "the PIN is wrong; it was tried once and will not be tried again, because tokens lock", "correct the PIN of {token}, then " + failure.Anew},
 		{pkcs11.CKR_PIN_INVALID, "", ClassToken, "the PIN has characters that the token does not take; it was tried once", "correct the PIN of {token}"},
 		{pkcs11.CKR_PIN_LEN_RANGE, "", ClassToken, "the PIN is too short or too long for the token; it was tried once", "correct the PIN of {token}"},
 		{pkcs11.CKR_PIN_LOCKED, "", ClassToken, "the user PIN of the token is locked", "the security officer has to unlock it (C_InitPIN, or the vendor's tool)"},

@@ -40,6 +40,18 @@ var (
 	ErrClosed         = errors.New("the token was closed")
 )
 
+// How it goes on after a login that is not tried again, as the end of an error's Fix: after the words of a command, which was one process, those of a daemon.
+const (
+	Anew         = "start hsmbridge anew; a daemon goes on with hsmbridge resume --token"
+	AnewAtDevice = "start hsmbridge anew; a daemon asks once more with hsmbridge resume --token"
+)
+
+// InDaemon is an error's text as it is read where a daemon says it: it is not started anew.
+func InDaemon(text, token string) string {
+	resume := "run hsmbridge resume --token " + token
+	return strings.NewReplacer(Anew, resume, AnewAtDevice, resume).Replace(text)
+}
+
 // Error is what went wrong in a token, translated: the CKR code by name, its class, the cause in words and
 // what to do next.
 type Error struct {

@@ -122,7 +122,7 @@ func (s *Starter) mayLogIn(key string, again bool) error {
 	}
 	return &failure.Error{
 		Op: "C_Login", ErrClass: failure.ClassToken, Cause: "the login to this token was refused before; it is not tried again, because tokens lock",
-		Fix: "correct the PIN, then start hsmbridge anew; a daemon goes on with hsmbridge resume --token", Err: err, Mark: failure.PINRefused,
+		Fix: "correct the PIN, then " + failure.Anew, Err: err, Mark: failure.PINRefused,
 	}
 }
 
@@ -165,7 +165,7 @@ func (h *handover) run(ctx context.Context) error {
 		err = &failure.Error{
 			Op: "C_Login", ErrClass: failure.ClassToken, Mark: failure.PINRefused, Err: err,
 			Cause: "the token asked for the PIN at its device, and what became of that is not known: " + why + ". It does not ask there again by itself, because that may have cost a try",
-			Fix:   "look at the device, and have somebody with the PIN or the key there; then start hsmbridge anew; a daemon asks once more with hsmbridge resume --token",
+			Fix:   "look at the device, and have somebody with the PIN or the key there; then " + failure.AnewAtDevice,
 		}
 		h.s.refuse(err, h.place, h.token)
 	case errors.As(err, &e) && e.Op == "C_Login" && (e.Mark == "" || h.device):
@@ -174,7 +174,7 @@ func (h *handover) run(ctx context.Context) error {
 		err = &failure.Error{
 			Op: "C_Login", ErrClass: failure.ClassToken, Mark: failure.PINRefused, Err: err,
 			Cause: "the PIN was handed to the module, and whether the token took it is not known: " + err.Error() + ". It is not tried again, because it may have cost a try",
-			Fix:   "look at the token with the vendor's tool, then start hsmbridge anew; a daemon goes on with hsmbridge resume --token",
+			Fix:   "look at the token with the vendor's tool, then " + failure.Anew,
 		}
 		h.s.refuse(err, h.place, h.token)
 	}

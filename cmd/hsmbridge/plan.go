@@ -24,6 +24,8 @@ func (a *app) planCommand() *cobra.Command {
 		Short: "Show what an import would do; nothing is changed",
 		Long: `Show what an import would do, from the token's and KMS's real answers; nothing is changed in either.
 
+A key whose object in the token is another one than the daemon has recorded, or than KMS shows to hold, is refused, as its import would be.
+
 The plan has the wrapping algorithm with why each better one was refused, the expiry, how the import will be proved,
 the IAM policy that the run needs, and a digest over what will be done.`,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -81,8 +83,16 @@ func (a *app) plan(ctx context.Context, names []string, all, replicas bool, o im
 				failed = append(failed, err)
 			}
 		}
+		if err := conn.sameAsBefore(ctx, k); err != nil {
+			failed = append(failed, err)
+			continue
+		}
 		for _, d := range k.Destinations {
-			p, err := im.Plan(ctx, request(conn.config, k, d, o))
+			r := request(conn.config, k, d, o)
+			p, err := im.Plan(ctx, r)
+			if err == nil {
+				err = sameAsInKMS(ctx, im, p, r)
+			}
 			if err != nil {
 				failed = append(failed, err)
 				continue

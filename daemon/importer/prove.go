@@ -143,21 +143,30 @@ func (r *run) proveMAC(ctx context.Context) error {
 }
 
 func (r *run) provePublicKey(ctx context.Context) error {
-	ours, err := r.Token.PublicKey(ctx, r.key)
-	if err := broken(ctx, err); err != nil {
+	public, err := r.comparePublicKeys(ctx)
+	if err != nil {
 		return err
 	}
+	return r.proveSignature(ctx, public)
+}
+
+// comparePublicKeys gives the public key that the HSM and KMS have both.
+func (r *run) comparePublicKeys(ctx context.Context) ([]byte, error) {
+	ours, err := r.Token.PublicKey(ctx, r.key)
+	if err := broken(ctx, err); err != nil {
+		return nil, err
+	}
 	if err != nil {
-		return &noProofError{fmt.Sprintf("the token gives no public half of this key: %v", err)}
+		return nil, &noProofError{fmt.Sprintf("the token gives no public half of this key: %v", err)}
 	}
 	theirs, err := eventually(ctx, r, func() ([]byte, error) { return r.kms.GetPublicKey(ctx, r.req.Destination) })
 	if err != nil {
-		return unavailable("GetPublicKey", err)
+		return nil, unavailable("GetPublicKey", err)
 	}
 	if !bytes.Equal(ours, theirs) && !samePublicKey(ours, theirs) {
-		return r.mismatch("public keys")
+		return nil, r.mismatch("public keys")
 	}
-	return r.proveSignature(ctx, theirs)
+	return theirs, nil
 }
 
 // proveSignature lets KMS sign where the key is for signing and the caller may: a signature shows that KMS

@@ -95,6 +95,29 @@ func (t *task) unchanged(ctx context.Context, token importer.Token, g generation
 	return nil
 }
 
+// compare says whether the object of a generation is another key than the one that is recorded, or than the one that KMS holds where no record tells; other is nil where it is
+// not, or where it cannot be seen. It is written down.
+func (t *task) compare(ctx context.Context, im *importer.Importer, token importer.Token, key wrapping.Key, m store.Material, want string, present []configs.Destination) (other, err error) {
+	is, _, err := identify(ctx, token, key, t.key.KeySpec)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("see which key %s is in token %s: %w", t.key.Name, t.on, err)
+	case want != "" && is != "" && is != want:
+		other = &Error{ErrCode: codeOtherKey, ErrClass: "caller", Message: otherKey(t.key, store.Replica{Generation: m.Generation, Token: t.on, Identity: is}, want) + "; what is recorded stays"}
+		return other, t.record(ctx, importer.Event{Time: t.Now(), Step: StepObserved, Key: t.key.Name, Message: other.Error()})
+	}
+	for _, d := range present {
+		err := im.Compare(ctx, importer.Request{Name: t.key.Name, Object: objectOf(t.key, m.Generation), KeySpec: t.key.KeySpec, Destination: d.ARN})
+		switch {
+		case errors.Is(err, importer.ErrNotSameKey):
+			return err, t.record(ctx, importer.Event{Time: t.Now(), Step: StepObserved, Key: t.key.Name, Destination: d.ARN, Message: err.Error()})
+		case err != nil:
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
 // identify is [Identify], with the reason where the token does not tell.
 func identify(ctx context.Context, token importer.Token, key wrapping.Key, spec wrapping.KeySpec) (identity, problem string, err error) {
 	switch identity, err = Identify(ctx, token, key, spec); {

@@ -265,7 +265,8 @@ func (t *task) checkValueOf(ctx context.Context, k configs.Key, token importer.T
 	return "", t.record(ctx, importer.Event{Time: t.Now(), Step: StepObserved, Key: k.Name, Message: message})
 }
 
-// reconcile writes down what KMS and the token hold, and changes neither.
+// reconcile writes down what KMS and the token hold, and changes neither. It fails when all is written down and the object in the token is another key than the one that
+// was recorded, or that KMS holds.
 func (t *task) reconcile(ctx context.Context, k configs.Key) (o store.Outcome, err error) {
 	token, err := t.open(ctx, t.config, k)
 	if err != nil {
@@ -273,13 +274,16 @@ func (t *task) reconcile(ctx context.Context, k configs.Key) (o store.Outcome, e
 	}
 	im := t.importer(token, k)
 	found := map[int64]*store.Material{}
-	missing := 0
+	missing, present := 0, []configs.Destination{}
 	for _, d := range k.Destinations {
 		seen, err := im.Observe(ctx, importer.Request{Name: k.Name, KeySpec: k.KeySpec, Destination: d.ARN})
 		if err != nil {
 			return o, err
 		}
 		o.Seen = append(o.Seen, observed(k.Name, d, seen))
+		if seen.Present {
+			present = append(present, d)
+		}
 		known, err := t.Store.Materials(ctx, k.Name)
 		if err != nil {
 			return o, err
@@ -299,6 +303,11 @@ func (t *task) reconcile(ctx context.Context, k configs.Key) (o store.Outcome, e
 			return o, err
 		}
 	}
+	rows, err := t.Store.Replicas(ctx, k.Name)
+	if err != nil {
+		return o, unwritten(err)
+	}
+	var others []error
 	for n, m := range found {
 		key, err := token.Find(ctx, objectOf(k, n))
 		switch {
@@ -313,12 +322,21 @@ func (t *task) reconcile(ctx context.Context, k configs.Key) (o store.Outcome, e
 		case err != nil:
 			return o, err
 		default:
-			if m.CheckValue, err = t.checkValueOf(ctx, k, token, key, *m); err != nil {
+			other, err := t.compare(ctx, im, token, key, *m, Reference(k, *m, rows), present)
+			if err != nil {
+				return o, err
+			}
+			if other != nil && t.on == k.Token {
+				others = append(others, other)
+			}
+			if other != nil {
+				m.CheckValue = "" // what is recorded stays
+			} else if m.CheckValue, err = t.checkValueOf(ctx, k, token, key, *m); err != nil {
 				return o, err
 			}
 		}
 		o.Materials = append(o.Materials, *m)
 	}
 	o.State, o.Message = store.Done, fmt.Sprintf("written down: destinations %d, key materials %d; key objects that are not in the token: %d", len(o.Seen), len(o.Materials), missing)
-	return o, nil
+	return o, errors.Join(others...)
 }

@@ -35,7 +35,7 @@ type service struct {
 
 func (*service) Status(context.Context) (control.Status, error) {
 	return control.Status{
-		Daemon: "here", Version: "1", Ready: true, Jobs: map[string]int{"running": 1}, Requests: 1, Counts: control.Counts{Expiring: 31},
+		Daemon: "here", Version: "1", Ready: true, Jobs: map[string]int{"running": 1}, Requests: 1, Counts: control.Counts{Expiring: 31, Removed: 2},
 		Tokens: []control.Token{{Name: "demo", State: "open", Model: hostile, Serial: "1234", Warnings: []string{hostile, "key sessions: may be copied"}}, {Name: "far", State: "parked", Reason: "the PIN was refused", PINTriesLow: true}},
 		Next:   []control.Expiry{{Key: "payments", Destination: "arn:aws:kms:eu-central-1:111122223333:key/1", ValidTo: noon.AddDate(0, 1, 0), Renewal: noon.AddDate(0, 0, 20)}},
 		People: []control.NeedsPerson{
@@ -67,6 +67,12 @@ func (s *service) KeyPage(_ context.Context, after, search string, limit int) (p
 }
 
 func (s *service) Keys(_ context.Context, name string) ([]control.ManagedKey, error) {
+	if name == "gone" {
+		return []control.ManagedKey{{
+			Name: name, Removed: true, State: store.Key{RevokedAt: noon, RevokedBy: "carol", RevokedReason: "leak"}, Deletion: &store.Job{ID: 9, State: store.Waiting, NotBefore: noon},
+			Destinations: []store.Destination{{Destination: "arn:gone", Present: true, State: "Enabled", SeenAt: noon}}, Renewals: make([]time.Time, 1),
+		}}, nil
+	}
 	if name != "payments" {
 		return nil, fmt.Errorf("there is no key %q: %w", name, control.ErrNotFound)
 	}
@@ -256,7 +262,7 @@ func TestPages(t *testing.T) {
 func TestWhatPagesSay(t *testing.T) {
 	_, srv := start(t)
 	for path, want := range map[string][]string{
-		"":                             {"7K3M-9QXA-0B2C-D4EF", "Expired already: 1.", "Later than a year from now: 1.", "Never: 3.", "June 2026: 2", "These are the next 1 of 31", "hsmbridge retry signing", "few PIN tries are left", `<b class="bad">2 warnings</b>`},
+		"":                             {"7K3M-9QXA-0B2C-D4EF", "Expired already: 1.", "Later than a year from now: 1.", "Never: 3.", "revoked keys that are no longer in the configuration 2.", "June 2026: 2", "These are the next 1 of 31", "hsmbridge retry signing", "few PIN tries are left", `<b class="bad">2 warnings</b>`},
 		"requests/7K3M-9QXA-0B2C-D4EF": {"different:</b> last time <code>RSAES_OAEP_SHA_1", "ssh-keygen -Y sign -n hsmbridge-approval", "Whoever signs this text lets hsmbridge", "May still sign: alice, bob."},
 		"tokens/demo":                  {"SYMMETRIC_DEFAULT: RSAES_OAEP_SHA_1 with CKM_RSA_PKCS_OAEP", "failed: CKR_ARGUMENTS_BAD (0x7)", `<dt>attention</dt><dd class="bad">key sessions: may be copied</dd>`},
 		"tokens/far":                   {"hsmbridge resume --token far", "hsmbridge probe far", "check value ffffff", "These are 1 of 3, what is not the same first."},
@@ -264,6 +270,7 @@ func TestWhatPagesSay(t *testing.T) {
 		"keys":                         {"key-049", "after=key-049"},
 		"events?before=100":            {`<td>99</td>`},
 		"events":                       {`before=151`},
+		"keys/gone":                    {`<dd class="bad">it is no longer in the configuration</dd>`, `by carol at 2026-05-20 12:00: leak</dd>`, "job 9 is waiting, again at 2026-05-20 12:00", "arn:gone", "Enabled, material there"},
 		"keys/payments": {
 			`<dt>revoked</dt><dd class="bad">by carol at 2026-05-20 12:00: leak &lt;`, "<dt>last drill</dt><dd>2026-05-17 12:00</dd>", "<td>waiting</td><td>again at 2026-05-20 12:01</td>", "<td>running</td><td>since 2026-05-20 12:02</td>", "<td>queued</td><td>made 2026-05-20 12:03</td>", "<td>done</td><td>ended 2026-05-20 12:04</td>",
 			"<dt>imported</dt><dd>2026-03-20 12:00</dd>", "<dt>first seen</dt><dd>2026-04-20 12:00, KMS held it already; the journal has no import that KMS confirmed</dd>",

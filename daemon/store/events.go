@@ -70,6 +70,14 @@ func (s *Store) LastEvent(ctx context.Context) (id int64, err error) {
 	return id, nil
 }
 
+// lastEvent is [Store.LastEvent] of a transaction, for what comes after it: at least 1, as if there had been one.
+func (tx *Tx) lastEvent(ctx context.Context) (id int64, err error) {
+	if err := tx.QueryRowContext(ctx, "SELECT coalesce(max(id), 1) FROM events").Scan(&id); err != nil {
+		return 0, fmt.Errorf("database: %w", err)
+	}
+	return id, nil
+}
+
 // AddEvent adds an event by itself.
 func (s *Store) AddEvent(ctx context.Context, e Event) error {
 	return s.noted(ctx, func(tx *Tx) error { return tx.event(ctx, e) })

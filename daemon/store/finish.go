@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -64,7 +65,7 @@ func (s *Store) FinishJob(ctx context.Context, l *Lease, j Job, o Outcome, enque
 		if err := tx.release(ctx, l); err != nil {
 			return err
 		}
-		if err := tx.stillWaits(ctx, &o); err != nil {
+		if err := tx.overtaken(ctx, j, &o); err != nil {
 			return err
 		}
 		finished := int64(0)
@@ -102,19 +103,46 @@ func (s *Store) FinishJob(ctx context.Context, l *Lease, j Job, o Outcome, enque
 	})
 }
 
-// stillWaits queues a job again at once that was to wait for a request which was signed or closed in this moment: both are in transactions of noted.
-func (tx *Tx) stillWaits(ctx context.Context, o *Outcome) error {
-	if o.State != Waiting || o.Waits == "" {
+// overtaken changes an outcome where people acted while the attempt was under way: what they do is in transactions of noted too, and found the job running, so that
+// nobody else tells it.
+func (tx *Tx) overtaken(ctx context.Context, j Job, o *Outcome) error {
+	n, err := tx.standing(ctx, j.ID)
+	if err != nil {
+		return err
+	}
+	over := ErrCancelled
+	if n.revoked {
+		over = ErrRevoked
+	}
+	again := false
+	switch {
+	case (o.State.Open() || o.State == Failed) && (n.revoked || n.state == Cancelled): // and nobody has to look at what it failed with
+		o.State, o.NotBefore, o.Message = Cancelled, time.Time{}, fmt.Sprintf("%s; the attempt that was under way: %s", over, o.Message)
 		return nil
+	case o.State == Waiting:
+		again, err = tx.waitsNoMore(ctx, j, *o)
+	case o.State == Done && n.options.Renew && !j.Options.Renew:
+		again = !slices.ContainsFunc(o.Imported, func(s Success) bool { return s.Sent }) // who asked for a renewal got none
 	}
-	var state RequestState
-	if err := tx.QueryRowContext(ctx, tx.s.rebind("SELECT state FROM requests WHERE name = ?"), o.Waits).Scan(&state); err != nil {
-		return fmt.Errorf("database: %w", err)
+	if again {
+		o.State, o.NotBefore, o.Message = Queued, time.Time{}, o.Message+"; it begins anew, because somebody asked for it meanwhile"
 	}
-	if state != RequestOpen {
-		o.State, o.NotBefore = Queued, time.Time{}
+	return err
+}
+
+// waitsNoMore says that what a job is to wait for happened meanwhile: its request was signed or closed, or a person wants it to be tried again.
+func (tx *Tx) waitsNoMore(ctx context.Context, j Job, o Outcome) (bool, error) {
+	if o.Waits != "" {
+		var state RequestState
+		if err := tx.QueryRowContext(ctx, tx.s.rebind("SELECT state FROM requests WHERE name = ?"), o.Waits).Scan(&state); err != nil {
+			return false, fmt.Errorf("database: %w", err)
+		}
+		if state != RequestOpen {
+			return true, nil
+		}
 	}
-	return nil
+	asked, err := tx.since(ctx, j.Key, j.Since, "retry")
+	return asked > 0, err
 }
 
 func (tx *Tx) outcome(ctx context.Context, j Job, o Outcome) error {

@@ -69,7 +69,7 @@ type Job struct {
 	ErrorCode   string    `json:"error_code,omitempty"`
 
 	// Since is the last event that whoever asks knew of (see [Store.LastEvent]): if a job of the key has ended since then, or its revocation
-	// was taken back, what was known is out of date, and the job is not made. 0: it is made in any case.
+	// was taken back, what was known is out of date, and the job is not made. 0: it is made in any case. Of a job that was begun it is the last event before that.
 	Since int64 `json:"-"`
 }
 
@@ -244,7 +244,8 @@ func (s *Store) StartJob(ctx context.Context, l *Lease, id int64) (j Job, err er
 			return err
 		}
 		j = list[0]
-		return nil
+		j.Since, err = tx.lastEvent(ctx)
+		return err
 	})
 	return j, errors.Join(err, over)
 }
@@ -275,20 +276,45 @@ func (tx *Tx) step(ctx context.Context, j Job, e Event) error {
 	if e.Kind == "outcome" || e.Kind == "import" || e.Kind == "deleted" {
 		return nil // what was done is written down in any case
 	}
-	var state State
-	var revoked int64
-	err := tx.QueryRowContext(ctx, tx.s.rebind("SELECT state, coalesce((SELECT revoked_at FROM keys WHERE name = jobs.key_name), 0) FROM jobs WHERE id = ?"), j.ID).Scan(&state, &revoked)
+	return tx.goesOn(ctx, j.ID)
+}
+
+// goesOn says why a running job is to stop, if it is.
+func (tx *Tx) goesOn(ctx context.Context, job int64) error {
+	n, err := tx.standing(ctx, job)
 	switch {
 	case err != nil:
-		return fmt.Errorf("database: %w", err)
-	case revoked != 0 && (j.Kind == KindImport || j.Kind == KindRotate):
+		return err
+	case n.revoked:
 		return ErrRevoked
-	case state == Cancelled:
+	case n.state == Cancelled:
 		return ErrCancelled
-	case state != Running:
+	case n.state != Running:
 		return ErrLeaseLost // it was queued again, because this process seemed to be gone
 	}
 	return nil
+}
+
+// standing is what counts of a job that somebody else may have changed since it began.
+type standing struct {
+	state   State
+	revoked bool // its key was, and it would import
+	options Options
+}
+
+func (tx *Tx) standing(ctx context.Context, job int64) (n standing, err error) {
+	var kind Kind
+	var options string
+	var revoked int64
+	err = tx.QueryRowContext(ctx, tx.s.rebind("SELECT state, kind, options, coalesce((SELECT revoked_at FROM keys WHERE name = jobs.key_name), 0) FROM jobs WHERE id = ?"), job).Scan(&n.state, &kind, &options, &revoked)
+	if err == nil {
+		err = json.Unmarshal([]byte(options), &n.options)
+	}
+	if err != nil {
+		return n, fmt.Errorf("database: %w", err)
+	}
+	n.revoked = revoked != 0 && (kind == KindImport || kind == KindRotate)
+	return n, nil
 }
 
 // ChooseExpiry keeps the expiry that a job's first attempt chose.

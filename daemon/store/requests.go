@@ -80,6 +80,9 @@ func (s *Store) AddRequest(ctx context.Context, l *Lease, r Request, message str
 			if err := tx.hold(ctx, l); err != nil {
 				return err
 			}
+			if err := tx.goesOn(ctx, r.Job); err != nil {
+				return err // nobody is asked to sign for a job that is over
+			}
 		}
 		if _, err := tx.exec(ctx, `INSERT INTO requests (name, purpose, key_name, destination, plan, job_id, text, state, asked_by, created_at, valid_until)
 			VALUES (?, ?, ?, ?, ?, ?, ?, 'open', ?, ?, ?)`,

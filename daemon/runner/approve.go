@@ -75,18 +75,22 @@ func (t *task) current(a importer.Act) (*configs.Config, configs.Key, error) {
 	if !ok || k.Name != a.Plan.Key {
 		return c, k, &Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: t.job.Key + " is no longer in the configuration"}
 	}
-	if c == t.config {
-		return c, k, nil
+	if t.differs(c, k) {
+		return c, k, &Error{ErrCode: codeChanged, ErrClass: "caller", Message: "the configuration of " + k.Name + " has changed since the job began, so nothing was wrapped; it begins anew by what the configuration says now"}
 	}
-	// Who approves is decided anew each time and may differ.
+	return c, k, nil
+}
+
+// differs says that a configuration does not say about the key what the attempt began with. Who approves is decided anew each time and may differ.
+func (t *task) differs(c *configs.Config, k configs.Key) bool {
+	if c == t.config || t.config == nil {
+		return false
+	}
 	was, is := t.key, k
 	was.Approval, is.Approval = configs.Approval{}, configs.Approval{}
 	before, _ := t.config.Token(t.on)
 	now, _ := c.Token(t.on)
-	if !reflect.DeepEqual(was, is) || !reflect.DeepEqual(before, now) || !reflect.DeepEqual(t.config.KMS, c.KMS) || !reflect.DeepEqual(t.config.Wrapping, c.Wrapping) {
-		return c, k, &Error{ErrCode: codeChanged, ErrClass: "caller", Message: "the configuration of " + k.Name + " has changed since the job began, so nothing was wrapped; it begins anew by what the configuration says now"}
-	}
-	return c, k, nil
+	return !reflect.DeepEqual(was, is) || !reflect.DeepEqual(before, now) || !reflect.DeepEqual(t.config.KMS, c.KMS) || !reflect.DeepEqual(t.config.Wrapping, c.Wrapping)
 }
 
 // authorize decides whether a wrap may be done, by the configuration and the signatures of this moment. What nobody has approved yet is

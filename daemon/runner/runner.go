@@ -159,7 +159,20 @@ func (r *Runner) attempt(ctx context.Context, l *store.Lease, j store.Job) error
 		return nil // whoever has the lock now writes its outcome
 	}
 	r.Observer.Finished(j, o, time.Since(began))
-	return r.finish(context.WithoutCancel(ctx), l, j, o)
+	if err := r.finish(context.WithoutCancel(ctx), l, j, o); err != nil || !o.NeedsPerson {
+		return err
+	}
+	return r.forgive(context.WithoutCancel(ctx), t)
+}
+
+// forgive forgets what an attempt ended with for which a person is needed, where the configuration is another one by now: whoever changed it has perhaps mended just
+// that, and a reload forgets only what it finds. It is looked at after the outcome is written down, so that one of the two sees the other.
+func (r *Runner) forgive(ctx context.Context, t *task) error {
+	c := r.Config()
+	if k, ok := c.Key(t.job.Key); !ok || !t.differs(c, k) {
+		return nil
+	}
+	return r.Store.ClearErrors(ctx, t.job.Key, r.Store.Daemon(), "the configuration has changed since the attempt began: its errors are forgotten")
 }
 
 // consequences are those for the token that was used. One that could not be opened has seen to it itself.

@@ -156,7 +156,7 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 			return nil, err
 		}
 	}
-	if s.token != nil && s.begun {
+	if s.device == nil { // no login is under way, and one that parked the token is written down
 		ts.ended(ctx, name, s)
 	}
 	switch {
@@ -303,23 +303,27 @@ func (ts *tokens) died(ctx context.Context, name string, s *slot, cause error) (
 	return true
 }
 
-// Replace ends the process of a token's module, whose state in it is broken.
-func (ts *tokens) Replace(_ context.Context, name string, cause error) {
+// is says that the slot's token is the one that somebody used. The slot is locked.
+func (s *slot) is(used importer.Token) bool { return s.token != nil && importer.Token(s.token) == used }
+
+// Replace ends the process of a token's module, whose state in it is broken, if it is still that of the token that was used.
+func (ts *tokens) Replace(_ context.Context, name string, used importer.Token, cause error) {
 	s := ts.slot(name)
 	s.Lock()
 	defer s.Unlock()
-	if s.token != nil && !s.token.over() {
+	if s.is(used) && !s.token.over() {
 		s.replaced = true
 		s.token.Replace(cause)
 	}
 }
 
-// Rest closes a token and leaves it alone until then.
-func (ts *tokens) Rest(_ context.Context, name string, until time.Time, cause error) {
+// Rest closes a token and leaves it alone until then. Where it was opened anew since it was used, or is being opened at its device, the error says nothing of it:
+// it would cost another login, for which a person has to come.
+func (ts *tokens) Rest(_ context.Context, name string, used importer.Token, until time.Time, cause error) {
 	s := ts.slot(name)
 	s.Lock()
 	defer s.Unlock()
-	if s.resting.After(ts.now()) || s.parked != nil {
+	if s.resting.After(ts.now()) || s.parked != nil || s.device != nil || s.token != nil && !s.is(used) {
 		return
 	}
 	s.resting, s.cause = until, cause.Error()

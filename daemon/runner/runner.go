@@ -21,14 +21,14 @@ import (
 type Tokens interface {
 	// Get gives an open token. Callers may use it at the same time.
 	Get(ctx context.Context, name string) (importer.Token, error)
-	// Rest closes a token and leaves it alone until then.
-	Rest(ctx context.Context, name string, until time.Time, cause error)
+	// Rest closes a token, if it is still the one that Get gave, and leaves it alone until then: an error that comes late says nothing of one that was opened since.
+	Rest(ctx context.Context, name string, used importer.Token, until time.Time, cause error)
 	// Park closes a token and leaves it alone until a person says so.
 	Park(ctx context.Context, name string, cause error)
 	// Usable says that the daemon reaches a token and knows of no reason why it would not work. It returns at once.
 	Usable(name string) bool
-	// Replace ends the process of a token's module, whose state in it is broken. The next Get starts another one.
-	Replace(ctx context.Context, name string, cause error)
+	// Replace ends the process of a token's module, whose state in it is broken, if it is still the one of the token that Get gave. The next Get starts another one.
+	Replace(ctx context.Context, name string, used importer.Token, cause error)
 }
 
 // Observer is told what happens, for logs and metrics. Its methods return at once.
@@ -150,7 +150,7 @@ func (r *Runner) attempt(ctx context.Context, l *store.Lease, j store.Job) error
 		v := r.judge(work, j, err)
 		o = v.outcome
 		o.Imports, o.Materials, o.Seen = imports, materials, seen
-		r.consequences(ctx, t.on, v, err)
+		r.consequences(ctx, t, v, err)
 		r.handOver(context.WithoutCancel(ctx), t, &v, err)
 		o.State, o.NotBefore, o.NeedsPerson, o.Message = v.outcome.State, v.outcome.NotBefore, v.outcome.NeedsPerson, v.outcome.Message
 	}
@@ -176,16 +176,16 @@ func (r *Runner) forgive(ctx context.Context, t *task) error {
 }
 
 // consequences are those for the token that was used. One that could not be opened has seen to it itself.
-func (r *Runner) consequences(ctx context.Context, token string, v verdict, err error) {
+func (r *Runner) consequences(ctx context.Context, t *task, v verdict, err error) {
 	ctx = context.WithoutCancel(ctx)
 	switch {
-	case token == "":
+	case t.on == "":
 	case v.do == park:
-		r.Tokens.Park(ctx, token, err)
+		r.Tokens.Park(ctx, t.on, err)
 	case v.do == rest && codeOf(err) != CodeResting:
-		r.Tokens.Rest(ctx, token, r.Now().Add(v.delay), err)
+		r.Tokens.Rest(ctx, t.on, t.used, r.Now().Add(v.delay), err)
 	case v.do == replace:
-		r.Tokens.Replace(ctx, token, err)
+		r.Tokens.Replace(ctx, t.on, t.used, err)
 	}
 }
 
@@ -244,10 +244,11 @@ type task struct {
 	last   time.Time
 	mu     sync.Mutex
 
-	on         string // the token that is used; empty: none yet
-	generation int64  // that is wrapped next
-	want       string // what tells its material; empty: not known
-	is         string // what the object that was wrapped tells, where want was not known
+	on         string         // the token that is used; empty: none yet
+	used       importer.Token // that token, as it was opened
+	generation int64          // that is wrapped next
+	want       string         // what tells its material; empty: not known
+	is         string         // what the object that was wrapped tells, where want was not known
 }
 
 func (t *task) do(ctx context.Context) (store.Outcome, error) {

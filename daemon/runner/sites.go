@@ -171,7 +171,7 @@ func (t *task) open(ctx context.Context, c *configs.Config, k configs.Key) (impo
 	for _, name := range w.reached {
 		token, err := t.Tokens.Get(ctx, name)
 		if err == nil {
-			t.on = name
+			t.on, t.used = name, token
 			return located(k, name, token), nil
 		}
 		errs = append(errs, err)
@@ -204,7 +204,7 @@ func (r *Runner) handOver(ctx context.Context, t *task, v *verdict, err error) {
 	}
 	if t.on != "" && !slices.Contains([]string{codeOtherKey, codeOtherReplica, codeNotHere}, code) {
 		// Whether it works again is found out before another job is tried with it. Of a token that rests or is parked already nothing changes.
-		r.Tokens.Rest(ctx, t.on, r.Now().Add(restTime), err)
+		r.Tokens.Rest(ctx, t.on, t.used, r.Now().Add(restTime), err)
 	}
 	v.outcome.State, v.outcome.NotBefore, v.outcome.NeedsPerson = store.Queued, time.Time{}, false
 	v.outcome.Message = "handed over to whoever can use " + strings.Join(w.elsewhere, " or ") + ": " + v.outcome.Error

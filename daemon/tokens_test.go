@@ -1,0 +1,105 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"hsmbridge/configs"
+	"hsmbridge/daemon/importer"
+	"hsmbridge/hsm/wrapping"
+)
+
+// standIn is an open token that does nothing.
+type standIn struct {
+	Token
+	once     sync.Once
+	ended    chan struct{}
+	replaced bool
+}
+
+func (*standIn) Identity() wrapping.TokenIdentity             { return wrapping.TokenIdentity{Serial: "1"} }
+func (*standIn) Keys(context.Context) ([]wrapping.Key, error) { return nil, nil }
+func (*standIn) Warnings() []string                           { return nil }
+func (*standIn) PINTriesLow() bool                            { return false }
+func (*standIn) PID() int                                     { return 1 }
+func (*standIn) Isolation() string                            { return "none" }
+func (*standIn) Err() error                                   { return nil }
+func (s *standIn) Ended() <-chan struct{}                     { return s.ended }
+func (s *standIn) Replace(error)                              { s.replaced = true }
+func (s *standIn) Close() error                               { s.once.Do(func() { close(s.ended) }); return nil }
+
+// opens has a daemon open such tokens. of gives the one behind a token.
+func opens(d *Daemon) (of func(importer.Token) *standIn) {
+	d.tokens.open = func(ctx context.Context, _ configs.Token, l Login) (Token, error) {
+		if err := l.Begin(ctx); err != nil {
+			return nil, err
+		}
+		return &standIn{ended: make(chan struct{})}, nil
+	}
+	return func(t importer.Token) *standIn { return t.(*tracked).Token.(*standIn) } //nolint:forcetypeassert // it was made here
+}
+
+// A job's error comes when the token that it used was closed and opened anew: it says nothing of the new one, which stays open. Another login may take a person.
+func TestErrorOfTheTokenBefore(t *testing.T) {
+	now := time.Now()
+	d := still(t, fleet(t, t.TempDir()+"/hsmbridge.db", 1, false), func() time.Time { return now })
+	defer d.store.Close() //nolint:errcheck // the test is over
+	of, removed := opens(d), errors.New("CKR_DEVICE_REMOVED")
+	get := func() importer.Token {
+		t.Helper()
+		token, err := d.tokens.Get(t.Context(), "hsm")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return token
+	}
+	first := get()
+	d.tokens.Rest(t.Context(), "hsm", first, now.Add(time.Minute), removed)
+	if _, err := d.tokens.Get(t.Context(), "hsm"); err == nil {
+		t.Error("the token does not rest")
+	}
+	now = now.Add(2 * time.Minute)
+	second := get()
+	if second == first {
+		t.Fatal("it was not opened anew")
+	}
+	d.tokens.Replace(t.Context(), "hsm", first, removed)
+	d.tokens.Rest(t.Context(), "hsm", first, now.Add(time.Minute), removed)
+	if of(second).replaced {
+		t.Error("the new process is ended because of the former one's error")
+	}
+	if get() != second {
+		t.Error("the new token was closed because of the former one's error")
+	}
+	d.tokens.Replace(t.Context(), "hsm", second, removed)
+	if !of(second).replaced {
+		t.Error("its own error does not end a process")
+	}
+}
+
+// The database is away in the moment in which a login has ended well. That does not park the token at its next login.
+func TestEndOfALoginIsWrittenLate(t *testing.T) {
+	now := time.Now()
+	d := still(t, fleet(t, t.TempDir()+"/hsmbridge.db", 1, false), func() time.Time { return now })
+	defer d.store.Close() //nolint:errcheck // the test is over
+	opens(d)
+	token, err := d.tokens.Get(t.Context(), "hsm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.store.BeginLogin(t.Context(), "hsm"); err != nil { // as it stands there when its end could not be written down
+		t.Fatal(err)
+	}
+	d.tokens.slot("hsm").begun = true
+	d.tokens.Rest(t.Context(), "hsm", token, now.Add(time.Minute), errors.New("CKR_TOKEN_NOT_PRESENT"))
+	now = now.Add(2 * time.Minute)
+	if _, err := d.tokens.Get(t.Context(), "hsm"); err != nil {
+		t.Error(err)
+	}
+	if parked, err := d.store.ParkedTokens(t.Context()); err != nil || len(parked) != 0 {
+		t.Errorf("parked: %+v, %v", parked, err)
+	}
+}

@@ -65,6 +65,9 @@ func (k *keeper) take(ctx context.Context, arn, algorithm, spec, endpoint string
 	k.mu.Lock()
 	p, found := k.mine[name]
 	k.mu.Unlock()
+	if found && p.safe && k.gone(ctx, p) {
+		found = false
+	}
 	if !found {
 		if p, found = k.load(ctx, arn, algorithm, spec, endpoint); !found {
 			return kmsclient.ImportParameters{}, false
@@ -81,6 +84,18 @@ func (k *keeper) take(ctx context.Context, arn, algorithm, spec, endpoint string
 		return kmsclient.ImportParameters{}, false
 	}
 	return checked, true
+}
+
+// gone says that parameters which are in the database too are there no more: another daemon has taken a job over, and used them, or fetched others.
+func (k *keeper) gone(ctx context.Context, p kept) bool {
+	row, found, err := k.store.KeptParameters(ctx, p.row.Destination, p.row.Algorithm, p.row.WrappingKeySpec, p.row.Endpoint)
+	if err != nil || found && bytes.Equal(row.ImportToken, p.ImportToken) {
+		return err != nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.mine, lot(p.row.Destination, p.row.Algorithm, p.row.WrappingKeySpec, p.row.Endpoint))
+	return true
 }
 
 // load reads parameters that an earlier process, or another daemon, fetched and did not use. What does not verify is taken away.

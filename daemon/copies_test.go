@@ -36,7 +36,7 @@ func TestCopies(t *testing.T) {
 		{Key: "k1", Token: "b", Identity: "check value ffffff"},
 	} {
 		r.Generation = 1
-		if err := d.store.SeeReplica(t.Context(), r, nil); err != nil {
+		if _, err := d.store.SeeReplica(t.Context(), r, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

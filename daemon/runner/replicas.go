@@ -52,7 +52,7 @@ func (t *task) same(ctx context.Context, token importer.Token, a importer.Act) e
 	row := store.Replica{Key: t.key.Name, Generation: t.generation, Token: t.on, Identity: is, Serial: token.Identity().Serial}
 	message := otherKey(t.key, row, t.want)
 	e := &store.Event{Kind: string(StepReplica), Key: t.key.Name, Job: t.job.ID, Destination: t.job.Destination, Message: message, Fields: map[string]string{"token": t.on, "identity": is, "expected": t.want}}
-	if err := t.Store.SeeReplica(ctx, row, e); err != nil {
+	if _, err := t.Store.SeeReplica(ctx, row, nil, e); err != nil {
 		return unwritten(err)
 	}
 	return t.wrong(message)
@@ -258,26 +258,35 @@ func (r *Runner) LookInto(ctx context.Context, k configs.Key, name string, m sto
 	return r.Look(ctx, k, name, located(k, name, token), m)
 }
 
-// Look notes what a token holds of a generation of a key. What is otherwise than before is an event.
-func (r *Runner) Look(ctx context.Context, k configs.Key, name string, token importer.Token, m store.Material) (store.Replica, error) {
-	row := store.Replica{Key: k.Name, Generation: m.Generation, Token: name, Daemon: r.Store.Daemon(), Serial: token.Identity().Serial}
-	u := objectOf(k, m.Generation)
-	key, err := token.Find(ctx, u)
+// Look notes what a token holds of a generation of a key. What is otherwise than before is an event. It looks again where somebody else has noted something while it
+// looked: which of the two is older is not known.
+func (r *Runner) Look(ctx context.Context, k configs.Key, name string, token importer.Token, m store.Material) (row store.Replica, err error) {
+	const most = 5
+	late := true
+	for i := 0; i < most && late && err == nil; i++ {
+		row, late, err = r.look(ctx, k, name, token, m)
+	}
+	return row, err
+}
+
+func (r *Runner) look(ctx context.Context, k configs.Key, name string, token importer.Token, m store.Material) (row store.Replica, late bool, err error) {
+	row = store.Replica{Key: k.Name, Generation: m.Generation, Token: name, Daemon: r.Store.Daemon(), Serial: token.Identity().Serial}
+	rows, err := r.Store.Replicas(ctx, k.Name) // before the token is asked
+	if err != nil {
+		return row, false, unwritten(err)
+	}
+	key, err := token.Find(ctx, objectOf(k, m.Generation))
 	switch {
 	case errors.Is(err, wrapping.ErrKeyNotFound):
-		row.Problem = fmt.Sprintf("%s %s", noSuchObject, k.ObjectIn(name, u))
+		row.Problem = fmt.Sprintf("%s %s", noSuchObject, ObjectIn(k, name, m.Generation))
 	case errors.Is(err, wrapping.ErrKeyAmbiguous):
 		row.Problem = err.Error()
 	case err != nil:
-		return row, err
+		return row, false, err
 	default:
 		if row.Identity, row.Problem, err = identify(ctx, token, key, k.KeySpec); err != nil {
-			return row, err
+			return row, false, err
 		}
-	}
-	rows, err := r.Store.Replicas(ctx, k.Name)
-	if err != nil {
-		return row, unwritten(err)
 	}
 	var e *store.Event
 	was := store.Replica{}
@@ -289,9 +298,10 @@ func (r *Runner) Look(ctx context.Context, k configs.Key, name string, token imp
 	}
 	const fresh = time.Minute
 	if e == nil && r.Now().Sub(was.Seen).Abs() < fresh {
-		return row, nil // it stands there already
+		return row, false, nil // it stands there already
 	}
-	return row, unwritten(r.Store.SeeReplica(ctx, row, e))
+	late, err = r.Store.SeeReplica(ctx, row, &was, e)
+	return row, late, unwritten(err)
 }
 
 func seenMessage(k configs.Key, row store.Replica, want string) string {

@@ -68,23 +68,27 @@ type Replica struct {
 	Seen       time.Time `json:"seen"`
 }
 
-// SeeReplica notes what a token holds of a key. With e it is an event: something is otherwise than before.
-func (s *Store) SeeReplica(ctx context.Context, r Replica, e *Event) error {
+// SeeReplica notes what a token holds of a key. With e it is an event: something is otherwise than before. was is what stood there before the token was asked: if it
+// stands there no more, somebody else has asked since, and nothing is noted; late says so. nil: it is noted in any case.
+func (s *Store) SeeReplica(ctx context.Context, r Replica, was *Replica, e *Event) (late bool, err error) {
 	in := s.Tx
 	if e != nil {
 		in = s.noted
 	}
-	return in(ctx, func(tx *Tx) error {
-		if _, err := tx.exec(ctx, `INSERT INTO replicas (key_name, generation, token, identity, problem, serial, daemon, seen_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+	where, args := "", []any{r.Key, r.Generation, r.Token, r.Identity, r.Problem, r.Serial, s.daemon, micros(s.now())}
+	if was != nil {
+		where, args = " WHERE replicas.seen_at = ?", append(args, micros(was.Seen))
+	}
+	err = in(ctx, func(tx *Tx) error {
+		n, err := tx.exec(ctx, `INSERT INTO replicas (key_name, generation, token, identity, problem, serial, daemon, seen_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT (key_name, generation, token) DO UPDATE SET identity = excluded.identity, problem = excluded.problem, serial = excluded.serial,
-			daemon = excluded.daemon, seen_at = excluded.seen_at`, r.Key, r.Generation, r.Token, r.Identity, r.Problem, r.Serial, s.daemon, micros(s.now())); err != nil {
+			daemon = excluded.daemon, seen_at = excluded.seen_at`+where, args...)
+		if late = n == 0; err != nil || late || e == nil {
 			return err
-		}
-		if e == nil {
-			return nil
 		}
 		return tx.event(ctx, *e)
 	})
+	return late, err
 }
 
 // Replicas lists what tokens hold of a key; with an empty name, of all keys.

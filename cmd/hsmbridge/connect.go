@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"hsmbridge/configs"
+	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/importer"
 	"hsmbridge/daemon/pin"
 	"hsmbridge/hsm/remote"
@@ -219,13 +220,21 @@ func (c *connections) destination(ctx context.Context, arn string) (importer.KMS
 	return k, nil
 }
 
-// authorize wraps no key in this process that officers have to approve: only the daemon asks them.
-func (c *connections) authorize(_ context.Context, a importer.Act) error {
+// authorize wraps no key in this process that officers have to approve, because only the daemon asks them, and none that was revoked since the command began: the
+// daemon has deleted its material perhaps by now.
+func (c *connections) authorize(ctx context.Context, a importer.Act) error {
 	k, ok := c.config.Key(a.Plan.Key)
 	if !ok {
 		return fmt.Errorf("there is no managed key %q", a.Plan.Key)
 	}
-	return c.needsDaemon(k, a.Plan.Destination)
+	if err := c.needsDaemon(k, a.Plan.Destination); err != nil || !a.Now {
+		return err
+	}
+	list, err := control.NewClient(cmp.Or(c.app.socket, c.config.ControlSocket())).Keys(ctx, k.Name)
+	if err != nil || len(list) == 0 || !list[0].State.Revoked() {
+		return nil //nolint:nilerr // where no daemon says so nobody knows, as at the beginning
+	}
+	return &importer.RefusedError{Key: k.Name, Destination: a.Plan.Destination, Reason: list[0].State.Barred(), Fix: "nothing more was wrapped"}
 }
 
 func (c *connections) needsDaemon(k configs.Key, destination string) error {

@@ -82,9 +82,14 @@ func (ts *tokens) login(ctx context.Context, name string, s *slot, c configs.Tok
 	follow := context.AfterFunc(ctx, cancel)
 	done, asks := make(chan outcome, 1), make(chan error, 1)
 	go func() {
+		at, again := false, false
+		defer func() {
+			if again { // nobody logs in any more
+				ts.askNow(context.WithoutCancel(ctx), name)
+			}
+		}()
 		defer release()
 		defer cancel()
-		at := false
 		l := Login{Again: s.again, Begin: func(ctx context.Context) error {
 			err := ts.store.BeginLogin(ctx, name)
 			s.begun = s.begun || err == nil
@@ -124,6 +129,9 @@ func (ts *tokens) login(ctx context.Context, name string, s *slot, c configs.Tok
 		if s.parked != nil || !ts.config().Reach(name) {
 			s.trouble.Store(s.parked != nil)
 			ts.shut(s, name)
+		}
+		if again = s.changed(ts.config(), name); again { // while it asked
+			ts.forget(s, name)
 		}
 	}()
 	select {
@@ -226,19 +234,29 @@ func (ts *tokens) hasAsked(name string) bool {
 // askAnew lets tokens whose configuration has changed ask at their device again: who has changed it is there, and otherwise they would be parked at their next use.
 func (ts *tokens) askAnew(ctx context.Context) {
 	for _, name := range ts.config().Reached() {
-		c, ok := ts.config().Token(name)
 		s := ts.slot(name)
 		s.Lock()
-		changed := ok && c.Quirks.NeedsNoPIN() && s.token != nil && !reflect.DeepEqual(s.config, c)
+		changed := s.changed(ts.config(), name)
 		if changed {
-			s.asked, s.cause = false, "the configuration of the token has changed"
-			ts.shut(s, name)
+			ts.forget(s, name)
 		}
 		s.Unlock()
 		if changed {
 			ts.askNow(context.WithoutCancel(ctx), name)
 		}
 	}
+}
+
+// changed says that the token is open by another configuration than that of now, and that its PIN is typed at its device. The slot is locked.
+func (s *slot) changed(c *configs.Config, name string) bool {
+	now, ok := c.Token(name)
+	return ok && now.Quirks.NeedsNoPIN() && s.token != nil && !reflect.DeepEqual(s.config, now)
+}
+
+// forget closes a token whose configuration has changed, and lets it ask at its device again. The slot is locked.
+func (ts *tokens) forget(s *slot, name string) {
+	s.asked, s.cause = false, "the configuration of the token has changed"
+	ts.shut(s, name)
 }
 
 // keepsLogin says that a token whose PIN was typed at its device stays open although it is left alone for a while: the error may pass, and another login takes a

@@ -84,11 +84,12 @@ func (ts *tokens) alone(ctx context.Context, name string, s *slot) (release func
 	}
 }
 
-// holding renews a lease until release is called.
+// holding renews a lease until release is called, which waits for its end.
 func (ts *tokens) holding(ctx context.Context, l *store.Lease) (release func()) {
 	ctx = context.WithoutCancel(ctx)
-	end := make(chan struct{})
+	end, ended := make(chan struct{}), make(chan struct{})
 	go func() {
+		defer close(ended)
 		tick := time.NewTicker(ts.store.LeaseTime() / 3)
 		defer tick.Stop()
 		for {
@@ -101,7 +102,7 @@ func (ts *tokens) holding(ctx context.Context, l *store.Lease) (release func()) 
 			}
 		}
 	}()
-	return func() { close(end) }
+	return func() { close(end); <-ended }
 }
 
 // ended writes down that it is known how a login ended. What fails here is tried again when the token is used.

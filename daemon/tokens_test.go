@@ -3,12 +3,14 @@ package daemon
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"hsmbridge/configs"
 	"hsmbridge/daemon/importer"
+	"hsmbridge/daemon/runner"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -101,5 +103,52 @@ func TestEndOfALoginIsWrittenLate(t *testing.T) {
 	}
 	if parked, err := d.store.ParkedTokens(t.Context()); err != nil || len(parked) != 0 {
 		t.Errorf("parked: %+v, %v", parked, err)
+	}
+}
+
+// The configuration of a token changes while it asks for its PIN at its device, by what it was before. Who has changed it is there: it asks again at once, and is not
+// parked at its next use because somebody typed the PIN already.
+func TestChangedWhileItAsks(t *testing.T) {
+	d := still(t, fleet(t, t.TempDir()+"/hsmbridge.db", 1, false), time.Now)
+	defer d.store.Close() //nolint:errcheck // the test is over
+	configure := func(serial string) {
+		c := *d.config.Load()
+		c.Tokens = slices.Clone(c.Tokens)
+		c.Tokens[0].Quirks.ProtectedPath, c.Tokens[0].URI.Serial = new(true), serial
+		d.config.Store(&c)
+	}
+	asks, typed := make(chan string), make(chan struct{})
+	d.tokens.open = func(ctx context.Context, c configs.Token, l Login) (Token, error) {
+		if err := l.AtDevice(ctx, wrapping.TokenIdentity{}, time.Hour); err != nil {
+			return nil, err
+		}
+		asks <- c.URI.Serial
+		<-typed
+		return &standIn{ended: make(chan struct{})}, nil
+	}
+	person := func(want string) {
+		t.Helper()
+		select {
+		case got := <-asks:
+			if got != want {
+				t.Errorf("it asks by the configuration %s, want %s", got, want)
+			}
+		case <-time.After(time.Minute):
+			t.Fatalf("nobody is asked at the device by the configuration %s", want)
+		}
+	}
+	configure("1")
+	if _, err := d.tokens.Get(t.Context(), "hsm"); runner.Code(err) != runner.CodeResting {
+		t.Fatal(err)
+	}
+	person("1")
+	configure("2")
+	d.tokens.askAnew(t.Context())
+	typed <- struct{}{}
+	person("2")
+	typed <- struct{}{}
+	d.tokens.devices.running.Wait()
+	if _, err := d.tokens.Get(t.Context(), "hsm"); err != nil {
+		t.Error(err)
 	}
 }

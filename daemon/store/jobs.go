@@ -68,8 +68,8 @@ type Job struct {
 	ErrorClass  string    `json:"error_class,omitempty"`
 	ErrorCode   string    `json:"error_code,omitempty"`
 
-	// Since is the last event that whoever asks knew of (see [Store.LastEvent]): if a job of the key has ended since then, or its revocation
-	// was taken back, what was known is out of date, and the job is not made. 0: it is made in any case. Of a job that was begun it is the last event before that.
+	// Since is the last event that whoever asks knew of (see [Store.LastEvent]): if a job of the key has ended since then, or it was paused
+	// or revoked or its revocation taken back, what was known is out of date, and the job is not made. 0: it is made in any case. Of a job that was begun it is the last event before that.
 	Since int64 `json:"-"`
 }
 
@@ -108,7 +108,7 @@ func (tx *Tx) addJob(ctx context.Context, j *Job) (id int64, isNew bool, err err
 	if err != nil {
 		return 0, false, fmt.Errorf("database: %w", err)
 	}
-	if ended, err := tx.since(ctx, j.Key, j.Since, "finished", "restore"); err != nil || ended > 0 {
+	if ended, err := tx.since(ctx, j.Key, j.Since, "finished", "pause", "revoke", "restore"); err != nil || ended > 0 {
 		return 0, false, err
 	}
 	j.State, j.Created = Queued, tx.s.now()

@@ -262,7 +262,7 @@ func TestQueueAndJobTogether(t *testing.T) {
 	})
 }
 
-// What was planned from an older look is not made when a job has ended since.
+// What was planned from an older look is not made when a job has ended since, or the key is not to be imported any more.
 func TestOutOfDate(t *testing.T) {
 	both(t, func(t *testing.T, open func(string, time.Duration) *Store, _ *clock) {
 		s, q := one(open), &queue{}
@@ -275,6 +275,14 @@ func TestOutOfDate(t *testing.T) {
 		late := Job{Key: "k", Destination: "arn", Kind: KindImport, Since: since}
 		if list := must[[]Job](t)(s.AddJobs(t.Context(), []Job{late, {Key: "other", Destination: "x", Kind: KindImport, Since: since}}, q.enqueue)); len(list) != 1 || list[0].Key != "other" {
 			t.Errorf("made %+v", list)
+		}
+		since = must[int64](t)(s.LastEvent(t.Context()))
+		must[Job](t)(s.Revoke(t.Context(), "revoked", "alice", "incident", "", q.enqueue))
+		must[bool](t)(s.Pause(t.Context(), "paused", "alice", false))
+		for _, key := range []string{"revoked", "paused"} {
+			if list := must[[]Job](t)(s.AddJobs(t.Context(), []Job{{Key: key, Destination: "arn", Kind: KindImport, Since: since}}, q.enqueue)); len(list) != 0 {
+				t.Errorf("made %+v", list)
+			}
 		}
 	})
 }

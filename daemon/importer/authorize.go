@@ -16,6 +16,8 @@ type Act struct {
 	// allowed, so that no parameters are fetched in vain.
 	Now        bool
 	Parameters kmsclient.ImportParameters
+	// KMS is the client that the run uses: who gives the wrapping public key. Nil: nothing is under way, as where officers are asked in advance.
+	KMS KMS
 	// Proof says that the wrap is the second one, which only shows that KMS holds the same key.
 	Proof bool
 }
@@ -36,7 +38,7 @@ func (r *run) authorize(ctx context.Context, a Act) error {
 
 // act is the next wrap, by the plan at hand.
 func (r *run) act(w wrapping.Plan) Act {
-	return Act{Plan: r.plan.by(w), Key: r.key, Proof: r.proving}
+	return Act{Plan: r.plan.by(w), Key: r.key, KMS: r.kms, Proof: r.proving}
 }
 
 // by is the plan when it is carried out with one of its wrapping plans.

@@ -263,7 +263,7 @@ func (t *task) wanted(ctx context.Context, token importer.Token, k configs.Key, 
 	if err != nil {
 		return approval.Request{}, fmt.Errorf("tell officers which key %s is: %w", k.Name, err)
 	}
-	endpoint, err := t.endpoint(ctx, k, a.Plan.Destination)
+	endpoint, err := t.endpoint(ctx, k, a)
 	if err != nil {
 		return approval.Request{}, err
 	}
@@ -294,10 +294,14 @@ func proofText(p importer.Plan) string {
 }
 
 // endpoint is where the client of a destination really calls, also when the environment or a profile of the AWS files chose that (AWS_ENDPOINT_URL,
-// endpoint_url); empty: AWS's own. Whoever answers there gives the wrapping public key.
-func (t *task) endpoint(ctx context.Context, k configs.Key, arn string) (string, error) {
+// endpoint_url); empty: AWS's own. Whoever answers there gives the wrapping public key. It is that of the client which the act uses: a reload makes others, which
+// may call elsewhere.
+func (t *task) endpoint(ctx context.Context, k configs.Key, a importer.Act) (string, error) {
+	if a.KMS != nil {
+		return a.KMS.Endpoint(), nil
+	}
 	for _, d := range k.Destinations {
-		if d.ARN != arn {
+		if d.ARN != a.Plan.Destination {
 			continue
 		}
 		client, err := t.KMS(ctx, d)
@@ -306,7 +310,7 @@ func (t *task) endpoint(ctx context.Context, k configs.Key, arn string) (string,
 		}
 		return client.Endpoint(), nil
 	}
-	return "", &Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: arn + " is no destination of " + k.Name}
+	return "", &Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: a.Plan.Destination + " is no destination of " + k.Name}
 }
 
 // Identify says which key an object is, so that people can compare it; empty: the token does not tell.

@@ -1,7 +1,10 @@
 package fleet
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -160,5 +163,53 @@ func TestOfficersReadTheEndpoint(t *testing.T) {
 	until(t, "another request", func() bool { r = x.asked(); return r.Name != first.Name })
 	if !strings.Contains(r.Text, "\nKMS endpoint:         "+x.url+"\n") {
 		t.Errorf("it does not stand in the text:\n%s", r.Text)
+	}
+}
+
+// The environment names one endpoint when a job makes its KMS client, and another one when it is decided whether the job may wrap. Officers have approved that one: the
+// first is asked for no wrapping public key.
+func TestEndpointOfTheClientThatIsUsed(t *testing.T) {
+	const variable = "AWS_ENDPOINT_URL_KMS"
+	x := watch(t, func(w *world) {
+		w.key("k", wrapping.HMAC256)
+		t.Setenv(variable, w.url)
+	})
+	x.key = "k"
+	x.reconfigure("endpoint: \""+x.url+"\"", "region: eu-central-1")
+	first := x.asked()
+	x.end(t.Context())
+	if _, err := x.client.Start(t.Context(), control.StartRequest{Keys: []string{"k"}, Kind: store.KindImport}); err != nil {
+		t.Fatal(err)
+	}
+	var r control.Request
+	until(t, "the request by the environment", func() bool { r = x.asked(); return r.Name != first.Name })
+	change := func(url string) {
+		t.Setenv(variable, url)
+		if err := x.client.Reload(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	var looks atomic.Int64
+	var asked atomic.Bool
+	other := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, q *http.Request) {
+		op := strings.TrimPrefix(q.Header.Get("X-Amz-Target"), "TrentService.")
+		if op == "DescribeKey" && looks.Add(1) == 2 { // the job looks what is to be done, and then the import what it is about to change
+			change(x.url)
+		}
+		if op == "GetParametersForImport" {
+			asked.Store(true)
+		}
+		x.serve(rw, q)
+	}))
+	defer other.Close()
+	until(t, "the job to wait", func() bool { return x.last(t.Context()).State == store.Waiting })
+	change(other.URL)
+	x.approve(r)
+	until(t, "the job to look at KMS, and to end or to wait again", func() bool {
+		list, err := x.client.Jobs(t.Context(), store.JobFilter{Key: "k"})
+		return err == nil && looks.Load() > 1 && list[0].Attempts > 1 && (list[0].State == store.Done || list[0].State == store.Waiting)
+	})
+	if asked.Load() || x.wraps.count("k") != 0 {
+		t.Errorf("KMS at the other endpoint was asked for a wrapping public key: %t; wraps: %d", asked.Load(), x.wraps.count("k"))
 	}
 }

@@ -33,15 +33,17 @@ func (s *standIn) Ended() <-chan struct{}                     { return s.ended }
 func (s *standIn) Replace(error)                              { s.replaced = true }
 func (s *standIn) Close() error                               { s.once.Do(func() { close(s.ended) }); return nil }
 
-// opens has a daemon open such tokens. of gives the one behind a token.
-func opens(d *Daemon) (of func(importer.Token) *standIn) {
+// opens has a daemon open such tokens. last gives the one that it opened last.
+func opens(d *Daemon) (last func() *standIn) {
+	var token *standIn
 	d.tokens.open = func(ctx context.Context, _ configs.Token, l Login) (Token, error) {
 		if err := l.Begin(ctx); err != nil {
 			return nil, err
 		}
-		return &standIn{ended: make(chan struct{})}, nil
+		token = &standIn{ended: make(chan struct{})}
+		return token, nil
 	}
-	return func(t importer.Token) *standIn { return t.(*tracked).Token.(*standIn) } //nolint:forcetypeassert // it was made here
+	return func() *standIn { return token }
 }
 
 // A job's error comes when the token that it used was closed and opened anew: it says nothing of the new one, which stays open. Another login may take a person.
@@ -49,7 +51,7 @@ func TestErrorOfTheTokenBefore(t *testing.T) {
 	now := time.Now()
 	d := still(t, fleet(t, t.TempDir()+"/hsmbridge.db", 1, false), func() time.Time { return now })
 	defer d.store.Close() //nolint:errcheck // the test is over
-	of, removed := opens(d), errors.New("CKR_DEVICE_REMOVED")
+	last, removed := opens(d), errors.New("CKR_DEVICE_REMOVED")
 	get := func() importer.Token {
 		t.Helper()
 		token, err := d.tokens.Get(t.Context(), "hsm")
@@ -70,14 +72,14 @@ func TestErrorOfTheTokenBefore(t *testing.T) {
 	}
 	d.tokens.Replace(t.Context(), "hsm", first, removed)
 	d.tokens.Rest(t.Context(), "hsm", first, now.Add(time.Minute), removed)
-	if of(second).replaced {
+	if last().replaced {
 		t.Error("the new process is ended because of the former one's error")
 	}
 	if get() != second {
 		t.Error("the new token was closed because of the former one's error")
 	}
 	d.tokens.Replace(t.Context(), "hsm", second, removed)
-	if !of(second).replaced {
+	if !last().replaced {
 		t.Error("its own error does not end a process")
 	}
 }

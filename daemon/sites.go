@@ -156,6 +156,9 @@ func (d *Daemon) watchSites(ctx context.Context) {
 	for {
 		if !d.alone() {
 			d.tokens.revive(ctx)
+			if err := d.tokens.obey(ctx); err != nil && ctx.Err() == nil {
+				d.log.Warn("which tokens are parked could not be looked at; it is tried again", zap.Error(err))
+			}
 			if err := d.lookAtReplicas(ctx); err != nil && ctx.Err() == nil {
 				d.log.Warn("what the tokens hold of keys with replicas could not be looked at; it is tried again", zap.Error(err))
 			}
@@ -355,4 +358,26 @@ func (ts *tokens) revive(ctx context.Context) {
 			_, _ = ts.Get(ctx, name) // it writes down and logs what becomes of it
 		}
 	}
+}
+
+// obey closes open tokens that another daemon has parked since they were opened, where that is for those who have them open too.
+func (ts *tokens) obey(ctx context.Context) error {
+	parked, err := ts.store.ParkedTokens(ctx)
+	if err != nil {
+		return err
+	}
+	for name, p := range parked {
+		s := ts.slot(name)
+		if !runner.ParksOpen(p.Code) || !s.TryLock() {
+			continue
+		}
+		if s.parked == nil && s.token != nil {
+			s.parked = &p
+			s.trouble.Store(true)
+			ts.log.Error("token is parked until a person acts: another daemon found out", zap.String("token", name), zap.String("daemon", p.Daemon), zap.String("reason", p.Reason))
+			ts.shut(s, name)
+		}
+		s.Unlock()
+	}
+	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"hsmbridge/configs"
 	"hsmbridge/daemon/importer"
 	"hsmbridge/daemon/runner"
+	"hsmbridge/daemon/store"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -153,4 +154,36 @@ func TestChangedWhileItAsks(t *testing.T) {
 	if _, err := d.tokens.Get(t.Context(), "hsm"); err != nil {
 		t.Error(err)
 	}
+}
+
+// A daemon has a token open, and another one parks it: because of what C_WrapKey gave it is not used here either, until a person says so. Another daemon's wrong PIN
+// says nothing of a login that is there.
+func TestParkedWhileItIsOpen(t *testing.T) {
+	d := still(t, fleet(t, t.TempDir()+"/hsmbridge.db", 1, false), time.Now)
+	defer d.store.Close() //nolint:errcheck // the test is over
+	opens(d)
+	get := func(want string) {
+		t.Helper()
+		if err := d.tokens.obey(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.tokens.Get(t.Context(), "hsm"); runner.Code(err) != want {
+			t.Errorf("it gives %v, want %q", err, want)
+		}
+	}
+	park := func(code string) {
+		t.Helper()
+		if err := d.store.Park(t.Context(), store.Parked{Token: "hsm", Code: code, Reason: "another daemon found out"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	get("")
+	park("CKR_PIN_INCORRECT")
+	get("")
+	park("UnsafeOutput")
+	get(runner.CodeParked)
+	if err := d.tokens.unpark(t.Context(), "hsm", "alice"); err != nil {
+		t.Fatal(err)
+	}
+	get("")
 }

@@ -176,6 +176,10 @@ func WaitsForReplicas() []string { return []string{CodeNoReplica, codeNotHere} }
 // ParksHere says that a token with this code is left alone by the daemon that found out, and not by the others: the module of each has a process of its own.
 func ParksHere(code string) bool { return code == codeModuleDies }
 
+// ParksOpen says that a token which was parked with this code, by whichever daemon, is not used either by those that have it open: what the HSM does is to blame, and not
+// a login.
+func ParksOpen(code string) bool { return code == codeUnsafe }
+
 // LoginKnown says that the error of a login tells what became of it: the token answered, or was not asked.
 func LoginKnown(err error) bool {
 	code := codeOf(err)

@@ -190,5 +190,7 @@ func (o observer) Finished(j store.Job, out store.Outcome, took time.Duration) {
 	} else {
 		o.d.log.Error("job: "+out.Message, append(fields, zap.String("error_class", out.ErrorClass), zap.String("error_code", out.ErrorCode), zap.Bool("needs_person", out.NeedsPerson))...)
 	}
-	o.d.nudge()
 }
+
+// Written has the planner look: before the outcome was written down it would have seen the job still open.
+func (o observer) Written() { o.d.nudge() }

@@ -34,7 +34,8 @@ type Tokens interface {
 // Observer is told what happens, for logs and metrics. Its methods return at once.
 type Observer interface {
 	Step(j store.Job, e importer.Event, since time.Duration) // since the step before
-	Finished(j store.Job, o store.Outcome, took time.Duration)
+	Finished(j store.Job, o store.Outcome, took time.Duration) // the outcome is written down next
+	Written()                                                  // an outcome is written down: what is due may be something else
 }
 
 // Runner does jobs. It is safe for concurrent use.
@@ -159,6 +160,7 @@ func (r *Runner) attempt(ctx context.Context, l *store.Lease, j store.Job) error
 		return nil // whoever has the lock now writes its outcome
 	}
 	r.Observer.Finished(j, o, time.Since(began))
+	defer r.Observer.Written()
 	if err := r.finish(context.WithoutCancel(ctx), l, j, o); err != nil || !o.NeedsPerson {
 		return err
 	}

@@ -114,3 +114,32 @@ func TestOvertaken(t *testing.T) {
 		})
 	})
 }
+
+// Officers are asked for no standing approval of a key that was revoked meanwhile: it would count at once when the key is restored.
+func TestStandingOfARevokedKey(t *testing.T) {
+	both(t, func(t *testing.T, open func(string, time.Duration) *Store, c *clock) {
+		s, q := one(open), &queue{}
+		ask := func(name, purpose string) error {
+			return s.AddRequest(t.Context(), nil, Request{Name: name, Purpose: purpose, Key: "k", Destination: "d", Text: "t", AskedBy: "alice", Created: c.Now(), ValidUntil: c.Now().Add(time.Hour)}, "asked")
+		}
+		if err := ask("before", "standing"); err != nil {
+			t.Fatal(err)
+		}
+		must[bool](t)(s.Cancel(t.Context(), must[Job](t)(s.Revoke(t.Context(), "k", "alice", "incident", "", q.enqueue)).ID, "alice"))
+		if err := ask("after", "standing"); !errors.Is(err, ErrRevoked) {
+			t.Errorf("a standing approval of a revoked key: %v", err)
+		}
+		if list := must[[]Request](t)(s.Requests(t.Context(), RequestFilter{Open: true})); len(list) != 0 {
+			t.Errorf("open are %+v", list)
+		}
+		if err := ask("once more", "revoke"); err != nil {
+			t.Errorf("a revocation of a revoked key: %v", err)
+		}
+		if changed, _, err := s.Restore(t.Context(), "k", "bob"); err != nil || !changed {
+			t.Errorf("restore: %v, %v", changed, err)
+		}
+		if err := ask("restored", "standing"); err != nil {
+			t.Errorf("a standing approval of a restored key: %v", err)
+		}
+	})
+}

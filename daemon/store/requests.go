@@ -73,7 +73,11 @@ func scanRequest(scan func(...any) error) (Request, error) {
 	return r, err
 }
 
-// AddRequest keeps a new request, with its whole text in the audit log. With a lease it belongs to a running job, which has to hold it.
+// standingApproval is the purpose of a request that lets a key be imported later.
+const standingApproval = "standing"
+
+// AddRequest keeps a new request, with its whole text in the audit log. With a lease it belongs to a running job, which has to hold it. It
+// gives [ErrRevoked] for what would let a revoked key be imported once it is restored: who revokes a key ends all its requests.
 func (s *Store) AddRequest(ctx context.Context, l *Lease, r Request, message string) error {
 	return s.noted(ctx, func(tx *Tx) error {
 		if l != nil {
@@ -82,6 +86,15 @@ func (s *Store) AddRequest(ctx context.Context, l *Lease, r Request, message str
 			}
 			if err := tx.goesOn(ctx, r.Job); err != nil {
 				return err // nobody is asked to sign for a job that is over
+			}
+		}
+		if r.Purpose == standingApproval {
+			var revoked int
+			if err := tx.QueryRowContext(ctx, tx.s.rebind("SELECT count(*) FROM keys WHERE name = ? AND revoked_at <> 0"), r.Key).Scan(&revoked); err != nil {
+				return fmt.Errorf("database: %w", err)
+			}
+			if revoked > 0 {
+				return ErrRevoked
 			}
 		}
 		if _, err := tx.exec(ctx, `INSERT INTO requests (name, purpose, key_name, destination, plan, job_id, text, state, asked_by, created_at, valid_until)

@@ -33,7 +33,7 @@ type Tokens interface {
 
 // Observer is told what happens, for logs and metrics. Its methods return at once.
 type Observer interface {
-	Step(j store.Job, e importer.Event, since time.Duration) // since the step before
+	Step(j store.Job, e importer.Event, since time.Duration)   // since the step before
 	Finished(j store.Job, o store.Outcome, took time.Duration) // the outcome is written down next
 	Written()                                                  // an outcome is written down: what is due may be something else
 }

@@ -62,8 +62,11 @@ check() {
 	[ "$(getent passwd hsmbridge | cut -d: -f6,7)" = /var/lib/hsmbridge:/usr/sbin/nologin ] || fail 'the user is wrong'
 	[ "$(hsmceremony version)" = "hsmceremony $version" ] || fail "hsmceremony says $(hsmceremony version)"
 	[ "$(hsmbridge --version)" = "hsmbridge version $version" ] || fail "the program says $(hsmbridge --version)"
-	setpriv --reuid hsmbridge --regid hsmbridge --init-groups hsmbridge -c /etc/hsmbridge/hsmbridge.yaml config check >/packages/log ||
-		fail "the daemon's user cannot read the sample: $(cat /packages/log)"
+	setpriv --reuid hsmbridge --regid hsmbridge --init-groups hsmbridge -c /etc/hsmbridge/hsmbridge.yaml config check >/packages/log 2>/packages/warnings ||
+		fail "the daemon's user cannot read the sample: $(cat /packages/log /packages/warnings)"
+	# The sample's PIN is for its user to put there, and nothing else is missing.
+	[ "$(cat /packages/warnings)" = 'hsmbridge: warning: token demo cannot be used: pin_file: open /etc/hsmbridge/demo.pin: no such file or directory' ] ||
+		fail "the check of the sample warns: $(cat /packages/warnings)"
 	if find /etc/systemd -name '*hsmbridge*' | grep .; then
 		fail 'a unit is enabled'
 	fi

@@ -56,7 +56,7 @@ func fault(op string, err error, a about) error {
 		if errors.As(err, &done) {
 			return err
 		}
-		return &Error{Op: op, ErrClass: ClassLibrary, Cause: "the PKCS#11 module answered against the standard: " + err.Error(), Fix: "start hsmbridge anew, and report the module to its vendor", Err: err}
+		return &Error{Op: op, ErrClass: ClassLibrary, Cause: "the PKCS#11 module answered against the standard: " + err.Error(), Fix: "run this again, and report the module to its vendor", Err: err}
 	}
 	e := &Error{Op: op, Code: uint(code), Name: codeName(uint(code)), Err: err, ErrClass: ClassToken, Cause: "the token refused", Fix: "look at the HSM's own log, and for this code in the vendor's manual"}
 	for _, row := range translations() {

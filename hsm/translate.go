@@ -63,7 +63,7 @@ func translations() []translation {
 		{pkcs11.CKR_PIN_EXPIRED, "", ClassToken, "the PIN has expired or has to be changed before first use", "change it with the vendor's tool"},
 		{pkcs11.CKR_USER_PIN_NOT_INITIALIZED, "", ClassToken, "the token has no user PIN yet", "the security officer has to set it"},
 		{pkcs11.CKR_USER_ANOTHER_ALREADY_LOGGED_IN, "", ClassToken, "another user (the security officer) is logged in to the token in this process", "end that session first"},
-		{pkcs11.CKR_USER_NOT_LOGGED_IN, "", ClassToken, "the login is gone: the token was reset, or somebody logged out", "start hsmbridge anew; it logs in once"},
+		{pkcs11.CKR_USER_NOT_LOGGED_IN, "", ClassToken, "the login is gone: the token was reset, or somebody logged out", "run this again; it logs in once"},
 		{pkcs11.CKR_USER_TOO_MANY_TYPES, "", ClassToken, "the token takes no more users at once", "end other sessions on the token"},
 		// sessions
 		{pkcs11.CKR_SESSION_HANDLE_INVALID, "", ClassSession, "the session is gone", "run this again"},
@@ -78,15 +78,15 @@ func translations() []translation {
 		// token and device
 		{pkcs11.CKR_TOKEN_NOT_PRESENT, "", ClassToken, "the token is not there", "check the HSM, its network and its card or partition"},
 		{pkcs11.CKR_TOKEN_NOT_RECOGNIZED, "", ClassToken, "the module does not recognise the token", "check the HSM's firmware against the module's version"},
-		{pkcs11.CKR_SLOT_ID_INVALID, "", ClassToken, "the token's slot is gone", "check the HSM, then start hsmbridge anew"},
-		{pkcs11.CKR_DEVICE_REMOVED, "", ClassToken, "the token was removed", "put it back, then start hsmbridge anew"},
+		{pkcs11.CKR_SLOT_ID_INVALID, "", ClassToken, "the token's slot is gone", "check the HSM, then run this again"},
+		{pkcs11.CKR_DEVICE_REMOVED, "", ClassToken, "the token was removed", "put it back, then run this again"},
 		{pkcs11.CKR_DEVICE_ERROR, "", ClassToken, "the device reports an error", "look at the HSM's own log"},
 		{pkcs11.CKR_DEVICE_MEMORY, "", ClassToken, "the device is out of memory", "look for session objects that other applications left behind"},
-		{pkcs11.CKR_HOST_MEMORY, "", ClassLibrary, "the module is out of memory", "start hsmbridge anew"},
+		{pkcs11.CKR_HOST_MEMORY, "", ClassLibrary, "the module is out of memory", "run this again"},
 		{pkcs11.CKR_GENERAL_ERROR, "C_Initialize", ClassCaller, "the module could not start", "it usually means that it cannot read its configuration: check tokens[].environment and its permissions"},
 		{pkcs11.CKR_GENERAL_ERROR, "", ClassToken, "the module reports an error without saying which", "look at the HSM's own log"},
 		{pkcs11.CKR_FUNCTION_FAILED, "", ClassToken, "the function failed in the token", "look at the HSM's own log"},
-		{pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, "", ClassLibrary, "the module was finalised behind our back", "start hsmbridge anew"},
+		{pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, "", ClassLibrary, "the module was finalised behind our back", "run this again"},
 		{pkcs11.CKR_CANT_LOCK, "", ClassCaller, "the module cannot be used by several threads", "it cannot be used with hsmbridge"},
 		{pkcs11.CKR_RANDOM_NO_RNG, "", ClassToken, "the token has no random numbers", "look at the HSM's own log"},
 	}

@@ -278,6 +278,9 @@ func (d *Daemon) Standing(ctx context.Context, actor, key string, in control.Sta
 	case strings.TrimSpace(in.Why) == "":
 		return nil, fmt.Errorf("a standing approval needs a reason (why): %w", control.ErrRefused)
 	}
+	if err := short("why", in.Why); err != nil {
+		return nil, err
+	}
 	list, err := d.runner.AskStanding(ctx, actor, key, length.Duration(), in.Why)
 	if errors.Is(err, store.ErrRevoked) {
 		return nil, fmt.Errorf("%w; no officer is asked: %w", err, control.ErrRefused)

@@ -41,7 +41,7 @@ func (d *Daemon) CeremonyStep(ctx context.Context, actor string, s control.Cerem
 		return err
 	}
 	// It was revoked while the upload ran, after the destinations had been emptied perhaps. What KMS shows makes the planner delete it again.
-	if err := d.see(ctx, target{key: k, dest: k.Destinations[i]}); err != nil {
+	if err := d.mustSee(ctx, target{key: k, dest: k.Destinations[i]}); err != nil {
 		d.log.Warn("a KMS key could not be looked at after an upload; it is looked at later", zap.String("key", s.Key), zap.String("destination", s.Destination), zap.Error(err))
 	}
 	d.nudge()

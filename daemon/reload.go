@@ -50,7 +50,7 @@ func (d *Daemon) forgive(ctx context.Context, old, c *configs.Config, actor stri
 		if o, ok := old.Key(k.Name); ok && !general && reflect.DeepEqual(o, k) {
 			continue
 		}
-		if err := d.store.ClearErrors(ctx, k.Name, actor, "the configuration has changed: its errors are forgotten"); err != nil {
+		if err := d.startOver(ctx, actor, k.Name, "the configuration has changed: its errors are forgotten"); err != nil {
 			return err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/control"
@@ -83,8 +84,14 @@ func (d *Daemon) Queue(ctx context.Context, actor string, r control.StartRequest
 			names = append(names, k.Name)
 		}
 	}
-	if len(names) == 0 {
+	switch {
+	case len(names) == 0:
 		return nil, fmt.Errorf("no key is named: %w", control.ErrRefused)
+	case (r.Renew || r.Drill) && r.Kind != store.KindImport:
+		return nil, fmt.Errorf("renew and drill are of imports, and this is kind %q; nothing was queued: %w", r.Kind, control.ErrRefused)
+	}
+	if err := short("why", r.Why); err != nil {
+		return nil, err
 	}
 	whole, err := d.store.Keys(ctx)
 	if err != nil {
@@ -127,6 +134,15 @@ func (d *Daemon) Queue(ctx context.Context, actor string, r control.StartRequest
 	return d.addJobs(ctx, list)
 }
 
+// short refuses a text of a person that is too long to be shown wherever it is.
+func short(what, text string) error {
+	const most = 1000
+	if n := utf8.RuneCountInString(text); n > most {
+		return fmt.Errorf("%s has %d characters, and %d are the most; nothing was done: %w", what, n, most, control.ErrRefused)
+	}
+	return nil
+}
+
 // Pause begins nothing more for a key, or takes that back. Changed is false where it was so already.
 func (d *Daemon) Pause(ctx context.Context, actor, key string, resume bool) (changed bool, err error) {
 	if _, err := d.key(key); err != nil {
@@ -163,22 +179,30 @@ func (d *Daemon) Retry(ctx context.Context, actor, key string) ([]store.Job, err
 }
 
 func (d *Daemon) retry(ctx context.Context, actor, key string) ([]store.Job, error) {
-	if err := d.store.ClearErrors(ctx, key, actor, "the cause is said to be mended: its errors are forgotten"); err != nil {
+	if err := d.startOver(ctx, actor, key, "the cause is said to be mended: its errors are forgotten"); err != nil {
 		return nil, err
-	}
-	open, err := d.store.Jobs(ctx, store.JobFilter{Key: key, Open: true})
-	if err != nil {
-		return nil, err
-	}
-	for _, j := range open {
-		if _, err := d.store.Hurry(ctx, j.ID, actor, d.queue.Enqueue); err != nil {
-			return nil, err
-		}
 	}
 	if err := d.plan(ctx); err != nil {
 		return nil, err
 	}
 	return d.store.Jobs(ctx, store.JobFilter{Key: key, Open: true})
+}
+
+// startOver forgets a key's errors and begins its waiting jobs now: without its errors nobody would know what they wait for.
+func (d *Daemon) startOver(ctx context.Context, actor, key, why string) error {
+	if err := d.store.ClearErrors(ctx, key, actor, why); err != nil {
+		return err
+	}
+	open, err := d.store.Jobs(ctx, store.JobFilter{Key: key, Open: true})
+	if err != nil {
+		return err
+	}
+	for _, j := range open {
+		if _, err := d.store.Hurry(ctx, j.ID, actor, d.queue.Enqueue); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // RetryJob lets a waiting job begin now.
@@ -218,6 +242,9 @@ func (d *Daemon) Revoke(ctx context.Context, actor, key, reason string) (store.J
 	if strings.TrimSpace(reason) == "" {
 		return store.Job{}, fmt.Errorf("a revocation needs a reason; nothing was revoked: %w", control.ErrRefused)
 	}
+	if err := short("reason", reason); err != nil {
+		return store.Job{}, err
+	}
 	k, err := d.revocable(ctx, key)
 	if err != nil {
 		return store.Job{}, err
@@ -256,6 +283,9 @@ func (d *Daemon) Waive(ctx context.Context, actor, key, reason string) error {
 		return fmt.Errorf("%s asks for no backup (keys[].backup), so there is nothing to waive: %w", key, control.ErrRefused)
 	case strings.TrimSpace(reason) == "":
 		return fmt.Errorf("a waiver needs a reason; nothing was waived: %w", control.ErrRefused)
+	}
+	if err := short("reason", reason); err != nil {
+		return err
 	}
 	if _, needed := d.config.Load().ApprovalFor(k); needed {
 		return d.ask(ctx, approval.Waive, actor, key, reason)

@@ -10,6 +10,7 @@ import (
 
 	"hsmbridge/configs"
 	"hsmbridge/daemon/importer"
+	"hsmbridge/daemon/runner"
 	"hsmbridge/daemon/schedule"
 	"hsmbridge/daemon/store"
 	"hsmbridge/kmsclient"
@@ -31,29 +32,32 @@ func (d *Daemon) watch(ctx context.Context) error {
 		return err
 	}
 	var (
-		mu   sync.Mutex
-		seen []store.Seen
-		wg   sync.WaitGroup
-		down = map[string]bool{}
+		mu     sync.Mutex
+		wg     sync.WaitGroup
+		down   = map[string]bool{}
+		failed error // of the database: nothing more is looked at
 	)
 	next := make(chan target)
 	for range min(workers, len(list)) {
 		wg.Go(func() {
 			for t := range next {
 				mu.Lock()
-				skip := down[t.dest.Region()+t.dest.RoleARN]
+				skip := failed != nil || down[t.dest.Region()+t.dest.RoleARN]
 				mu.Unlock()
 				if skip {
 					continue
 				}
-				s, err := d.look(ctx, t)
+				_, err := d.see(ctx, t) // what comes too late is looked at again the next time
 				d.progressed()
+				if err == nil {
+					continue
+				}
 				mu.Lock()
-				if err != nil {
-					d.log.Warn("a KMS key could not be looked at", zap.String("key", t.key.Name), zap.String("destination", t.dest.ARN), zap.Error(err))
-					down[t.dest.Region()+t.dest.RoleARN] = importer.Class(err) == kmsclient.ClassKMS
+				if class := importer.Class(err); class == "database" {
+					failed = err
 				} else {
-					seen = append(seen, s)
+					d.log.Warn("a KMS key could not be looked at", zap.String("key", t.key.Name), zap.String("destination", t.dest.ARN), zap.Error(err))
+					down[t.dest.Region()+t.dest.RoleARN] = class == kmsclient.ClassKMS
 				}
 				mu.Unlock()
 			}
@@ -64,11 +68,28 @@ func (d *Daemon) watch(ctx context.Context) error {
 	}
 	close(next)
 	wg.Wait()
-	if len(seen) == 0 {
-		return nil
+	return failed
+}
+
+// see looks at a KMS key and writes down at once what it shows. late says that its journal went on meanwhile, and that nothing was written down.
+func (d *Daemon) see(ctx context.Context, t target) (late bool, err error) {
+	database := func(err error) error {
+		if err == nil {
+			return nil
+		}
+		return &runner.Error{ErrCode: "Database", ErrClass: "database", Message: "what KMS shows could not be written down", Err: err}
 	}
-	_, err = d.store.See(ctx, seen) // what is out of date meanwhile is looked at again the next time
-	return err
+	since, err := d.store.LastEvent(ctx)
+	if err != nil {
+		return false, database(err)
+	}
+	s, err := d.look(ctx, t)
+	if err != nil {
+		return false, err
+	}
+	s.Since = max(1, since)
+	list, err := d.store.See(ctx, []store.Seen{s})
+	return len(list) > 0, database(err)
 }
 
 // look asks KMS about one key.
@@ -77,11 +98,7 @@ func (d *Daemon) look(ctx context.Context, t target) (store.Seen, error) {
 	if err != nil {
 		return store.Seen{}, err
 	}
-	since, err := d.store.LastEvent(ctx)
-	if err != nil {
-		return store.Seen{}, err
-	}
-	s := store.Seen{Key: t.key.Name, Destination: t.dest.ARN, Rotations: -1, Since: max(1, since)}
+	s := store.Seen{Key: t.key.Name, Destination: t.dest.ARN, Rotations: -1}
 	info, err := client.DescribeKey(ctx, t.dest.ARN)
 	switch code := kmsclient.Code(err); {
 	case code == "NotFoundException":
@@ -97,15 +114,10 @@ func (d *Daemon) look(ctx context.Context, t target) (store.Seen, error) {
 	return s, nil
 }
 
-// see looks at a KMS key and writes down what it shows, again where the key's journal went on meanwhile.
-func (d *Daemon) see(ctx context.Context, t target) error {
+// mustSee is see, again where the journal went on meanwhile.
+func (d *Daemon) mustSee(ctx context.Context, t target) error {
 	for range 5 {
-		seen, err := d.look(ctx, t)
-		if err != nil {
-			return err
-		}
-		late, err := d.store.See(ctx, []store.Seen{seen})
-		if err != nil || len(late) == 0 {
+		if late, err := d.see(ctx, t); err != nil || !late {
 			return err
 		}
 	}

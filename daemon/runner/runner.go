@@ -161,7 +161,7 @@ func (r *Runner) attempt(ctx context.Context, l *store.Lease, j store.Job) error
 	}
 	r.Observer.Finished(j, o, time.Since(began))
 	defer r.Observer.Written()
-	if err := r.finish(context.WithoutCancel(ctx), l, j, o); err != nil || !o.NeedsPerson {
+	if written, err := r.finish(context.WithoutCancel(ctx), l, j, o); !written || !o.NeedsPerson {
 		return err
 	}
 	return r.forgive(context.WithoutCancel(ctx), t)
@@ -174,7 +174,11 @@ func (r *Runner) forgive(ctx context.Context, t *task) error {
 	if k, ok := c.Key(t.job.Key); !ok || !t.differs(c, k) {
 		return nil
 	}
-	return r.Store.ClearErrors(ctx, t.job.Key, r.Store.Daemon(), "the configuration has changed since the attempt began: its errors are forgotten")
+	if err := r.Store.ClearErrors(ctx, t.job.Key, r.Store.Daemon(), "the configuration has changed since the attempt began: its errors are forgotten"); err != nil {
+		return err
+	}
+	_, err := r.Store.Hurry(ctx, t.job.ID, r.Store.Daemon(), r.Enqueue) // it waits for hours perhaps, and nobody would know what for
+	return err
 }
 
 // consequences are those for the token that was used. One that could not be opened has seen to it itself.
@@ -191,19 +195,19 @@ func (r *Runner) consequences(ctx context.Context, t *task, v verdict, err error
 	}
 }
 
-// finish writes the outcome down, also when the database is away for a while.
-func (r *Runner) finish(ctx context.Context, l *store.Lease, j store.Job, o store.Outcome) error {
+// finish writes the outcome down, also when the database is away for a while. Where another daemon has taken the job over, it does not, and that is no error.
+func (r *Runner) finish(ctx context.Context, l *store.Lease, j store.Job, o store.Outcome) (written bool, err error) {
 	const tries = 6
 	for i := 1; ; i++ {
 		err := r.Store.FinishJob(ctx, l, j, o, r.Enqueue)
 		switch {
 		case err == nil:
-			return nil
+			return true, nil
 		case errors.Is(err, store.ErrLeaseLost):
 			r.Log.Warn("the outcome of a job was not written down, because another daemon has taken it over", zap.Int64("job", j.ID), zap.String("key", j.Key))
-			return nil
+			return false, nil
 		case i == tries || r.stopping():
-			return err // the lease ends, and the job is done again from what KMS shows
+			return false, err // the lease ends, and the job is done again from what KMS shows
 		}
 		r.Log.Warn("the outcome of a job could not be written down yet", zap.Int64("job", j.ID), zap.Error(err))
 		time.Sleep(time.Duration(i) * 500 * time.Millisecond)

@@ -114,14 +114,17 @@ func (tx *Tx) overtaken(ctx context.Context, j Job, o *Outcome) error {
 	if n.revoked {
 		over = ErrRevoked
 	}
-	again := false
+	again, merged := false, n.options.Renew && !j.Options.Renew
 	switch {
-	case (o.State.Open() || o.State == Failed) && (n.revoked || n.state == Cancelled): // and nobody has to look at what it failed with
+	// Nobody has to look at what the import of a revoked key failed with. Of one that was cancelled somebody has: KMS may hold another key.
+	case o.State.Open() && (n.revoked || n.state == Cancelled), o.State == Failed && n.revoked:
 		o.State, o.NotBefore, o.Message = Cancelled, time.Time{}, fmt.Sprintf("%s; the attempt that was under way: %s", over, o.Message)
 		return nil
+	case o.State == Waiting && merged: // who asked officers is not who asks for it now
+		again, err = true, tx.endRequests(ctx, j.ID, n.requestedBy, otherAsker)
 	case o.State == Waiting:
 		again, err = tx.waitsNoMore(ctx, j, *o)
-	case o.State == Done && n.options.Renew && !j.Options.Renew:
+	case o.State == Done && j.Kind == KindImport && n.state == Running && !n.revoked && merged:
 		again = !slices.ContainsFunc(o.Imported, func(s Success) bool { return s.Sent }) // who asked for a renewal got none
 	}
 	if again {
@@ -141,7 +144,7 @@ func (tx *Tx) waitsNoMore(ctx context.Context, j Job, o Outcome) (bool, error) {
 			return true, nil
 		}
 	}
-	asked, err := tx.since(ctx, j.Key, j.Since, "retry")
+	asked, err := tx.since(ctx, j.Key, j.Since, "kind = 'retry' AND job_id IN (0, ?)", j.ID)
 	return asked > 0, err
 }
 

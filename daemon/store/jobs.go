@@ -73,6 +73,9 @@ type Job struct {
 	Since int64 `json:"-"`
 }
 
+// otherAsker is why a request is withdrawn that names another person as the one who asks.
+const otherAsker = "a renewal was asked for: officers are asked again, by whoever asked for it"
+
 // Enqueue puts jobs into the queue, inside the transaction that makes them.
 type Enqueue func(ctx context.Context, tx *sql.Tx, jobs []Job) error
 
@@ -82,7 +85,7 @@ func (s *Store) AddJobs(ctx context.Context, jobs []Job, enqueue Enqueue) (all [
 		var added []Job
 		all = all[:0]
 		for _, j := range jobs {
-			id, isNew, err := tx.addJob(ctx, &j)
+			id, isNew, err := tx.addJob(ctx, &j, enqueue)
 			if err != nil {
 				return err
 			}
@@ -103,12 +106,12 @@ func (s *Store) AddJobs(ctx context.Context, jobs []Job, enqueue Enqueue) (all [
 	return all, err
 }
 
-func (tx *Tx) addJob(ctx context.Context, j *Job) (id int64, isNew bool, err error) {
+func (tx *Tx) addJob(ctx context.Context, j *Job, enqueue Enqueue) (id int64, isNew bool, err error) {
 	options, err := json.Marshal(j.Options)
 	if err != nil {
 		return 0, false, fmt.Errorf("database: %w", err)
 	}
-	if ended, err := tx.since(ctx, j.Key, j.Since, "finished", "pause", "revoke", "restore"); err != nil || ended > 0 {
+	if ended, err := tx.since(ctx, j.Key, j.Since, "kind IN ('finished', 'pause', 'revoke', 'restore')"); err != nil || ended > 0 {
 		return 0, false, err
 	}
 	j.State, j.Created = Queued, tx.s.now()
@@ -142,7 +145,15 @@ func (tx *Tx) addJob(ctx context.Context, j *Job) (id int64, isNew bool, err err
 		if _, err := tx.exec(ctx, "UPDATE jobs SET options = ?, requested_by = ? WHERE id = ?", string(options), j.RequestedBy, found.ID); err != nil {
 			return 0, false, err
 		}
-		list[0].Options, list[0].RequestedBy = j.Options, j.RequestedBy
+		if err := tx.endRequests(ctx, found.ID, j.RequestedBy, otherAsker); err != nil {
+			return 0, false, err
+		}
+		if err := tx.hurry(ctx, found.ID, enqueue); err != nil { // it waits for what was asked for before
+			return 0, false, err
+		}
+		if list, err = query(ctx, tx.s, tx, scanJob, selectJobs+" WHERE id = ?", found.ID); err != nil {
+			return 0, false, err
+		}
 	}
 	*j = list[0]
 	return j.ID, false, nil
@@ -297,16 +308,17 @@ func (tx *Tx) goesOn(ctx context.Context, job int64) error {
 
 // standing is what counts of a job that somebody else may have changed since it began.
 type standing struct {
-	state   State
-	revoked bool // its key was, and it would import
-	options Options
+	state       State
+	revoked     bool // its key was, and it would import
+	options     Options
+	requestedBy string
 }
 
 func (tx *Tx) standing(ctx context.Context, job int64) (n standing, err error) {
 	var kind Kind
 	var options string
 	var revoked int64
-	err = tx.QueryRowContext(ctx, tx.s.rebind("SELECT state, kind, options, coalesce((SELECT revoked_at FROM keys WHERE name = jobs.key_name), 0) FROM jobs WHERE id = ?"), job).Scan(&n.state, &kind, &options, &revoked)
+	err = tx.QueryRowContext(ctx, tx.s.rebind("SELECT state, kind, options, requested_by, coalesce((SELECT revoked_at FROM keys WHERE name = jobs.key_name), 0) FROM jobs WHERE id = ?"), job).Scan(&n.state, &kind, &options, &n.requestedBy, &revoked)
 	if err == nil {
 		err = json.Unmarshal([]byte(options), &n.options)
 	}

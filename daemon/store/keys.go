@@ -154,7 +154,7 @@ func (s *Store) Revoke(ctx context.Context, key, actor, reason, request string, 
 			return err
 		}
 		j = Job{Key: key, Kind: KindRevoke, Reason: reason, RequestedBy: actor}
-		id, isNew, err := tx.addJob(ctx, &j)
+		id, isNew, err := tx.addJob(ctx, &j, enqueue)
 		if j.ID = id; err != nil || !isNew {
 			return err
 		}

@@ -32,6 +32,14 @@ func TestOvertaken(t *testing.T) {
 				t.Errorf("officers are asked for nothing: %+v", list)
 			}
 		}
+		queued := func(j Job) (n int) {
+			for _, id := range q.ids {
+				if id == j.ID {
+					n++
+				}
+			}
+			return n
+		}
 		t.Run("cancelled", func(t *testing.T) {
 			over(t, attempt(t, "cancelled", func(l *Lease, j Job) {
 				if err := request(l, j); err != nil {
@@ -64,6 +72,34 @@ func TestOvertaken(t *testing.T) {
 				if d.NeedsPerson {
 					t.Errorf("a person has to look at the import of a key that was revoked: %+v", d)
 				}
+			}
+		})
+		t.Run("cancelled and failed", func(t *testing.T) {
+			j := attempt(t, "wrong", func(_ *Lease, j Job) {
+				must[bool](t)(s.Cancel(t.Context(), j.ID, "alice"))
+			}, Outcome{State: Failed, NeedsPerson: true, Error: "KMS holds another key", ErrorCode: "NotTheSameKey"})
+			if j.State != Cancelled || j.Finished.IsZero() {
+				t.Errorf("the job is %+v", j)
+			}
+			for _, d := range must[[]Destination](t)(s.DestinationsOf(t.Context(), "wrong")) {
+				if !d.NeedsPerson || d.ErrorCode != "NotTheSameKey" {
+					t.Errorf("nobody is told what KMS holds: %+v", d)
+				}
+			}
+		})
+		t.Run("another job retried", func(t *testing.T) {
+			other := add(t, s, q, Job{Key: "two", Destination: "other", Kind: KindImport})
+			l, other := begin(t, s, other)
+			if err := s.FinishJob(t.Context(), l, other, waits, q.enqueue); err != nil {
+				t.Fatal(err)
+			}
+			j := attempt(t, "two", func(*Lease, Job) {
+				if !must[bool](t)(s.Hurry(t.Context(), other.ID, "alice", q.enqueue)) {
+					t.Error("the other job does not wait")
+				}
+			}, waits)
+			if j.State != Waiting {
+				t.Errorf("the job is %+v", j)
 			}
 		})
 		t.Run("retried", func(t *testing.T) {
@@ -110,6 +146,62 @@ func TestOvertaken(t *testing.T) {
 			}
 			if j = attempt(t, "sent", asked, done(true)); j.State != Done {
 				t.Errorf("what was just imported is %s", j.State)
+			}
+			j = attempt(t, "renewed and cancelled", func(l *Lease, j Job) {
+				asked(l, j)
+				must[bool](t)(s.Cancel(t.Context(), j.ID, "alice"))
+			}, done(false))
+			if j.State != Cancelled || j.Finished.IsZero() || queued(j) != 1 {
+				t.Errorf("the job is %+v, queued are %v", j, q.ids)
+			}
+			j = attempt(t, "renewed and revoked", func(l *Lease, j Job) {
+				asked(l, j)
+				must[Job](t)(s.Revoke(t.Context(), j.Key, "alice", "incident", "", q.enqueue))
+			}, done(false))
+			if j.State != Done || queued(j) != 1 {
+				t.Errorf("the job is %+v, queued are %v", j, q.ids)
+			}
+		})
+		t.Run("renewed by somebody else while officers are asked", func(t *testing.T) {
+			more := func(j Job) {
+				add(t, s, q, Job{Key: j.Key, Destination: j.Destination, Kind: KindImport, RequestedBy: "olga", Options: Options{Renew: true}})
+			}
+			open := func(j Job) int {
+				return len(must[[]Request](t)(s.Requests(t.Context(), RequestFilter{Job: j.ID, Open: true})))
+			}
+			asked := func(key string) Outcome {
+				return Outcome{State: Waiting, NotBefore: c.Now().Add(6 * time.Hour), Waits: "of " + key}
+			}
+			j := attempt(t, "asked before", func(l *Lease, j Job) {
+				more(j)
+				if err := request(l, j); err != nil {
+					t.Fatal(err)
+				}
+			}, asked("asked before"))
+			if j.State != Queued || open(j) != 0 || queued(j) != 2 {
+				t.Errorf("officers are asked by %s, and the job is %+v", "p", j)
+			}
+			j = attempt(t, "asked after", func(l *Lease, j Job) {
+				if err := request(l, j); err != nil {
+					t.Fatal(err)
+				}
+			}, asked("asked after"))
+			if j.State != Waiting || open(j) != 1 {
+				t.Errorf("the job is %+v", j)
+			}
+			more(j)
+			if j = job(t, s, j.ID); j.State != Queued || j.RequestedBy != "olga" || open(j) != 0 || queued(j) != 2 {
+				t.Errorf("the job is %+v, open %d, queued %d", j, open(j), queued(j))
+			}
+		})
+		t.Run("rotated", func(t *testing.T) {
+			l, j := begin(t, s, add(t, s, q, Job{Key: "r", Kind: KindRotate, RequestedBy: "planner"}))
+			add(t, s, q, Job{Key: "r", Kind: KindRotate, RequestedBy: "alice", Options: Options{Renew: true}})
+			if err := s.FinishJob(t.Context(), l, j, Outcome{State: Done, Rotated: true}, q.enqueue); err != nil {
+				t.Fatal(err)
+			}
+			if j = job(t, s, j.ID); j.State != Done { // a rotation more is gone for good
+				t.Errorf("the job is %+v", j)
 			}
 		})
 	})

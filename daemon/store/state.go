@@ -18,8 +18,8 @@ type Seen struct {
 	MaterialID  string    // of the current material; symmetric keys only
 	Rotations   int64     // on demand, so far; -1: not looked at
 
-	// Since is the last event before KMS was asked (see [Store.LastEvent]): if the journal has more of the key since then, what was seen may
-	// be out of date, and is not written down. 0: it is in any case.
+	// Since is the last event before KMS was asked (see [Store.LastEvent]): if the journal has more of the destination since then, or of the
+	// key as a whole, what was seen may be out of date, and is not written down. 0: it is in any case.
 	Since int64
 }
 
@@ -83,7 +83,7 @@ func (s *Store) See(ctx context.Context, seen []Seen) (late []Seen, err error) {
 	err = s.noted(ctx, func(tx *Tx) error {
 		late = nil
 		for _, one := range seen {
-			since, err := tx.since(ctx, one.Key, one.Since)
+			since, err := tx.since(ctx, one.Key, one.Since, "destination IN (?, '')", one.Destination)
 			switch {
 			case err != nil:
 				return err
@@ -100,16 +100,12 @@ func (s *Store) See(ctx context.Context, seen []Seen) (late []Seen, err error) {
 	return late, err
 }
 
-// since counts the events of a key after one of them, of some kinds or of all; none after 0. Nobody else adds one before the transaction ends.
-func (tx *Tx) since(ctx context.Context, key string, event int64, kinds ...string) (n int64, err error) {
+// since counts the events of a key after one of them, of those with a condition; none after 0. Nobody else adds one before the transaction ends.
+func (tx *Tx) since(ctx context.Context, key string, event int64, condition string, args ...any) (n int64, err error) {
 	if event == 0 {
 		return 0, nil
 	}
-	where, args := "key_name = ? AND id > ?", []any{key, event}
-	if len(kinds) > 0 {
-		where, args = where+" AND kind IN (?"+strings.Repeat(", ?", len(kinds)-1)+")", append(args, anys(kinds)...)
-	}
-	if err := tx.QueryRowContext(ctx, tx.s.rebind("SELECT count(*) FROM events WHERE "+where), args...).Scan(&n); err != nil {
+	if err := tx.QueryRowContext(ctx, tx.s.rebind("SELECT count(*) FROM events WHERE key_name = ? AND id > ? AND "+condition), append([]any{key, event}, args...)...).Scan(&n); err != nil {
 		return 0, fmt.Errorf("database: %w", err)
 	}
 	return n, nil

@@ -311,10 +311,21 @@ func TestSeenTooEarly(t *testing.T) {
 			}
 		}
 		see("PendingImport", since, 0)
-		if err := s.AddEvent(t.Context(), Event{Kind: "import", Key: "k", Destination: "a", Message: "KMS took it"}); err != nil {
-			t.Fatal(err)
+		event := func(destination string) {
+			t.Helper()
+			if err := s.AddEvent(t.Context(), Event{Kind: "import", Key: "k", Destination: destination, Message: "KMS took it"}); err != nil {
+				t.Fatal(err)
+			}
 		}
+		event("another") // of a key with many destinations one is always being imported
+		see("Creating", since, 0)
+		is("Creating")
+		event("a")
 		see("Enabled", 0, 0)
+		see("PendingImport", since, 1)
+		is("Enabled")
+		since = must[int64](t)(s.LastEvent(t.Context()))
+		event("") // of the key as a whole
 		see("PendingImport", since, 1)
 		is("Enabled")
 		see("Disabled", must[int64](t)(s.LastEvent(t.Context())), 0)

@@ -1,8 +1,10 @@
 package fleet
 
 import (
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -61,4 +63,61 @@ func TestMendedWhileItFails(t *testing.T) {
 		}
 		return w.emu.State(info.ARN) == "Enabled"
 	})
+}
+
+// A job waits for permission, for hours perhaps, and the configuration of its key is changed, which may be just what was missing. Its errors are forgotten, and it begins
+// at once, whether it waited already or failed a moment after the reload: it does not wait on, and nobody knows what for.
+func TestMendedWhileItWaits(t *testing.T) {
+	t.Parallel()
+	for _, late := range []bool{false, true} {
+		t.Run(map[bool]string{false: "waits", true: "fails after the reload"}[late], func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, kmsemu.Options{})
+			arn := w.key("k", wrapping.HMAC256)
+			path := w.config("one", "")
+			load := func() (*configs.Config, error) { return configs.Load(path) }
+			c, err := load()
+			if err != nil {
+				t.Fatal(err)
+			}
+			d, err := daemon.New(t.Context(), daemon.Options{Config: c, Load: load, OpenToken: openToken(), Log: zap.NewNop(), Version: "test", Manual: true, Poll: 10 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			begin(t, d)
+			client := control.NewClient(w.socket("one"))
+			w.keys[0] = strings.Replace(w.keys[0], "expires: 90d", "expires: 80d", 1)
+			reload := func() {
+				w.config("one", "")
+				if err := client.Reload(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			w.emu.AddFault(kmsemu.Fault{Operation: "DescribeKey", Code: "AccessDeniedException", Message: "no"})
+			var asked atomic.Bool
+			w.hook(nil, func(op string) {
+				if op == "DescribeKey" && asked.CompareAndSwap(false, true) && late {
+					reload()
+				}
+			})
+			if err := d.Tick(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if !late {
+				until(t, "the wait for permission", func() bool {
+					s, err := client.Status(t.Context())
+					return err == nil && len(s.People) == 1 && s.Jobs["waiting"] == 1
+				})
+				reload()
+			}
+			until(t, "the import, without another tick", func() bool { return w.emu.State(arn) == "Enabled" })
+			until(t, "the end of the job", func() bool {
+				list, err := client.Jobs(t.Context(), store.JobFilter{Key: "k"})
+				return err == nil && len(list) == 1 && list[0].State == store.Done
+			})
+			if s, err := client.Status(t.Context()); err != nil || len(s.People) != 0 {
+				t.Errorf("for a person waits %+v, %v", s.People, err)
+			}
+		})
+	}
 }

@@ -25,7 +25,7 @@ func (c *Config) Exposures(token string, keys []wrapping.Key) [][]string {
 			out[i] = append(out[i], "CKA_SENSITIVE is false: whoever has the token's PIN can read it in the clear; make it sensitive, or put another key in its place")
 		}
 		if k.Extractable && !c.names(token, k) {
-			out[i] = append(out[i], "CKA_EXTRACTABLE is true and no key of the configuration names it: make it not extractable, or configure it")
+			out[i] = append(out[i], "CKA_EXTRACTABLE is true and no key of the configuration names it: make it not extractable, or configure it; a key of ceremonies belongs into a token that no daemon uses")
 		}
 	}
 	return out

@@ -72,6 +72,13 @@ func (b *breaker) allow() error {
 	return &runner.Error{ErrCode: "KMSUnavailable", ErrClass: "kms", Message: "KMS did not answer a moment ago, and is left alone for some seconds", Err: b.cause}
 }
 
+// rouse lets the next request be sent at once: a person says that KMS answers again.
+func (b *breaker) rouse() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.until = time.Time{}
+}
+
 // answered notes what became of a request.
 func (b *breaker) answered(err error) {
 	b.mu.Lock()
@@ -159,6 +166,15 @@ func (cs *clients) forget() {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	clear(cs.made)
+}
+
+// rouse lets each KMS be asked at once that was left alone.
+func (cs *clients) rouse() {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for _, k := range cs.made {
+		k.breaker.rouse()
+	}
 }
 
 // worthLimiting is the quota in requests a second from which on nobody can reach it from here: such requests do not queue.

@@ -46,3 +46,19 @@ func TestBreaker(t *testing.T) {
 	b.answered(&kmsclient.Error{Code: "AccessDeniedException"}) // an answer
 	everybody("KMS answers again")
 }
+
+// A person says that KMS answers again: one asks at once, and the others wait for what it finds.
+func TestBreakerRoused(t *testing.T) {
+	now := time.Now()
+	b := breaker{now: func() time.Time { return now }}
+	down := &kmsclient.Error{Op: "DescribeKey", Code: "ConnectionRefused"}
+	b.answered(down)
+	b.rouse()
+	if b.allow() != nil || b.allow() == nil {
+		t.Error("one may ask, and no other")
+	}
+	b.answered(down)
+	if b.allow() == nil {
+		t.Error("it was told once that KMS answers, and it does not: it is left alone again")
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"hsmbridge/configs"
 	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/schedule"
@@ -179,6 +180,7 @@ func (d *Daemon) Retry(ctx context.Context, actor, key string) ([]store.Job, err
 }
 
 func (d *Daemon) retry(ctx context.Context, actor, key string) ([]store.Job, error) {
+	d.rouse(key)
 	if err := d.startOver(ctx, actor, key, "the cause is said to be mended: its errors are forgotten"); err != nil {
 		return nil, err
 	}
@@ -186,6 +188,18 @@ func (d *Daemon) retry(ctx context.Context, actor, key string) ([]store.Job, err
 		return nil, err
 	}
 	return d.store.Jobs(ctx, store.JobFilter{Key: key, Open: true})
+}
+
+// rouse ends the rest of what a key needs, tokens and KMS: who asks for it now does not wait for what was found out before. A parked token stays parked.
+func (d *Daemon) rouse(key string) {
+	d.clients.rouse()
+	if k, err := d.key(key); err == nil {
+		for _, name := range configs.TokensIn(k.TokenSet()) {
+			if d.config.Load().Reach(name) {
+				d.tokens.rouse(name)
+			}
+		}
+	}
 }
 
 // startOver forgets a key's errors and begins its waiting jobs now: without its errors nobody would know what they wait for.
@@ -207,6 +221,13 @@ func (d *Daemon) startOver(ctx context.Context, actor, key, why string) error {
 
 // RetryJob lets a waiting job begin now.
 func (d *Daemon) RetryJob(ctx context.Context, actor string, id int64) error {
+	list, err := d.store.Jobs(ctx, store.JobFilter{ID: id})
+	if err != nil {
+		return err
+	}
+	for _, j := range list {
+		d.rouse(j.Key)
+	}
 	found, err := d.store.Hurry(ctx, id, actor, d.queue.Enqueue)
 	if err == nil && !found {
 		err = d.noSuchJob(ctx, id, "waits")

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,6 +73,7 @@ type slot struct {
 	config  configs.Token
 	resting time.Time
 	cause   string
+	code    string // of cause, where it rests and somebody has to mend something; else empty
 	parked  *store.Parked
 	again   bool // the next login may follow a refused one
 	low     bool
@@ -169,7 +171,7 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 	case s.device != nil:
 		return nil, ts.asks(name, s)
 	case s.resting.After(ts.now()):
-		return nil, &runner.Error{ErrCode: runner.CodeResting, ErrClass: "token", Message: fmt.Sprintf("token %s is left alone until %s (%s)", name, s.resting.Format(time.RFC3339), s.cause)}
+		return nil, &runner.Error{ErrCode: cmp.Or(s.code, runner.CodeResting), ErrClass: "token", Message: fmt.Sprintf("token %s is left alone until %s (%s)", name, s.resting.Format(time.RFC3339), s.cause)}
 	case s.token != nil && reflect.DeepEqual(s.config, c):
 		return s.token, nil
 	case s.token != nil:
@@ -256,8 +258,7 @@ func (ts *tokens) failed(ctx context.Context, name string, s *slot, err error) e
 		return ts.parkedError(name, s)
 	}
 	rest := runner.Rests(err)
-	s.resting, s.cause = ts.now().Add(rest), err.Error()
-	s.trouble.Store(true)
+	s.rest(ts.now().Add(rest), err)
 	ts.log.Warn("token cannot be opened", zap.String("token", name), zap.Duration("next_try_in", rest), zap.Error(err))
 	return err
 }
@@ -326,11 +327,31 @@ func (ts *tokens) Rest(_ context.Context, name string, used importer.Token, unti
 	if s.resting.After(ts.now()) || s.parked != nil || s.device != nil || s.token != nil && !s.is(used) {
 		return
 	}
-	s.resting, s.cause = until, cause.Error()
-	s.trouble.Store(true)
+	s.rest(until, cause)
 	ts.log.Warn("token is left alone for a while", zap.String("token", name), zap.Time("until", until), zap.Error(cause))
 	if !s.keepsLogin(cause) {
 		ts.shut(s, name)
+	}
+}
+
+// rest leaves the slot's token alone until then.
+func (s *slot) rest(until time.Time, cause error) {
+	s.resting, s.cause, s.code = until, cause.Error(), ""
+	if runner.NeedsPerson(cause) {
+		s.code = runner.Code(cause)
+	}
+	s.trouble.Store(true)
+}
+
+// rouse lets a token be used at once that only rests: a person says that the cause is mended.
+func (ts *tokens) rouse(name string) {
+	s := ts.slot(name)
+	if !s.TryLock() {
+		return // it is being opened
+	}
+	defer s.Unlock()
+	if s.parked == nil && s.resting.After(ts.now()) {
+		s.resting, s.cause, s.code = time.Time{}, "", ""
 	}
 }
 
@@ -374,7 +395,7 @@ func (ts *tokens) unpark(ctx context.Context, name, actor string) error {
 	if s.asked && s.device == nil {
 		ts.shut(s, name) // it is there still if it only rested: somebody wants another login
 	}
-	s.parked, s.resting, s.cause, s.again, s.asked, s.deaths = nil, time.Time{}, "", found, s.asked && s.device != nil, nil
+	s.parked, s.resting, s.cause, s.code, s.again, s.asked, s.deaths = nil, time.Time{}, "", "", found, s.asked && s.device != nil, nil
 	s.trouble.Store(false)
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -83,6 +84,49 @@ func TestErrorOfTheTokenBefore(t *testing.T) {
 	if !last().replaced {
 		t.Error("its own error does not end a process")
 	}
+}
+
+// The PIN cannot be read. Who asks while the token is left alone is told so too, and not only that it rests: somebody has to mend it. A person
+// who has mended it, and says so, does not wait.
+func TestRestForWhichSomebodyIsNeeded(t *testing.T) {
+	now := time.Now()
+	d := still(t, fleet(t, t.TempDir()+"/hsmbridge.db", 1, false), func() time.Time { return now })
+	defer d.store.Close() //nolint:errcheck // the test is over
+	opens(d)
+	open, tried := d.tokens.open, 0
+	unreadable := &runner.Error{ErrCode: "PINUnavailable", ErrClass: "token", Message: "pin_file /x can be read by others"}
+	var fails error = unreadable
+	d.tokens.open = func(ctx context.Context, c configs.Token, l Login) (Token, error) {
+		tried++
+		if fails != nil {
+			return nil, fails
+		}
+		return open(ctx, c, l)
+	}
+	get := func(wantCode string, wantTries int) {
+		t.Helper()
+		_, err := d.tokens.Get(t.Context(), "hsm")
+		if runner.Code(err) != wantCode || tried != wantTries {
+			t.Errorf("%v after %d tries, want %s after %d", err, tried, wantCode, wantTries)
+		}
+		if wantCode == "PINUnavailable" && (!strings.Contains(err.Error(), unreadable.Message) || !runner.NeedsPerson(err)) {
+			t.Errorf("what a person is to mend is not told: %v", err)
+		}
+	}
+	get("PINUnavailable", 1)
+	get("PINUnavailable", 1)
+	d.rouse("key-000000")
+	get("PINUnavailable", 2)
+	fails = &runner.Error{ErrCode: "CKR_DEVICE_REMOVED", ErrClass: "token", Message: "removed"}
+	d.rouse("key-000000")
+	get("CKR_DEVICE_REMOVED", 3)
+	get("TokenResting", 3) // it mends itself
+	fails = &runner.Error{ErrCode: "CKR_PIN_INCORRECT", ErrClass: "token", Message: "wrong"}
+	d.rouse("key-000000")
+	get("CKR_PIN_INCORRECT", 4)
+	fails = nil
+	d.rouse("key-000000")
+	get("TokenParked", 4) // whatever is asked for: a PIN is tried once
 }
 
 // The database is away in the moment in which a login has ended well. That does not park the token at its next login.

@@ -180,6 +180,9 @@ func ParksHere(code string) bool { return code == codeModuleDies }
 // a login.
 func ParksOpen(code string) bool { return code == codeUnsafe }
 
+// NeedsPerson says that after this error somebody has to mend something, although it is tried again.
+func NeedsPerson(err error) bool { return find(codeOf(err), importer.Class(err)).person }
+
 // LoginKnown says that the error of a login tells what became of it: the token answered, or was not asked.
 func LoginKnown(err error) bool {
 	code := codeOf(err)

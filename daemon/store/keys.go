@@ -131,7 +131,11 @@ func (s *Store) Revoke(ctx context.Context, key, actor, reason, request string, 
 		if err := tx.useRequest(ctx, request, actor); err != nil {
 			return err
 		}
-		if err := tx.setKey(ctx, key, "revoked_at = ?, revoked_by = ?, revoked_reason = ?", micros(s.now()), actor, reason); err != nil {
+		if err := tx.addKey(ctx, key); err != nil {
+			return err
+		}
+		// Of a key that is revoked already it stays who did so first, and why.
+		if _, err := tx.exec(ctx, "UPDATE keys SET revoked_at = ?, revoked_by = ?, revoked_reason = ? WHERE name = ? AND revoked_at = 0", micros(s.now()), actor, reason, key); err != nil {
 			return err
 		}
 		if err := tx.event(ctx, Event{Kind: "revoke", Actor: actor, Key: key, Message: "revoked: " + reason}); err != nil {

@@ -145,6 +145,9 @@ func TestRevoke(t *testing.T) {
 		if err := s.FinishJob(t.Context(), l, running, Outcome{State: Cancelled}, q.enqueue); err != nil {
 			t.Fatal(err)
 		}
+		if again := must[Job](t)(s.Revoke(t.Context(), "k", "bob", "once more", "", q.enqueue)); again.ID != r.ID {
+			t.Errorf("a second revocation has job %d", again.ID)
+		}
 		if k := must[map[string]Key](t)(s.Keys(t.Context()))["k"]; !k.Revoked() || k.RevokedBy != "alice" || k.RevokedReason != "incident" {
 			t.Errorf("the key is %+v", k)
 		}

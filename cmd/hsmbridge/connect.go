@@ -13,7 +13,6 @@ import (
 	"go.uber.org/zap"
 
 	"hsmbridge/configs"
-	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/importer"
 	"hsmbridge/daemon/pin"
 	"hsmbridge/hsm/remote"
@@ -25,6 +24,7 @@ import (
 type connections struct {
 	app    *app
 	config *configs.Config
+	daemon *neighbour
 	start  remote.Starter
 	pins   map[string]pin.Source
 	tokens map[string]*remote.Token
@@ -42,7 +42,7 @@ var _ importer.Token = (*remote.Token)(nil)
 // connect prepares the PINs of the named tokens: none is read before its token asks for it.
 func (a *app) connect(c *configs.Config, tokens []string) *connections {
 	conn := &connections{
-		app: a, config: c, pins: map[string]pin.Source{}, tokens: map[string]*remote.Token{}, failed: map[string]error{}, told: map[string]bool{},
+		app: a, config: c, daemon: a.neighbour(c), pins: map[string]pin.Source{}, tokens: map[string]*remote.Token{}, failed: map[string]error{}, told: map[string]bool{},
 		kms: map[string]*kmsclient.Client{}, importers: map[string]*importer.Importer{},
 	}
 	conn.prepare(tokens)
@@ -130,13 +130,13 @@ func (c *connections) token(ctx context.Context, name string) (*remote.Token, er
 		c.failed[name] = &exitError{exitToken, fmt.Errorf("token %s is not reached from here (reaches: in the configuration)", name)}
 		return nil, c.failed[name]
 	}
-	if err := c.app.parkedByDaemon(ctx, c.config, name); err != nil {
+	if err := c.parkedByDaemon(ctx, name); err != nil {
 		c.failed[name] = err
 		return nil, err
 	}
 	module, asked := moduleOf(t), false
 	module.AtDevice = func(ctx context.Context, id wrapping.TokenIdentity, wait time.Duration) error {
-		err := c.app.atDevice(ctx, c.config, t, id, wait)
+		err := c.atDevice(ctx, t, id, wait)
 		asked = err == nil
 		return err
 	}
@@ -230,11 +230,10 @@ func (c *connections) authorize(ctx context.Context, a importer.Act) error {
 	if err := c.needsDaemon(k, a.Plan.Destination); err != nil || !a.Now {
 		return err
 	}
-	list, err := control.NewClient(cmp.Or(c.app.socket, c.config.ControlSocket())).Keys(ctx, k.Name)
-	if err != nil || len(list) == 0 || !list[0].State.Revoked() {
-		return nil //nolint:nilerr // where no daemon says so nobody knows, as at the beginning
+	if why := c.daemon.barred(ctx, k.Name); why != "" {
+		return &importer.RefusedError{Key: k.Name, Destination: a.Plan.Destination, Reason: why, Fix: "nothing more was wrapped"}
 	}
-	return &importer.RefusedError{Key: k.Name, Destination: a.Plan.Destination, Reason: list[0].State.Barred(), Fix: "nothing more was wrapped"}
+	return nil // also where no daemon says so: nobody knows, as at the beginning
 }
 
 func (c *connections) needsDaemon(k configs.Key, destination string) error {

@@ -59,32 +59,12 @@ A destination that fails does not stop the others. See "hsmbridge help exit-code
 	return a.loginFlag(a.jsonFlag(c, "print one JSON object per destination, each on a line"))
 }
 
-// revoked are the keys that a daemon which answers knows as revoked, with what to do. Where none answers nobody knows, and --direct goes on all the same.
-func (a *app) revoked(ctx context.Context) map[string]string {
-	c, err := a.daemon()
-	if err != nil || !c.Serves(ctx) {
-		return nil // the import says what is wrong with the configuration
-	}
-	list, err := c.Keys(ctx, "")
-	if err != nil {
-		fmt.Fprintf(a.err, "hsmbridge: the daemon does not say which keys are revoked (%v); --direct goes on all the same\n", err)
-		return nil
-	}
-	out := map[string]string{}
-	for _, k := range list {
-		if k.State.Revoked() {
-			out[k.Name] = k.State.Barred()
-		}
-	}
-	return out
-}
-
 func (a *app) importKeys(ctx context.Context, names []string, all bool, o importOptions) error {
 	conn, keys, err := a.connectKeys(names, all)
 	if err != nil {
 		return err
 	}
-	revoked := a.revoked(ctx)
+	revoked := conn.daemon.revoked(ctx)
 	for _, k := range keys {
 		switch why := revoked[k.Name]; {
 		case why != "" && all:

@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
-	"hsmbridge/configs"
 	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/store"
 	"hsmbridge/hsm"
@@ -22,13 +21,13 @@ func (a *app) loginFlag(c *cobra.Command) *cobra.Command {
 }
 
 // parkedByDaemon refuses a login to a token that the daemon has parked, whether it runs or not: the PIN that it refused may stand there still.
-func (a *app) parkedByDaemon(ctx context.Context, c *configs.Config, token string) error {
-	if a.evenParked {
+func (c *connections) parkedByDaemon(ctx context.Context, token string) error {
+	if c.app.evenParked {
 		return nil
 	}
-	reason, err := a.whyParked(ctx, c, token)
+	reason, err := c.whyParked(ctx, token)
 	if err != nil {
-		a.log.Warn("whether the daemon has parked the token is not known", zap.String("token", token), zap.Error(err))
+		c.app.log.Warn("whether the daemon has parked the token is not known", zap.String("token", token), zap.Error(err))
 		return nil
 	}
 	if reason == "" {
@@ -40,13 +39,15 @@ func (a *app) parkedByDaemon(ctx context.Context, c *configs.Config, token strin
 	}
 }
 
-// whyParked asks the daemon, or its database when it does not run. Empty: the token is not parked.
-func (a *app) whyParked(ctx context.Context, c *configs.Config, token string) (string, error) {
-	const patience = 10 * time.Second
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	status, err := control.NewClient(c.ControlSocket()).Status(ctx)
+// whyParked asks the daemon, or its database when it does not run or does not answer. Empty: the token is not parked.
+func (c *connections) whyParked(ctx context.Context, token string) (string, error) {
+	var status control.Status
+	err := c.daemon.ask(ctx, func(d *control.Client) (err error) {
+		status, err = d.Status(ctx)
+		return err
+	})
 	var down *control.NoDaemonError
+	silent := errors.Is(err, errSilent)
 	switch {
 	case err == nil:
 		for _, t := range status.Tokens {
@@ -55,14 +56,20 @@ func (a *app) whyParked(ctx context.Context, c *configs.Config, token string) (s
 			}
 		}
 		return "", nil
-	case !errors.As(err, &down):
+	case !errors.As(err, &down) && !silent:
 		return "", err
 	}
-	kind, path := c.DatabaseLocation()
-	if kind == "postgres" {
+	kind, path := c.config.DatabaseLocation()
+	switch {
+	case kind != "postgres":
+	case silent:
+		return "", err
+	default:
 		return "", nil // other daemons on it may run: they are not asked
 	}
-	all, err := store.ReadParked(ctx, path)
+	quick, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	all, err := store.ReadParked(quick, path)
 	if err != nil {
 		return "", err
 	}
@@ -70,6 +77,8 @@ func (a *app) whyParked(ctx context.Context, c *configs.Config, token string) (s
 	switch {
 	case !ok:
 		return "", nil
+	case p.Code == store.LoginBegun && silent:
+		return fmt.Sprintf("the daemon, which does not answer, gave it the PIN at %s, and nobody knows whether it was right", p.At.Format(time.RFC3339)), nil
 	case p.Code == store.LoginBegun:
 		return fmt.Sprintf("a daemon that ended meanwhile gave it the PIN at %s, and nobody knows whether it was right", p.At.Format(time.RFC3339)), nil
 	}

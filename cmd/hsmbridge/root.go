@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -28,6 +29,7 @@ type app struct {
 	used          string // the command, for whoever used it wrongly
 	logLevelGiven bool
 	evenParked    bool
+	patience      time.Duration // with the daemon; 0: as long as is usual
 
 	log *zap.Logger
 }

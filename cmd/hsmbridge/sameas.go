@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 
 	"go.uber.org/zap"
 
@@ -44,15 +43,15 @@ func (c *connections) sameAsBefore(ctx context.Context, k configs.Key) error {
 
 // recorded is what tells the first generation of a key, as the daemon has it; empty: that is not known.
 func (c *connections) recorded(ctx context.Context, k configs.Key) (string, error) {
-	d := control.NewClient(c.config.ControlSocket())
-	if !d.Serves(ctx) {
-		return "", nil
-	}
-	list, err := d.Keys(ctx, k.Name)
-	var answer *control.Error
+	var list []control.ManagedKey
+	err := c.daemon.ask(ctx, func(d *control.Client) (err error) {
+		list, err = d.Keys(ctx, k.Name)
+		return err
+	})
+	var down *control.NoDaemonError
 	switch {
-	case errors.As(err, &answer) && answer.Status == http.StatusNotFound:
-		return "", nil // it was not reloaded since the key was added
+	case errors.As(err, &down), errors.Is(err, errSilent), unknownThere(err):
+		return "", nil
 	case err != nil:
 		c.app.log.Warn("what the daemon has recorded of the key is not known", zap.String("key", k.Name), zap.Error(err))
 		return "", ctx.Err()

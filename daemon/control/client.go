@@ -37,6 +37,12 @@ func NewClient(socket string) *Client {
 	}}}
 }
 
+// Within makes the client give up every answer that takes longer than d. It then follows no events.
+func (c *Client) Within(d time.Duration) *Client {
+	c.http.Timeout = d
+	return c
+}
+
 // NoDaemonError says that no daemon serves the socket, or that the caller may not open it.
 type NoDaemonError struct {
 	Socket string

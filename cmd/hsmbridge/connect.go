@@ -35,6 +35,7 @@ type connections struct {
 	ids    []string // AWS request IDs of GetParametersForImport that KMS answered
 
 	importers map[string]*importer.Importer
+	back      []string // keys that were revoked while they were imported, so that KMS holds their material
 }
 
 var _ importer.Token = (*remote.Token)(nil)
@@ -230,8 +231,8 @@ func (c *connections) authorize(ctx context.Context, a importer.Act) error {
 	if err := c.needsDaemon(k, a.Plan.Destination); err != nil || !a.Now {
 		return err
 	}
-	if why := c.daemon.barred(ctx, k.Name); why != "" {
-		return &importer.RefusedError{Key: k.Name, Destination: a.Plan.Destination, Reason: why, Fix: "nothing more was wrapped"}
+	if state, revoked := c.daemon.revoked(ctx, k.Name)[k.Name]; revoked {
+		return &importer.RefusedError{Key: k.Name, Destination: a.Plan.Destination, Reason: state.Barred(), Fix: "nothing more was wrapped"}
 	}
 	return nil // also where no daemon says so: nobody knows, as at the beginning
 }

@@ -64,16 +64,16 @@ func (a *app) importKeys(ctx context.Context, names []string, all bool, o import
 	if err != nil {
 		return err
 	}
-	revoked := conn.daemon.revoked(ctx)
+	revoked := conn.daemon.revoked(ctx, "")
 	for _, k := range keys {
-		switch why := revoked[k.Name]; {
-		case why != "" && all:
-			fmt.Fprintf(a.err, "hsmbridge: %s; it is left out\n", why)
-		case why != "":
-			return &exitError{exitRefused, fmt.Errorf("%s; nothing was imported", why)}
+		switch state := revoked[k.Name]; {
+		case state.Revoked() && all:
+			fmt.Fprintf(a.err, "hsmbridge: %s; it is left out\n", state.Barred())
+		case state.Revoked():
+			return &exitError{exitRefused, fmt.Errorf("%s; nothing was imported", state.Barred())}
 		}
 	}
-	keys = slices.DeleteFunc(keys, func(k configs.Key) bool { return revoked[k.Name] != "" })
+	keys = slices.DeleteFunc(keys, func(k configs.Key) bool { return revoked[k.Name].Revoked() })
 	var results []importer.Result
 	untouched := 0
 	for i, k := range keys {
@@ -109,7 +109,11 @@ func (a *app) importKeys(ctx context.Context, names []string, all bool, o import
 	case ctx.Err() != nil:
 		return context.Canceled
 	case code != exitDone:
-		fmt.Fprintf(a.err, "hsmbridge: %s; what was imported stays, run the same command again for the rest\n", countBad(results))
+		next := "what was imported stays, run the same command again for the rest"
+		if len(conn.back) > 0 {
+			next = "what was revoked meanwhile (" + strings.Join(conn.back, ", ") + ") is not to be imported again; the rest that was imported stays"
+		}
+		fmt.Fprintf(a.err, "hsmbridge: %s; %s\n", countBad(results), next)
 		return &exitError{code, errShown}
 	}
 	return nil
@@ -164,7 +168,9 @@ func (a *app) importKey(ctx context.Context, conn *connections, keys []configs.K
 		return out
 	}
 	im.Record = a.record
-	return im.RunKey(ctx, requests)
+	results := im.RunKey(ctx, requests)
+	conn.bringsBack(ctx, k, results)
+	return results
 }
 
 // record logs every step, and shows it to a person at a terminal.

@@ -220,7 +220,7 @@ func TestDaemonAnswersError(t *testing.T) {
 		}
 	})
 	c := (&app{out: &w.out, err: &w.out, log: zap.NewNop()}).connect(w.config, nil)
-	if got := c.daemon.revoked(t.Context()); len(got) > 0 {
+	if got := c.daemon.revoked(t.Context(), ""); len(got) > 0 {
 		t.Errorf("revoked: %v", got)
 	}
 	unknown.Store(true) // it was not reloaded
@@ -255,5 +255,101 @@ func TestInterruptedWhileAsked(t *testing.T) {
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) || w.out.Len() > 0 {
 		t.Errorf("%v\n%s", err, w.out.String())
+	}
+}
+
+// A key that is revoked between the question before its wrap and KMS's answer is in KMS again, perhaps after the daemon had emptied it. The command says so, asks the
+// daemon to look at once, and does not end well.
+func TestRevokedMeanwhile(t *testing.T) {
+	for name, tt := range map[string]struct {
+		status int
+		says   string
+	}{
+		"the daemon looks":        {http.StatusOK, "the daemon was asked to look at it now (job 7) and deletes it then, or when it looks the next time by itself (kms.watch_every)"},
+		"one who may not ask":     {http.StatusForbidden, "the daemon could not be asked to look at it now (you may not) and deletes it when it looks the next time (kms.watch_every)"},
+		"the daemon is gone then": {0, "the daemon could not be asked to look at it now ("},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newAlone(t)
+			asked := make(chan control.StartRequest, 1)
+			answering(t, w.config.ControlSocket(), func(rw http.ResponseWriter, r *http.Request) {
+				rw.Header().Set("Content-Type", "application/json")
+				known := control.ManagedKey{Name: "mac", State: store.Key{Name: "mac"}}
+				if w.emu.Count("ImportKeyMaterial") > 0 {
+					known.State.RevokedBy, known.State.RevokedAt = "alice", time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+				}
+				switch {
+				case r.URL.Path == "/v1/status":
+					_ = json.NewEncoder(rw).Encode(control.Status{})
+				case r.URL.Path != "/v1/start":
+					_ = json.NewEncoder(rw).Encode(control.KeyList{Keys: []control.ManagedKey{known}})
+				case tt.status == 0:
+					panic(http.ErrAbortHandler)
+				default:
+					var in control.StartRequest
+					if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+						t.Error(err)
+					}
+					asked <- in
+					rw.WriteHeader(tt.status)
+					if tt.status != http.StatusOK {
+						_ = json.NewEncoder(rw).Encode(control.Problem{Error: "you may not"})
+						return
+					}
+					_ = json.NewEncoder(rw).Encode(control.JobList{Jobs: []store.Job{{ID: 7}}})
+				}
+			})
+			if code := w.run(t, 0, "import", "--direct", "mac", "--json"); code != exitRefused {
+				t.Errorf("exit code %d", code)
+			}
+			line, _, _ := strings.Cut(w.out.String(), "\n")
+			var got importer.Result
+			if err := json.Unmarshal([]byte(line), &got); err != nil {
+				t.Fatalf("%v: %s", err, w.out.String())
+			}
+			const holds = "mac was revoked by alice at 2026-05-01T12:00:00Z, and KMS holds its material, which this command brought there meanwhile: "
+			if got.Result != importer.Imported || got.ErrorClass != "caller" || !strings.HasPrefix(got.Error, holds+tt.says) || !strings.HasSuffix(got.Error, "; hsmbridge revoke mac --reason WHY deletes it now") {
+				t.Errorf("got %+v", got)
+			}
+			w.says(t, "hsmbridge: 1 of 1 destinations failed; what was revoked meanwhile (mac) is not to be imported again; the rest that was imported stays\n", 1)
+			if tt.status == 0 {
+				return
+			}
+			if in := <-asked; in.Kind != store.KindReconcile || len(in.Keys) != 1 || in.Keys[0] != "mac" {
+				t.Errorf("the daemon was asked for %+v", in)
+			}
+		})
+	}
+}
+
+// What was wrapped and may have reached KMS is looked at too, after what is wrong with it. Of what certainly did not, nothing is said.
+func TestRevokedMeanwhileUnknown(t *testing.T) {
+	w := newAlone(t)
+	n := answering(t, w.config.ControlSocket(), func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(rw).Encode(control.KeyList{Keys: []control.ManagedKey{{Name: "mac", State: store.Key{Name: "mac", RevokedAt: time.Now()}}}})
+	})
+	c := (&app{out: &w.out, err: &w.out, log: zap.NewNop()}).connect(w.config, nil)
+	results := []importer.Result{
+		{Result: importer.Failed, WrappingKeySHA256: "ab", Error: "refused", ErrorClass: "kms"},
+		{Result: importer.Unchanged},
+	}
+	c.bringsBack(t.Context(), w.config.Keys[0], results)
+	if n.Load() > 0 || len(c.back) > 0 || results[0].Error != "refused" || results[1].Error != "" {
+		t.Errorf("asked %d times: %+v", n.Load(), results)
+	}
+	results = append(results,
+		importer.Result{Result: importer.Unknown, WrappingKeySHA256: "ab", Error: "the answer is lost", ErrorClass: "kms"},
+		importer.Result{Result: importer.Unchanged, WrappingKeySHA256: "ab"}, // the proof
+	)
+	c.bringsBack(t.Context(), w.config.Keys[0], results)
+	if r := results[2]; !strings.HasPrefix(r.Error, "the answer is lost\nmac was revoked by ") || !strings.Contains(r.Error, "KMS may hold its material") || r.ErrorClass != "kms" {
+		t.Errorf("got %+v", r)
+	}
+	if r := results[3]; !strings.Contains(r.Error, "KMS may hold its material") || r.ErrorClass != "caller" {
+		t.Errorf("got %+v", r)
+	}
+	if results[0].Error != "refused" || results[1].Error != "" || len(c.back) != 1 {
+		t.Errorf("got %+v, %v", results, c.back)
 	}
 }

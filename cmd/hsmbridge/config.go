@@ -21,8 +21,8 @@ func (a *app) configCommand() *cobra.Command {
 		a.jsonFlag(&cobra.Command{
 			Use: "check [FILE]", Short: "Name file, line and column of every mistake in the configuration", Args: cobra.MaximumNArgs(1),
 			Long: `Name file, line and column of every mistake in the configuration. What the daemon needs beside it is looked at too: a module, a pin_file or pin_command,
-or the folder of a copy of the audit log (audit.export) that is not there as it has to be is a warning, and one that this user may not look at a note. No
-PIN is read. Best run it as the daemon's user.
+or the folder of a copy of the audit log (audit.export) that is not there as it has to be is a warning, and one that this user may not look at, or
+that may be good for this user alone, a note. No PIN is read. Best run it as the daemon's user.
 
 A configuration names no fleet, and a fleet (FLEET.yaml, FLEET.csv) is no configuration: hsmbridge adopt FLEET --dry-run names every mistake in one, and
 says whether the configuration would take its keys.`,
@@ -99,6 +99,9 @@ func (a *app) warnTokens(c *configs.Config) {
 		}
 		if err := pin.Look(t); err != nil {
 			a.warnToken(name, err)
+		}
+		for _, n := range pin.Notes(t) {
+			fmt.Fprintf(a.err, "hsmbridge: note: token %s: %s\n", name, printable(n))
 		}
 	}
 }

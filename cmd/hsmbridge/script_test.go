@@ -30,9 +30,17 @@ func TestMain(m *testing.M) {
 //
 //	exits CODE COMMAND...   the command ends with exactly this exit code
 //	json FILE N             the file (or stdout) is exactly N JSON values
+//
+// The condition root holds where the tests run as root.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
+		Condition: func(cond string) (bool, error) {
+			if cond != "root" {
+				return false, errors.New("there is no condition " + cond)
+			}
+			return os.Geteuid() == 0, nil
+		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits": exits,
 			"json":  jsonValues,

@@ -173,6 +173,28 @@ func Look(t configs.Token) error {
 	return nil
 }
 
+// Notes says what a look as this user cannot tell of another one's: a pin_file that root alone can read, and a pin_command that is not named by its whole path.
+func Notes(t configs.Token) []string {
+	switch {
+	case t.Quirks.NeedsNoPIN():
+	case t.PINFile != "":
+		info, err := os.Stat(t.PINFile)
+		if err != nil || os.Geteuid() != 0 || usable(t.PINFile, info) != nil {
+			return nil
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid == 0 {
+			return []string{fmt.Sprintf("pin_file %s belongs to root, and only root can read it: a daemon that runs as another user (User= of its unit) needs it to belong to that user", t.PINFile)}
+		}
+	case len(t.PINCommand) > 0 && !filepath.IsAbs(t.PINCommand[0]):
+		where := "PATH"
+		if strings.Contains(t.PINCommand[0], "/") {
+			where = "working folder"
+		}
+		return []string{fmt.Sprintf("pin_command %s is looked up by the %s of who runs it: this check took its own, and for the daemon its own counts; write the whole path", t.PINCommand[0], where)}
+	}
+	return nil
+}
+
 // fromCredential reads a systemd credential (LoadCredential= or LoadCredentialEncrypted=).
 // Source: systemd.exec(5), "Credentials".
 func fromCredential(name string) ([]byte, error) {

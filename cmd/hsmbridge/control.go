@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,21 +23,32 @@ const defaultConfig = "/etc/hsmbridge/hsmbridge.yaml"
 // defaultSocket is where a daemon listens whose configuration does not say so.
 const defaultSocket = "/run/hsmbridge/control.sock"
 
+// client asks the daemon of a socket, and says once that it does not answer, as one that is stopped. It waits on: some answers take long.
+func (a *app) client(socket string) *control.Client {
+	wait := cmp.Or(a.patience, patience)
+	return control.NewClient(socket).Slow(wait, func() {
+		if !a.slow {
+			fmt.Fprintf(a.err, "hsmbridge: the daemon on %s took the request and has not answered for %s; this waits on: Ctrl-C ends this command alone\n", socket, wait)
+		}
+		a.slow = true
+	})
+}
+
 // daemon is the client of the running daemon: on --socket, else where the configuration says, else in the default place.
 func (a *app) daemon() (*control.Client, error) {
 	if a.socket != "" {
-		return control.NewClient(a.socket), nil
+		return a.client(a.socket), nil
 	}
 	c, err := a.load()
 	var exit *exitError
 	switch {
 	case err == nil:
-		return control.NewClient(c.ControlSocket()), nil
+		return a.client(c.ControlSocket()), nil
 	case errors.Is(err, os.ErrPermission), a.configFile == "" && errors.As(err, &exit) && exit.code == exitUsage:
-		return control.NewClient(defaultSocket), nil // who may ask need not read the configuration
+		return a.client(defaultSocket), nil // who may ask need not read the configuration
 	case a.configFile == defaultConfig:
 		fmt.Fprintf(a.err, "hsmbridge: %s is wrong (hsmbridge config check says where); the daemon on %s is asked all the same\n", defaultConfig, defaultSocket)
-		return control.NewClient(defaultSocket), nil
+		return a.client(defaultSocket), nil
 	case errors.As(err, &exit) && exit.code == exitConfig:
 		return nil, severalErrors{err, errors.New("so the daemon's control socket is not known; name it by --socket to ask the daemon all the same")}
 	}

@@ -30,6 +30,7 @@ type app struct {
 	logLevelGiven bool
 	evenParked    bool
 	patience      time.Duration // with the daemon; 0: as long as is usual
+	slow          bool          // it was said that the daemon does not answer
 
 	log *zap.Logger
 }

@@ -26,11 +26,13 @@ func sorted(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
 type Client struct {
 	socket string
 	http   *http.Client
+	after  time.Duration
+	slow   func()
 }
 
 // NewClient makes a client for a socket. It calls nobody.
 func NewClient(socket string) *Client {
-	return &Client{socket, &http.Client{Transport: &http.Transport{
+	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", socket)
 		},
@@ -41,6 +43,30 @@ func NewClient(socket string) *Client {
 func (c *Client) Within(d time.Duration) *Client {
 	c.http.Timeout = d
 	return c
+}
+
+// Slow has tell called when an answer takes longer than after. The client waits on.
+func (c *Client) Slow(after time.Duration, tell func()) *Client {
+	c.after, c.slow = after, tell
+	return c
+}
+
+// do sends a request, and tells of a daemon that does not answer it.
+func (c *Client) do(req *http.Request) (*http.Response, error) {
+	if c.slow == nil {
+		return c.http.Do(req)
+	}
+	told := make(chan struct{})
+	t := time.AfterFunc(c.after, func() {
+		defer close(told)
+		c.slow()
+	})
+	defer func() {
+		if !t.Stop() {
+			<-told
+		}
+	}()
+	return c.http.Do(req)
 }
 
 // NoDaemonError says that no daemon serves the socket, or that the caller may not open it.
@@ -112,7 +138,7 @@ func (c *Client) send(ctx context.Context, method, path string, query url.Values
 	if err != nil {
 		return nil, fmt.Errorf("control: %w", err)
 	}
-	resp, err := c.http.Do(req)
+	resp, err := c.do(req)
 	if err != nil {
 		var op *net.OpError
 		if errors.As(err, &op) && op.Op == "dial" {

@@ -116,7 +116,7 @@ func FuzzClient(f *testing.F) {
 	f.Add(uint16(http.StatusBadGateway), []byte("<html>"))
 	f.Fuzz(func(t *testing.T, status uint16, body []byte) {
 		ctx := t.Context()
-		c := &Client{"socket", &http.Client{Transport: answers{100 + int(status)%500, body}}}
+		c := &Client{socket: "socket", http: &http.Client{Transport: answers{100 + int(status)%500, body}}}
 		filter := store.EventFilter{}
 		for name, ask := range map[string]func() error{
 			"status":   func() error { _, err := c.Status(ctx); return err },

@@ -158,7 +158,7 @@ func (ts *tokens) Get(ctx context.Context, name string) (importer.Token, error) 
 			return nil, err
 		}
 	}
-	if s.device == nil { // no login is under way, and one that parked the token is written down
+	if s.device == nil && !s.unwritten { // no login is under way, and one that parked the token is written down
 		ts.ended(ctx, name, s)
 	}
 	switch {

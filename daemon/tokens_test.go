@@ -153,6 +153,58 @@ func TestEndOfALoginIsWrittenLate(t *testing.T) {
 	}
 }
 
+// The outcome of a login is not known, and the database is away when that is to be written down: the row of the login that began is all that stands there. It stays
+// until the token stands there as parked, also where a reload has taken the token out of the configuration: the next process would give the PIN once more.
+func TestUnknownLoginOfATokenTakenOut(t *testing.T) {
+	database := t.TempDir() + "/hsmbridge.db"
+	d := still(t, fleet(t, database, 1, false), time.Now)
+	databaseDoes := func(statement string) {
+		t.Helper()
+		if err := d.store.Tx(t.Context(), func(tx *store.Tx) error {
+			_, err := tx.ExecContext(t.Context(), statement)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	given := 0
+	d.tokens.open = func(ctx context.Context, _ configs.Token, l Login) (Token, error) {
+		if err := l.Begin(ctx); err != nil {
+			return nil, err
+		}
+		given++
+		databaseDoes("ALTER TABLE parked RENAME TO away") // what is to be written down cannot be
+		return nil, errors.New("the process of the module is no more")
+	}
+	get := func(want string) {
+		t.Helper()
+		if _, err := d.tokens.Get(t.Context(), "hsm"); runner.Code(err) != want {
+			t.Errorf("it gives %v, want %q", err, want)
+		}
+	}
+	get(runner.CodeLogin)
+	databaseDoes("ALTER TABLE away RENAME TO parked")
+	with := d.config.Load()
+	without := *with
+	without.Tokens = nil
+	d.config.Store(&without)
+	get("NotConfigured") // a job that began before
+	if parked, err := d.store.ParkedTokens(t.Context()); err != nil || parked["hsm"].Code == "" {
+		t.Errorf("it stands in the database as %+v, %v", parked, err)
+	}
+	open := d.tokens.open
+	if err := d.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d = still(t, fleet(t, database, 1, false), time.Now) // with the token again
+	defer d.store.Close()                                //nolint:errcheck // the test is over
+	d.tokens.open = open
+	get(runner.CodeParked)
+	if given != 1 {
+		t.Errorf("the PIN was given %d times", given)
+	}
+}
+
 // The configuration of a token changes while it asks for its PIN at its device, by what it was before. Who has changed it is there: it asks again at once, and is not
 // parked at its next use because somebody typed the PIN already.
 func TestChangedWhileItAsks(t *testing.T) {

@@ -154,20 +154,28 @@ func (d *Daemon) watchSites(ctx context.Context) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		if !d.alone() {
-			d.tokens.revive(ctx)
-			if err := d.tokens.obey(ctx); err != nil && ctx.Err() == nil {
-				d.log.Warn("which tokens are parked could not be looked at; it is tried again", zap.Error(err))
-			}
-			if err := d.lookAtReplicas(ctx); err != nil && ctx.Err() == nil {
-				d.log.Warn("what the tokens hold of keys with replicas could not be looked at; it is tried again", zap.Error(err))
-			}
-		}
+		d.lookAround(ctx)
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+	}
+}
+
+// lookAround does that once. A daemon that parked a token may be gone before the others look: what it found out counts also where this one is alone.
+func (d *Daemon) lookAround(ctx context.Context) {
+	if d.store.Postgres() {
+		if err := d.tokens.obey(ctx); err != nil && ctx.Err() == nil {
+			d.log.Warn("which tokens are parked could not be looked at; it is tried again", zap.Error(err))
+		}
+	}
+	if d.alone() {
+		return
+	}
+	d.tokens.revive(ctx)
+	if err := d.lookAtReplicas(ctx); err != nil && ctx.Err() == nil {
+		d.log.Warn("what the tokens hold of keys with replicas could not be looked at; it is tried again", zap.Error(err))
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"hsmbridge/daemon/runner"
 	"hsmbridge/daemon/store"
 	"hsmbridge/hsm/wrapping"
+	"hsmbridge/test/postgres"
 )
 
 // standIn is an open token that does nothing.
@@ -252,17 +253,15 @@ func TestChangedWhileItAsks(t *testing.T) {
 	}
 }
 
-// A daemon has a token open, and another one parks it: because of what C_WrapKey gave it is not used here either, until a person says so. Another daemon's wrong PIN
-// says nothing of a login that is there.
+// A daemon has a token open, and another one parks it: because of what C_WrapKey gave it is not used here either, until a person says so, also where the other one was
+// gone before anybody looked, and this one is alone. Another daemon's wrong PIN says nothing of a login that is there.
 func TestParkedWhileItIsOpen(t *testing.T) {
-	d := still(t, fleet(t, t.TempDir()+"/hsmbridge.db", 1, false), time.Now)
+	d := still(t, fleet(t, postgres.Shared(t), 1, false), time.Now)
 	defer d.store.Close() //nolint:errcheck // the test is over
 	opens(d)
 	get := func(want string) {
 		t.Helper()
-		if err := d.tokens.obey(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		d.lookAround(t.Context())
 		if _, err := d.tokens.Get(t.Context(), "hsm"); runner.Code(err) != want {
 			t.Errorf("it gives %v, want %q", err, want)
 		}
@@ -273,13 +272,21 @@ func TestParkedWhileItIsOpen(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	get("")
-	park("CKR_PIN_INCORRECT")
-	get("")
-	park("UnsafeOutput")
-	get(runner.CodeParked)
-	if err := d.tokens.unpark(t.Context(), "hsm", "alice"); err != nil {
-		t.Fatal(err)
+	if err := d.peersNow(t.Context()); err != nil || !d.alone() {
+		t.Fatalf("another daemon is there: %+v, %v", d.peerList(), err)
+	}
+	for _, others := range []bool{false, true} {
+		if others {
+			d.sites.peers.Store(&[]store.Daemon{{Name: "other", Alive: true}})
+		}
+		get("")
+		park("CKR_PIN_INCORRECT")
+		get("")
+		park("UnsafeOutput")
+		get(runner.CodeParked)
+		if err := d.tokens.unpark(t.Context(), "hsm", "alice"); err != nil {
+			t.Fatal(err)
+		}
 	}
 	get("")
 }

@@ -154,14 +154,15 @@ func (d *Daemon) holding(ctx context.Context, name string) (own, others []string
 	return own, others, nil
 }
 
-// retriable refuses what a retry would not help: a revoked key of which nothing is to be deleted, or nothing would be.
+// retriable refuses what a retry would not help: a revoked key of which nothing is to be deleted, or nothing would be, and of which nobody is waited for. No import
+// follows where it is let through: the planner makes none of a revoked key.
 func (d *Daemon) retriable(ctx context.Context, name string) error {
 	_, unknown := d.key(name)
-	keys, err := d.store.KeysOf(ctx, name)
+	known, err := d.knownOf(ctx, []string{name})
 	if err != nil {
 		return err
 	}
-	k := keys[name]
+	k := known.keys[name]
 	if !k.Revoked() {
 		return unknown
 	}
@@ -173,13 +174,26 @@ func (d *Daemon) retriable(ctx context.Context, name string) error {
 	switch {
 	case err != nil, len(own) > 0: // the planner begins the deletion
 		return err
+	case unknown == nil && known.needsPerson(name): // its errors are forgotten, and nothing else is done
+		return nil
 	case len(others) > 0:
 		return fmt.Errorf("%s was revoked by %s at %s, and no job deletes what KMS held of it when it was asked last in KMS keys that the configuration does not name any more; %s begins that again; nothing was tried: %w",
 			name, k.RevokedBy, k.RevokedAt.Format(time.RFC3339), again(name), control.ErrRefused)
 	case unknown != nil:
 		return fmt.Errorf("%s was revoked by %s at %s and is no longer in the configuration; there is nothing to try again: %w", name, k.RevokedBy, k.RevokedAt.Format(time.RFC3339), control.ErrRefused)
 	}
-	return fmt.Errorf("%s; nothing was tried: %w", k.Barred(), control.ErrRefused)
+	return fmt.Errorf("%s was revoked by %s at %s: nothing is imported for it, and nothing was tried; hsmbridge restore %s takes the revocation back, and the key is imported into KMS again: %w",
+		name, k.RevokedBy, k.RevokedAt.Format(time.RFC3339), name, control.ErrRefused)
+}
+
+// needsPerson says that a key, or one of its destinations, waits for a person.
+func (f facts) needsPerson(key string) bool {
+	for _, x := range f.destinations {
+		if x.Key == key && x.NeedsPerson {
+			return true
+		}
+	}
+	return f.keys[key].NeedsPerson
 }
 
 // cancellable refuses to end a job that would be begun again at once, and says what is left when another one is ended that deletes key material.

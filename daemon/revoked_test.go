@@ -158,7 +158,7 @@ func TestRetryRevoked(t *testing.T) {
 	begins(name, first)
 	cancel(first)
 	refused(name, "was revoked by alice at ")
-	refused(name, "; run hsmbridge restore key-000000 first; nothing was tried")
+	refused(name, ": nothing is imported for it, and nothing was tried; hsmbridge restore key-000000 takes the revocation back, and the key is imported into KMS again")
 	seen(t, d, name, arn(0, 0), true)
 	begins(name, 0)
 
@@ -173,6 +173,53 @@ func TestRetryRevoked(t *testing.T) {
 	seen(t, d, "gone", arn(9, 0), false)
 	refused("gone", "was revoked by alice at ")
 	refused("gone", " and is no longer in the configuration; there is nothing to try again")
+}
+
+// What waits for a person of a revoked key is forgotten by the command that status names for it. It does not lead to a restore, which would bring into KMS what was
+// revoked, and nothing is imported.
+func TestRetryRevokedThatNeedsAPerson(t *testing.T) {
+	for table, of := range map[string]string{"keys": "name", "destinations": "key_name"} {
+		t.Run(table, func(t *testing.T) {
+			d := still(t, fleet(t, filepath.Join(t.TempDir(), "x.db"), 1, false), time.Now)
+			defer d.store.Close() //nolint:errcheck // the test is over
+			const name = "key-000000"
+			seen(t, d, name, arn(0, 0), false)
+			j, err := d.Revoke(t.Context(), "alice", name, "leak")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := d.store.Cancel(t.Context(), j.ID, "bob"); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.store.Tx(t.Context(), func(tx *store.Tx) error { // as a reconcile leaves it that KMS refused
+				_, err := tx.ExecContext(t.Context(), "UPDATE "+table+" SET needs_person = 1, error = 'no', error_class = 'kms', error_code = 'AccessDeniedException' WHERE "+of+" = 'key-000000'")
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if got := people(t, d, name); table == "keys" && !slices.Equal(got, []string{" no; then hsmbridge retry key-000000"}) {
+				t.Errorf("waits for a person: %q", got)
+			}
+			if s, err := d.snapshot(t.Context()); err != nil || !s.NeedPerson[name] {
+				t.Errorf("the alert: %v, %v", s.NeedPerson, err)
+			}
+			if list, err := d.Retry(t.Context(), "bob", name); err != nil || len(list) != 0 {
+				t.Errorf("it begins %+v, %v", list, err)
+			}
+			if got := people(t, d, name); len(got) != 0 {
+				t.Errorf("afterwards waits for a person: %q", got)
+			}
+			if s, err := d.snapshot(t.Context()); err != nil || s.NeedPerson[name] {
+				t.Errorf("the alert afterwards: %v, %v", s.NeedPerson, err)
+			}
+			if known, err := d.knownOf(t.Context(), []string{name}); err != nil || !known.keys[name].Revoked() {
+				t.Errorf("the key is %+v, %v", known.keys[name], err)
+			}
+			if _, err := d.Retry(t.Context(), "bob", name); !errors.Is(err, control.ErrRefused) {
+				t.Errorf("with nothing to forget: %v", err)
+			}
+		})
+	}
 }
 
 // A job that deletes key material is not cancelled where the planner would make it anew at once. Where it is cancelled it is said what is left.

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -96,21 +97,25 @@ func (t *task) unchanged(ctx context.Context, token importer.Token, g generation
 }
 
 // compare says whether the object of a generation is another key than the one that is recorded, or than the one that KMS holds where no record tells; other is nil where it is
-// not, or where it cannot be seen. It is written down.
-func (t *task) compare(ctx context.Context, im *importer.Importer, token importer.Token, key wrapping.Key, m store.Material, want string, present []configs.Destination) (other, err error) {
+// not, or where it cannot be seen. It is written down; follows stands there in place of the advice to put the former key back.
+func (t *task) compare(ctx context.Context, im *importer.Importer, token importer.Token, key wrapping.Key, m store.Material, want string, present []configs.Destination, follows string) (other, err error) {
 	is, _, err := identify(ctx, token, key, t.key.KeySpec)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("see which key %s is in token %s: %w", t.key.Name, t.on, err)
 	case want != "" && is != "" && is != want:
-		other = &Error{ErrCode: codeOtherKey, ErrClass: "caller", Message: otherKey(t.key, store.Replica{Generation: m.Generation, Token: t.on, Identity: is}, want) + "; what is recorded stays"}
+		other = &Error{ErrCode: codeOtherKey, ErrClass: "caller", Message: differs(t.key, store.Replica{Generation: m.Generation, Token: t.on, Identity: is}, want) + "; " + cmp.Or(follows, notUsed) + "; what is recorded stays"}
 		return other, t.record(ctx, importer.Event{Time: t.Now(), Step: StepObserved, Key: t.key.Name, Message: other.Error()})
 	}
 	for _, d := range present {
 		err := im.Compare(ctx, importer.Request{Name: t.key.Name, Object: objectOf(t.key, m.Generation), KeySpec: t.key.KeySpec, Destination: d.ARN})
 		switch {
 		case errors.Is(err, importer.ErrNotSameKey):
-			return err, t.record(ctx, importer.Event{Time: t.Now(), Step: StepObserved, Key: t.key.Name, Destination: d.ARN, Message: err.Error()})
+			message := err.Error()
+			if follows != "" {
+				message = fmt.Sprintf("%s: %v; %s", t.key.Name, importer.ErrNotSameKey, follows)
+			}
+			return err, t.record(ctx, importer.Event{Time: t.Now(), Step: StepObserved, Key: t.key.Name, Destination: d.ARN, Message: message})
 		case err != nil:
 			return nil, err
 		}
@@ -139,7 +144,14 @@ func (t *task) wrong(message string) error {
 }
 
 func otherKey(k configs.Key, r store.Replica, want string) string {
-	return fmt.Sprintf("the object of %s (generation %d) in token %s is another key: its %s, and it has to be %s; it is not used: put a copy of the right one there", k.Name, r.Generation, r.Token, r.Identity, want)
+	return differs(k, r, want) + "; " + notUsed
+}
+
+// notUsed is what becomes of an object that is another key, and what to do.
+const notUsed = "it is not used: put a copy of the right one there"
+
+func differs(k configs.Key, r store.Replica, want string) string {
+	return fmt.Sprintf("the object of %s (generation %d) in token %s is another key: its %s, and it has to be %s", k.Name, r.Generation, r.Token, r.Identity, want)
 }
 
 // StepReplica tells of what tokens hold of a key that is in several.

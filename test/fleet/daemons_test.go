@@ -138,20 +138,26 @@ func TestLookFromBeforeTheImport(t *testing.T) {
 	w.key("k", wrapping.HMAC256)
 	db := postgres.Shared(t)
 	importing, goOn, looked, answer := make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan struct{})
-	var begun, held atomic.Bool
+	var fetched, begun, held atomic.Bool
 	w.hook(func(op string) {
-		if op == "ImportKeyMaterial" && begun.CompareAndSwap(false, true) {
+		switch {
+		case op == "GetParametersForImport":
+			fetched.Store(true)
+		case op == "DescribeKey" && fetched.Load(): // the job asks for that before; now only a look of the first daemon does, which must not be the one that counts
+			<-goOn
+		case op == "ImportKeyMaterial" && begun.CompareAndSwap(false, true):
 			close(importing)
 			<-goOn
 		}
-	}, func(op string) {
-		if op == "DescribeKey" && begun.Load() && held.CompareAndSwap(false, true) { // the first daemon asks for nothing now
+	}, nil)
+	one := w.start("one", db)
+	<-importing
+	w.url = w.wire(nil, func(op string) {
+		if op == "DescribeKey" && held.CompareAndSwap(false, true) {
 			close(looked)
 			<-answer
 		}
 	})
-	one := w.start("one", db)
-	<-importing
 	c, err := configs.Load(w.config("two", db))
 	if err != nil {
 		t.Fatal(err)

@@ -192,10 +192,22 @@ func newWorld(tb testing.TB, o kmsemu.Options) *world {
 
 // serve is the emulator with somebody at the wire.
 func (w *world) serve(rw http.ResponseWriter, r *http.Request) {
-	op := strings.TrimPrefix(r.Header.Get("X-Amz-Target"), "TrentService.")
 	w.mu.Lock()
 	before, after := w.before, w.after
 	w.mu.Unlock()
+	w.pass(rw, r, before, after)
+}
+
+// wire is another way to the emulator, with hooks of its own: they see what those ask for who are given this URL, and nothing else.
+func (w *world) wire(before, after func(op string)) (url string) {
+	srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { w.pass(rw, r, before, after) }))
+	w.t.Cleanup(srv.Close)
+	return srv.URL
+}
+
+// pass has the emulator answer a request, between two hooks.
+func (w *world) pass(rw http.ResponseWriter, r *http.Request, before, after func(op string)) {
+	op := strings.TrimPrefix(r.Header.Get("X-Amz-Target"), "TrentService.")
 	if before != nil {
 		before(op)
 	}

@@ -24,7 +24,7 @@ func (s *session) finished(ctx context.Context) (bool, error) {
 	name := s.name + ceremony.WrappedExt
 	text, err := ceremony.Read(name)
 	if errors.Is(err, os.ErrNotExist) {
-		return false, s.foreign(nil)
+		return false, s.nothingInTheWay()
 	}
 	if err != nil {
 		return true, err
@@ -36,6 +36,7 @@ func (s *session) finished(ctx context.Context) (bool, error) {
 	if err := w.Belongs(s.q, s.room.Text); err != nil {
 		return true, fmt.Errorf("%s is there already and is of another ceremony: %w; move it away", name, err)
 	}
+	s.kept = true
 	if err := s.foreign(w.Keys[0].Bytes); err != nil {
 		return true, err
 	}
@@ -65,7 +66,7 @@ func (s *session) foreign(mine []byte) error {
 		return nil
 	case err != nil:
 		return err
-	case mine != nil && bytes.Equal(got, mine):
+	case bytes.Equal(got, mine):
 		return nil
 	}
 	return &ceremony.ExistsError{Name: bin}
@@ -73,6 +74,9 @@ func (s *session) foreign(mine []byte) error {
 
 func (s *session) theWrap(ctx context.Context) error {
 	if err := s.screen("the wrap"); err != nil {
+		return err
+	}
+	if err := s.nothingInTheWay(); err != nil { // it may have come since the session began
 		return err
 	}
 	if err := s.before(ctx); err != nil {
@@ -83,11 +87,6 @@ func (s *session) theWrap(ctx context.Context) error {
 		s.flush()
 		return s.room.Record("ceremony-end", "the dry run ended well; nothing was wrapped", "")
 	}
-	for _, ext := range []string{ceremony.ReportExt + ".txt", ceremony.ReportExt + ".json", ceremony.ReportExt + ".html"} {
-		if _, err := os.Lstat(s.name + ext); err == nil {
-			return &ceremony.ExistsError{Name: s.name + ext}
-		}
-	}
 	s.line("key", s.q.Key)
 	s.line("destination", s.q.Destination)
 	s.line("wrapping algorithm", s.q.Algorithm)
@@ -97,12 +96,11 @@ func (s *session) theWrap(ctx context.Context) error {
 	if err := s.confirm(ctx, "Type the name of the key to have it wrapped:", s.q.Key); err != nil {
 		return err
 	}
-	s.wrapping = true
-	w, err := s.room.Wrap(ctx)
-	if err != nil {
+	if err := s.nothingInTheWay(); err != nil {
 		return err
 	}
-	d, _, err := s.room.Approved()
+	s.wrapping = true
+	w, err := s.room.Wrap(ctx)
 	if err != nil {
 		return err
 	}
@@ -112,6 +110,11 @@ func (s *session) theWrap(ctx context.Context) error {
 	}
 	if err := ceremony.WriteNew(s.name+ceremony.WrappedExt, text, 0o644); err != nil {
 		return fmt.Errorf("the HSM wrapped the key, and the result could not be kept: %w; make room, and run the same command", err)
+	}
+	s.kept = true
+	d, _, err := s.room.Approved()
+	if err != nil {
+		return err
 	}
 	s.begin("what to carry out")
 	return s.end(ctx, w, d)

@@ -103,11 +103,15 @@ func (a *app) exit(ctx context.Context, command string, err error) int {
 	var u usageError
 	var c configError
 	var classed interface{ Class() string }
+	var ended *endedError
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
 		return exitDone
+	case ctx.Err() != nil && errors.As(err, &ended):
+		fmt.Fprintf(a.err, "\nhsmceremony: interrupted; %s; run it again: it goes on where it was\n", printable(ended.outcome))
+		return exitInterrupted
 	case ctx.Err() != nil:
-		fmt.Fprintln(a.err, "\nhsmceremony: interrupted; run it again: it goes on where it was")
+		fmt.Fprintln(a.err, "\nhsmceremony: interrupted before anything was begun; run it again")
 		return exitInterrupted
 	}
 	if !errors.Is(err, errShown) {

@@ -189,7 +189,7 @@ func (s *screens) show(ctx context.Context) error {
 type stoppedError struct{ typed, want string }
 
 func (e *stoppedError) Error() string {
-	return fmt.Sprintf("%q is not %q, so the ceremony stops here; nothing was wrapped. Run the same command to go on", e.typed, e.want)
+	return fmt.Sprintf("%q is not %q, so the ceremony stops here", e.typed, e.want)
 }
 
 // Class is "caller".
@@ -219,7 +219,7 @@ func (s *screens) read(ctx context.Context, question string) (string, error) {
 		return "", ctx.Err()
 	case a := <-ch:
 		if a.err != nil && (a.text == "" || !errors.Is(a.err, io.EOF)) {
-			return "", &ceremony.MismatchError{Reason: "nobody answers: the input has ended; nothing was wrapped"}
+			return "", &ceremony.MismatchError{Reason: "nobody answers: the input has ended"}
 		}
 		if !s.terminal {
 			fmt.Fprintln(s.out)
@@ -233,7 +233,7 @@ func (s *screens) read(ctx context.Context, question string) (string, error) {
 func (s *screens) confirm(ctx context.Context, question, want string) error {
 	const tries = 3
 	if want == "" {
-		return &ceremony.MismatchError{Reason: "there is nothing by which to compare it (" + question + "); nothing was wrapped"}
+		return &ceremony.MismatchError{Reason: "there is nothing by which to compare it (" + question + ")"}
 	}
 	for try := 1; ; try++ {
 		got, err := s.ask(ctx, question)

@@ -43,7 +43,7 @@ func (s *session) people(ctx context.Context) error {
 		}
 		name = approval.OneLine(strings.Join(strings.Fields(strings.ReplaceAll(name, ",", " ")), " "))
 		if name == "" || slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, name) }) {
-			return &ceremony.MismatchError{Reason: "two different people have to be here; nothing was done"}
+			return &ceremony.MismatchError{Reason: "two different people have to be here"}
 		}
 		names = append(names, name)
 	}
@@ -94,7 +94,7 @@ func (s *session) heard(ctx context.Context, question, want string) error {
 		case strings.EqualFold(got, "stop"):
 			return &stoppedError{printable(got), "the short SHA-256 of the request"}
 		case try == tries || strings.EqualFold(got, "no"):
-			return &ceremony.MismatchError{Reason: fmt.Sprintf("%q is not the short SHA-256 of this request: it is another one, or it was changed on its way here; nothing was wrapped", printable(got))}
+			return &ceremony.MismatchError{Reason: fmt.Sprintf("%q is not the short SHA-256 of this request: it is another one, or it was changed on its way here", printable(got))}
 		}
 		s.say("%q is not the short SHA-256 of this request. Have it read again; type stop to end here.", got)
 	}

@@ -36,7 +36,9 @@ type session struct {
 	q      approval.Request
 	plan   wrapping.Plan
 
-	wrapping bool // the HSM was asked
+	wrapping    bool // the HSM was asked
+	kept        bool // the result is in its file
+	begun, done int  // wraps that the log had before this session
 }
 
 func (a *app) wrap(ctx context.Context, args []string) (err error) {
@@ -131,10 +133,10 @@ func (s *session) run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if done, err := s.finished(ctx); done || err != nil {
-		return err
+		return s.ended(err)
 	}
 	if err := s.room.InTime(); err != nil {
-		return err
+		return s.ended(err)
 	}
 	for _, step := range []func(context.Context) error{s.people, s.theRequest, s.approvals, s.clock, s.theHSM, s.theKey, s.howItWraps, s.theWrap} {
 		if err := step(ctx); err != nil {
@@ -169,8 +171,12 @@ func (s *session) opening() (err error) {
 	if u, err := user.Current(); err == nil {
 		who = approval.OneLine(u.Username)
 	}
-	s.room.Log, err = ceremony.OpenLog(s.name+ceremony.LogExt, s.q.ID, who, time.Now)
-	return err
+	if s.room.Log, err = ceremony.OpenLog(s.name+ceremony.LogExt, s.q.ID, who, time.Now); err != nil {
+		return err
+	}
+	begun, done := s.room.Log.Wraps()
+	s.begun, s.done = len(begun), len(done)
+	return nil
 }
 
 // twoLogins holds that both PINs of a wrap under a trusted key can be had in the wrap: the user logs in again behind the security officer, when the module
@@ -198,7 +204,7 @@ func (s *session) stop(ctx context.Context, err error) error {
 		what = "the session stopped in the wrap, or behind it"
 	}
 	if lerr := s.room.Record("ceremony-end", what, why); lerr != nil {
-		return errors.Join(err, lerr)
+		return errors.Join(s.ended(err), lerr)
 	}
-	return err
+	return s.ended(err)
 }

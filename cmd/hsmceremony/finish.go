@@ -93,7 +93,7 @@ func (s *session) theWrap(ctx context.Context) error {
 	s.line("people", s.room.People)
 	s.gap()
 	s.say("The HSM wraps the key now, %s.", times(len(s.q.WrappingKeys)))
-	if err := s.confirm(ctx, "Type the name of the key to have it wrapped:", s.q.Key); err != nil {
+	if err := s.exactly(ctx, "Type the name of the key to have it wrapped:", s.q.Key); err != nil {
 		return err
 	}
 	if err := s.nothingInTheWay(); err != nil {

@@ -175,7 +175,11 @@ func (s *screens) show(ctx context.Context) error {
 		rest := s.lines[page:]
 		s.lines = s.lines[:page]
 		s.flush()
-		if _, err := s.read(ctx, "\nThere is more: press Enter to read on."); err != nil {
+		got, err := s.read(ctx, "\nThere is more: press Enter to read on.")
+		if err == nil && stops(got) {
+			err = &stoppedError{printable(got), "Enter"}
+		}
+		if err != nil {
 			return err
 		}
 		s.lines = rest
@@ -228,10 +232,21 @@ func (s *screens) read(ctx context.Context, question string) (string, error) {
 	}
 }
 
-// confirm lets somebody type a word. A slip may be mended twice; "no" and "stop" end the session. Without a word there is nothing to compare, and
-// Enter alone confirms nothing.
+// tries is how often a question is asked: a slip may be mended twice.
+const tries = 3
+
+// confirm lets somebody type a word, or what is compared without regard to case.
 func (s *screens) confirm(ctx context.Context, question, want string) error {
-	const tries = 3
+	return s.typed(ctx, question, want, "", strings.EqualFold)
+}
+
+// exactly lets somebody type a name. Labels that differ only in case are those of two objects (PKCS#11, CKA_LABEL), and names of keys are of two keys.
+func (s *screens) exactly(ctx context.Context, question, want string) error {
+	return s.typed(ctx, question, want, " Small and capital letters are different ones here.", func(got, want string) bool { return got == want })
+}
+
+// typed lets somebody type what is wanted. "no" and "stop" end the session. Where nothing is wanted there is nothing to compare, and Enter alone confirms nothing.
+func (s *screens) typed(ctx context.Context, question, want, hint string, same func(got, want string) bool) error {
 	if want == "" {
 		return &ceremony.MismatchError{Reason: "there is nothing by which to compare it (" + question + ")"}
 	}
@@ -240,18 +255,24 @@ func (s *screens) confirm(ctx context.Context, question, want string) error {
 		switch {
 		case err != nil:
 			return err
-		case strings.EqualFold(got, want):
+		case same(got, want):
 			return nil
-		case try == tries || strings.EqualFold(got, "no") || strings.EqualFold(got, "stop"):
+		case try == tries || stops(got):
 			return &stoppedError{printable(got), want}
 		}
-		s.say("%q is not %q. Look again; type stop to end here.", got, want)
+		more := ""
+		if strings.EqualFold(got, want) {
+			more = hint
+		}
+		s.say("%q is not %q.%s Look again; type stop to end here.", got, want, more)
 	}
 }
 
-// yes lets somebody type yes or no. A slip may be mended twice; "stop" ends the session.
+// stops says that somebody does not want to go on.
+func stops(got string) bool { return strings.EqualFold(got, "no") || strings.EqualFold(got, "stop") }
+
+// yes lets somebody type yes or no; "stop" ends the session.
 func (s *screens) yes(ctx context.Context, question string) (bool, error) {
-	const tries = 3
 	for try := 1; ; try++ {
 		got, err := s.ask(ctx, question)
 		if err != nil {
@@ -272,6 +293,9 @@ func (s *screens) yes(ctx context.Context, question string) (bool, error) {
 
 // next waits until a screen was read.
 func (s *screens) next(ctx context.Context) error {
-	_, err := s.ask(ctx, "Press Enter to go on.")
+	got, err := s.ask(ctx, "Press Enter to go on.")
+	if err == nil && stops(got) {
+		return &stoppedError{printable(got), "Enter"}
+	}
 	return err
 }

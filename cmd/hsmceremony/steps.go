@@ -82,7 +82,6 @@ func (s *session) theRequest(ctx context.Context) error {
 // heard lets somebody type a short SHA-256 that is read aloud, whole: of a part of it somebody who changes a request finds a text that has the
 // same in no time. What is expected is not shown, so that nobody types it from the screen.
 func (s *session) heard(ctx context.Context, question, want string) error {
-	const tries = 3
 	same := strings.NewReplacer("-", "", " ", "", "O", "0", "I", "1", "L", "1") // as in Crockford's base 32
 	for try := 1; ; try++ {
 		got, err := s.ask(ctx, question)
@@ -184,10 +183,11 @@ func (s *session) theHSM(ctx context.Context) error {
 	const last = 4
 	want := id.Serial[max(0, len(id.Serial)-last):]
 	question := fmt.Sprintf("Type the last %d characters of the serial:", len(want))
+	compared := s.confirm // a plate may have it in capital letters
 	if want == "" {
-		question, want = "This HSM tells no serial. Type the label of the token:", id.Label
+		question, want, compared = "This HSM tells no serial. Type the label of the token:", id.Label, s.exactly
 	}
-	if err := s.confirm(ctx, question, want); err != nil {
+	if err := compared(ctx, question, want); err != nil {
 		return err
 	}
 	return s.room.Record("ceremony-check", "the HSM was compared", id.Serial)
@@ -254,11 +254,11 @@ func (s *session) theKey(ctx context.Context) error {
 	case s.q.Material == "":
 		s.say("The request does not say which key it has to be. Compare with the record of the key's making.")
 	}
-	question, want := "Type the label of the key:", key.Label
+	question, want, compared := "Type the label of the key:", key.Label, s.exactly
 	if want == "" {
-		question, want = "The key has no label. Type its CKA_ID:", hex.EncodeToString(key.ID)
+		question, want, compared = "The key has no label. Type its CKA_ID:", hex.EncodeToString(key.ID), s.confirm
 	}
-	if err := s.confirm(ctx, question, want); err != nil {
+	if err := compared(ctx, question, want); err != nil {
 		return err
 	}
 	return s.room.Record("ceremony-check", "the key object was compared", key.Label+" "+material)

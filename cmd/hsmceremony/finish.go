@@ -46,9 +46,7 @@ func (s *session) finished(ctx context.Context) (bool, error) {
 		return true, err
 	}
 	if last := s.room.Log.Last("ceremony-open"); last != nil {
-		if step, ok := last.Data.(*audit.Step); ok {
-			s.room.People = step.Person
-		}
+		s.room.People = person(*last)
 	}
 	s.step = s.of - 1
 	s.begin("what to carry out")

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -22,37 +21,73 @@ func (s *session) people(ctx context.Context) error {
 	if err := s.screen("who is here"); err != nil {
 		return err
 	}
-	if last := s.room.Log.Last("ceremony-open"); last != nil {
-		step, _ := last.Data.(*audit.Step)
-		s.say("This ceremony was begun at %s by %s. It goes on; what was compared is compared again.", last.Time.UTC().Format(time.RFC3339), step.Person)
+	if sessions := s.room.Log.All("ceremony-open"); len(sessions) > 0 {
+		last := sessions[len(sessions)-1]
+		s.say("This ceremony was begun at %s.", begunBy(sessions[0]))
+		if n := len(sessions); n > 1 {
+			s.say("Its last session, of %d, began at %s.", n, begunBy(last))
+		}
+		s.say("It goes on; what was compared is compared again.")
 		same, err := s.yes(ctx, "Are the same people here? Type yes, or no to name others:")
 		if err != nil {
 			return err
 		}
 		if same {
-			s.room.People = step.Person
+			s.room.People = person(last)
 			return s.room.Record("ceremony-open", "the session goes on", "hsmceremony "+version)
 		}
 	}
 	s.say("Two people carry out a ceremony: one operates, one watches and compares. Their names go into the log and the report.")
-	var names []string
-	for _, role := range []string{"operates", "watches"} {
-		name, err := s.ask(ctx, "Name of the person who "+role+":")
-		if err != nil {
-			return err
-		}
-		name = approval.OneLine(strings.Join(strings.Fields(strings.ReplaceAll(name, ",", " ")), " "))
-		if name == "" || slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, name) }) {
-			return &ceremony.MismatchError{Reason: "two different people have to be here"}
-		}
-		names = append(names, name)
+	operates, err := s.nameOf(ctx, "Name of the person who operates:", "")
+	if err != nil {
+		return err
 	}
-	s.room.People = strings.Join(names, ", ")
+	watches, err := s.nameOf(ctx, "Name of the person who watches:", operates)
+	if err != nil {
+		return err
+	}
+	s.room.People = operates + ", " + watches
 	message := "the session began"
 	if s.room.DryRun {
 		message = "a dry run began"
 	}
 	return s.room.Record("ceremony-open", message, "hsmceremony "+version)
+}
+
+// person is who a step of the log says was there.
+func person(r audit.Record) string {
+	if step, ok := r.Data.(*audit.Step); ok {
+		return step.Person
+	}
+	return ""
+}
+
+// begunBy is when a session began, and with whom.
+func begunBy(r audit.Record) string {
+	return r.Time.UTC().Format(time.RFC3339) + " by " + person(r)
+}
+
+// nameOf lets somebody type the name of a person, who is another one than the first.
+func (s *session) nameOf(ctx context.Context, question, first string) (string, error) {
+	for try := 1; ; try++ {
+		got, err := s.ask(ctx, question)
+		if err != nil {
+			return "", err
+		}
+		name := approval.OneLine(strings.Join(strings.Fields(strings.ReplaceAll(got, ",", " ")), " "))
+		switch {
+		case strings.EqualFold(name, "stop"):
+			return "", &stoppedError{printable(got), "a name"}
+		case name != "" && !strings.EqualFold(name, first):
+			return name, nil
+		case try == tries:
+			return "", &ceremony.MismatchError{Reason: "two different people have to be here"}
+		case name == "":
+			s.say("A name is missing. Look again; type stop to end here.")
+		default:
+			s.say("%s is the person who operates, and two different people have to be here. Look again; type stop to end here.", name)
+		}
+	}
 }
 
 func (s *session) theRequest(ctx context.Context) error {

@@ -219,6 +219,17 @@ func (l *Log) Last(kind audit.Kind) *audit.Record {
 	return nil
 }
 
+// All are the records of a kind.
+func (l *Log) All(kind audit.Kind) []audit.Record {
+	var out []audit.Record
+	for _, r := range l.records {
+		if r.Kind == kind {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
 // Wraps are the records of wraps that were begun: of each one that the HSM was about to be asked for. With [audit.Step.FileSHA] it is one
 // that the HSM did.
 func (l *Log) Wraps() (begun, done []audit.Record) {

@@ -22,7 +22,7 @@ import (
 // finished goes on where the key was wrapped and its file written: nothing is wrapped once more, what is missing beside it is written.
 func (s *session) finished(ctx context.Context) (bool, error) {
 	name := s.name + ceremony.WrappedExt
-	text, err := ceremony.Read(name)
+	text, err := readFile(ctx, name)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, s.nothingInTheWay()
 	}
@@ -58,14 +58,18 @@ func (s *session) finished(ctx context.Context) (bool, error) {
 // foreign holds that an EncryptedKeyMaterial.bin that is there is the one of this ceremony: somebody would carry the wrong one to AWS.
 func (s *session) foreign(mine []byte) error {
 	bin := filepath.Join(filepath.Dir(s.name), ceremony.MaterialBin)
-	got, err := ceremony.Read(bin)
+	info, err := os.Lstat(bin)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return nil
 	case err != nil:
+		return fmt.Errorf("look for earlier results: %w", err)
+	case !info.Mode().IsRegular(): // a link, or a pipe: nobody here made it
+		return &ceremony.ExistsError{Name: bin}
+	}
+	got, err := ceremony.Read(bin)
+	if err != nil || bytes.Equal(got, mine) {
 		return err
-	case bytes.Equal(got, mine):
-		return nil
 	}
 	return &ceremony.ExistsError{Name: bin}
 }

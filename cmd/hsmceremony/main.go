@@ -43,8 +43,8 @@ const usage = `hsmceremony %s: wrap keys for AWS KMS in the HSM room, without a 
 
 hsmceremony COMMAND --help lists the flags. docs/ceremony.md is the script to follow.
 
-Exit codes: 0 done; 1 an error that fits none of the others; 2 the command line is wrong; 3 the configuration is wrong;
-4 refused, and nothing was wrapped or what was wrapped is told; 5 the HSM; 130 interrupted.
+Exit codes: 0 done; 1 an error that fits none of the others; 2 the command line is wrong, or names a file that is not there;
+3 the configuration is wrong or cannot be read; 4 refused, and nothing was wrapped or what was wrapped is told; 5 the HSM; 130 interrupted.
 `
 
 func main() {
@@ -111,7 +111,7 @@ func (a *app) exit(ctx context.Context, command string, err error) int {
 		fmt.Fprintf(a.err, "\nhsmceremony: interrupted; %s; run it again: it goes on where it was\n", printable(ended.outcome))
 		return exitInterrupted
 	case ctx.Err() != nil:
-		fmt.Fprintln(a.err, "\nhsmceremony: interrupted before anything was begun; run it again")
+		fmt.Fprintln(a.err, "\nhsmceremony: interrupted; nothing was wrapped; run it again")
 		return exitInterrupted
 	}
 	if !errors.Is(err, errShown) {

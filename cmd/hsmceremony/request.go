@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"os"
 	"os/user"
 	"path/filepath"
 	"slices"
@@ -24,7 +25,7 @@ aws kms get-parameters-for-import, or a file with the public key. The result of 
 the console, or to aws kms import-key-material together with the import token of the same download.`
 
 // request makes a request of AWS's files.
-func (a *app) request(_ context.Context, args []string) error {
+func (a *app) request(ctx context.Context, args []string) error {
 	f := a.flags("request", "KEY [DESTINATION]", requestAbout)
 	config := f.String("c", "", "configuration `file`")
 	from := f.String("from", "", "AWS's files: a .zip, a folder, a JSON file, or a file with the public key")
@@ -37,7 +38,7 @@ func (a *app) request(_ context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	c, err := load(*config)
+	c, err := load(ctx, *config)
 	if err != nil {
 		return err
 	}
@@ -48,7 +49,13 @@ func (a *app) request(_ context.Context, args []string) error {
 	if *from == "" {
 		return usageError{errors.New("--from is missing: AWS's import files")}
 	}
-	p, err := awsfiles.Read(*from)
+	if _, err := os.Stat(*from); err != nil {
+		return named(*from, fmt.Errorf("--from: %w", err))
+	}
+	if _, err := os.Stat(*out); err != nil {
+		return named(*out, fmt.Errorf("--out: %w", err))
+	}
+	p, err := reading(ctx, func() (awsfiles.Parameters, error) { return awsfiles.Read(*from) })
 	if err != nil {
 		return err
 	}
@@ -64,7 +71,7 @@ func (a *app) request(_ context.Context, args []string) error {
 	if rules, needed := c.ApprovalFor(k); needed {
 		life = min(life, rules.ValidFor.Duration())
 	}
-	return a.writeRequest(q, p, life, *out)
+	return a.writeRequest(ctx, q, p, life, *out)
 }
 
 func destinationOf(c *configs.Config, names []string) (configs.Key, string, error) {
@@ -137,13 +144,16 @@ func requestFrom(p awsfiles.Parameters, k configs.Key, arn, algorithm, until str
 }
 
 // asked holds that no request in the folder was made of the same files.
-func asked(folder string, public []byte) error {
+func asked(ctx context.Context, folder string, public []byte) error {
 	names, err := filepath.Glob(filepath.Join(escape(folder), "*"+ceremony.RequestExt))
 	if err != nil {
 		return fmt.Errorf("look for earlier requests: %w", err)
 	}
 	for _, name := range names {
-		text, err := ceremony.Read(name)
+		text, err := readFile(ctx, name)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err != nil {
 			continue
 		}
@@ -155,7 +165,7 @@ func asked(folder string, public []byte) error {
 	return nil
 }
 
-func (a *app) writeRequest(q approval.Request, p awsfiles.Parameters, life time.Duration, folder string) error {
+func (a *app) writeRequest(ctx context.Context, q approval.Request, p awsfiles.Parameters, life time.Duration, folder string) error {
 	q.AskedBy = "unknown"
 	if u, err := user.Current(); err == nil {
 		q.AskedBy = approval.OneLine(u.Username)
@@ -168,7 +178,7 @@ func (a *app) writeRequest(q approval.Request, p awsfiles.Parameters, life time.
 	if err := ceremony.Used(folder, q); err != nil {
 		return err
 	}
-	if err := asked(folder, p.PublicKey); err != nil {
+	if err := asked(ctx, folder, p.PublicKey); err != nil {
 		return err
 	}
 	text, err := q.Text()

@@ -23,7 +23,7 @@ func (a *app) can(ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	c, err := load(*config)
+	c, err := load(ctx, *config)
 	if err != nil {
 		return err
 	}
@@ -51,13 +51,13 @@ func (a *app) can(ctx context.Context, args []string) (err error) {
 }
 
 // show prints a file of a ceremony.
-func (a *app) show(_ context.Context, args []string) error {
+func (a *app) show(ctx context.Context, args []string) error {
 	f := a.flags("show", "FILE", "Show a request, a wrapped key, import tokens or a log. The file is read strictly: one that was changed is refused.")
 	names, err := a.parse(f, args, 1)
 	if err != nil {
 		return err
 	}
-	text, err := ceremony.Read(names[0])
+	text, err := readNamed(ctx, names[0])
 	if err != nil {
 		return err
 	}

@@ -1,13 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/user"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -36,9 +35,10 @@ type session struct {
 	q      approval.Request
 	plan   wrapping.Plan
 
-	wrapping    bool // the HSM was asked
-	kept        bool // the result is in its file
-	begun, done int  // wraps that the log had before this session
+	signatures  []signature // those of the room, with their files
+	wrapping    bool        // the HSM was asked
+	kept        bool        // the result is in its file
+	begun, done int         // wraps that the log had before this session
 }
 
 func (a *app) wrap(ctx context.Context, args []string) (err error) {
@@ -53,18 +53,26 @@ func (a *app) wrap(ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	c, err := load(*config)
+	c, err := load(ctx, *config)
 	if err != nil {
 		return err
 	}
 	s := &session{screens: a.screens(9), app: a, config: c, so: *so, name: strings.TrimSuffix(names[0], ceremony.RequestExt)}
 	s.room = ceremony.Room{Config: c, Now: time.Now, DryRun: *dry}
 	s.note = s.left
-	if s.room.Text, err = ceremony.Read(names[0]); err != nil {
+	if s.room.Text, err = readNamed(ctx, names[0]); err != nil {
 		return err
 	}
-	if s.room.Signatures, err = readSignatures(names[0], signatures); err != nil {
+	if s.signatures, err = readSignatures(ctx, names[0], signatures); err != nil {
 		return err
+	}
+	for _, g := range s.signatures {
+		s.room.Signatures = append(s.room.Signatures, g.text)
+	}
+	if s.so != "" {
+		if _, err := os.Stat(s.so); err != nil {
+			return named(s.so, fmt.Errorf("--so-pin-file: %w", err))
+		}
 	}
 	if *trusted {
 		s.room.Trusted = s.wrapTrusted
@@ -90,41 +98,6 @@ func (s *session) screen(title string) error {
 	}
 	s.begin(title)
 	return ceremony.InTime(s.q, s.room.Now(), ceremony.RoomMargin)
-}
-
-func load(file string) (*configs.Config, error) {
-	if file == "" {
-		return nil, usageError{errors.New("-c is missing: the room's configuration, with the token, the key and its officers")}
-	}
-	c, err := configs.Load(file)
-	if err != nil {
-		return nil, configError{err}
-	}
-	return c, nil
-}
-
-// readSignatures reads those beside the request and those that are named, each once.
-func readSignatures(request string, more []string) ([][]byte, error) {
-	beside, err := filepath.Glob(escape(request) + "*.sig")
-	if err != nil {
-		return nil, fmt.Errorf("look for signatures: %w", err)
-	}
-	var out [][]byte
-	for _, name := range append(beside, more...) {
-		b, err := ceremony.Read(name)
-		if err != nil {
-			return nil, err
-		}
-		if !slices.ContainsFunc(out, func(o []byte) bool { return bytes.Equal(o, b) }) {
-			out = append(out, b)
-		}
-	}
-	return out, nil
-}
-
-// escape keeps the characters of a name from being taken for a pattern.
-func escape(name string) string {
-	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(name)
 }
 
 func (s *session) run(ctx context.Context) (err error) {

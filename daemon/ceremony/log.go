@@ -43,6 +43,9 @@ func OpenLog(name, request, actor string, now func() time.Time) (*Log, error) {
 	case err != nil:
 		return nil, fmt.Errorf("open the ceremony's log: %w", err)
 	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.Join(&FileError{"log of this ceremony", name + " is not a regular file; nothing was done"}, f.Close())
+	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = &MismatchError{fmt.Sprintf("another hsmceremony is at work on request %s (%s is locked): go on there, or end it first; nothing was done", request, name)}
@@ -269,7 +272,11 @@ func Used(folder string, q approval.Request) error {
 		if !strings.HasSuffix(e.Name(), LogExt) {
 			continue
 		}
-		text, err := Read(filepath.Join(folder, e.Name()))
+		name := filepath.Join(folder, e.Name())
+		if info, err := os.Stat(name); err != nil || !info.Mode().IsRegular() {
+			continue // not of a ceremony; reading a pipe would not end
+		}
+		text, err := Read(name)
 		if err != nil {
 			continue // not of a ceremony
 		}

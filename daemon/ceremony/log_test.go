@@ -5,7 +5,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/audit"
@@ -217,5 +219,30 @@ func TestLogLeavesOtherFiles(t *testing.T) {
 			continue
 		}
 		_ = l.Close()
+	}
+}
+
+// TestLogIsNoPipe holds that what would hold a reader for ever is not taken for a log, neither of this ceremony nor of another.
+func TestLogIsNoPipe(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "pipe"+ceremony.LogExt)
+	if err := syscall.Mkfifo(name, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 2)
+	go func() { ended <- ceremony.Used(dir, sample()) }()
+	go func() {
+		_, err := ceremony.OpenLog(name, id, "room", clock())
+		ended <- err
+	}()
+	for range 2 {
+		select {
+		case err := <-ended:
+			if err != nil {
+				says(t, err, "pipe.log is not a regular file; nothing was done")
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("it waits for the pipe")
+		}
 	}
 }

@@ -2,9 +2,12 @@ package ceremony_test
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"hsmbridge/daemon/ceremony"
 )
@@ -85,4 +88,27 @@ func TestOutcome(t *testing.T) {
 	w.rename(bin+".away", bin)
 	matches(t, w.all(0, request), `Nothing is wrapped again`)
 	w.opens(request, keys)
+}
+
+// TestSignalWhileReading holds that one signal ends a command that waits for what comes out of a pipe.
+func TestSignalWhileReading(t *testing.T) {
+	w := newWorld(t, "", "", arn)
+	pipe := filepath.Join(w.dir, "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for args, sig := range map[string]syscall.Signal{"show " + pipe: syscall.SIGTERM, "wrap -c " + pipe + " x.request": syscall.SIGINT, "wrap -c " + w.config + " " + pipe: syscall.SIGTERM} {
+		k := w.start(func(*exec.Cmd) {}, strings.Fields(args)...)
+		var writer *os.File
+		for end := time.Now().Add(patience); writer == nil; time.Sleep(2 * time.Millisecond) { // until it has the pipe open
+			var err error
+			if writer, err = os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0); err != nil && time.Now().After(end) {
+				t.Fatal(err)
+			}
+		}
+		if code := k.signal(sig); code != 130 {
+			t.Errorf("%s: exit code %d after %v\n%s", args, code, sig, k.shown())
+		}
+		_ = writer.Close()
+	}
 }

@@ -20,6 +20,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -104,7 +105,7 @@ func (f file) parameters() (Parameters, error) {
 }
 
 func readFile(path string, most int64) (file, error) {
-	in, err := os.Open(path)
+	in, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe that nobody writes to is refused below, not waited for
 	if err != nil {
 		return file{}, refuse("the import files cannot be read: %v", err)
 	}

@@ -1,10 +1,16 @@
 package main
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"hsmbridge/daemon/approval"
 	"hsmbridge/daemon/ceremony"
@@ -43,6 +49,54 @@ func TestPeople(t *testing.T) {
 		}
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// TestSigner holds that the screen names whose signature does not count, and why.
+func TestSigner(t *testing.T) {
+	_, _, request := roomFiles(t)
+	text, err := os.ReadFile(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign := func(name, namespace string, text []byte) ([]byte, ssh.PublicKey) {
+		t.Helper()
+		seed := sha256.Sum256([]byte(name))
+		key, err := ssh.NewSignerFromKey(ed25519.NewKeyFromSeed(seed[:]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sig, err := key.Sign(rand.Reader, approval.ToSign(namespace, text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return approval.Armor(key.PublicKey(), namespace, sig), key.PublicKey()
+	}
+	good, alice := sign("alice", approval.Namespace, text)
+	file, _ := sign("alice", "file", text)
+	other, _ := sign("alice", approval.Namespace, []byte("another text"))
+	stranger, key := sign("mallory", approval.Namespace, text)
+	strange, _ := sign("mallory", "file", text)
+	fingerprint := ssh.FingerprintSHA256(key)
+	policy := approval.Policy{Threshold: 1, Officers: []approval.Officer{{Name: "alice", Keys: []approval.Key{{PublicKey: alice}}}}}
+	for _, tt := range []struct {
+		text     []byte
+		who, why string
+	}{
+		{good, "alice", ""},
+		{file, "alice", `the signature of alice is for the namespace "file" and not for "hsmbridge-approval": sign with ssh-keygen -Y sign -n hsmbridge-approval`},
+		{other, "alice", "the signature of alice is over another text: another request, or a file that was changed on the way"},
+		{stranger, fingerprint, "the key " + fingerprint + " is no officer's"},
+		{strange, fingerprint, "the key " + fingerprint + ` is no officer's; and the signature is for the namespace "file" and not for "hsmbridge-approval"`},
+		{[]byte("x"), "a.sig", "this is not an SSH signature (-----BEGIN SSH SIGNATURE-----)"},
+	} {
+		d, err := policy.Decide(text, [][]byte{tt.text}, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if who, why := signer(policy, d.Verdicts[0], signature{"a.sig", tt.text}); who != tt.who || why != tt.why {
+			t.Errorf("got %q, %q; want %q, %q", who, why, tt.who, tt.why)
 		}
 	}
 }

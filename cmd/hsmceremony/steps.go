@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -139,15 +140,20 @@ func (s *session) approvals(ctx context.Context) error {
 		return err
 	}
 	d, needed, err := s.room.Approved()
-	for _, v := range d.Verdicts {
-		who := v.Officer
-		if who == "" {
-			who = "somebody"
+	var policy approval.Policy
+	if k, ok := s.config.Key(s.q.Key); ok && needed {
+		rules, _ := s.config.ApprovalFor(k)
+		var perr error
+		if policy, perr = rules.Policy(); perr != nil {
+			return perr
 		}
+	}
+	for i, v := range d.Verdicts { // one for each signature, in their order
+		who, why := signer(policy, v, s.signatures[i])
 		if v.Counts {
 			s.line(who, "counts; "+ceremony.How(v)+", "+v.Key)
 		} else {
-			s.line(who, "DOES NOT COUNT: "+v.Message)
+			s.line(who, "DOES NOT COUNT: "+why)
 		}
 	}
 	switch {
@@ -165,7 +171,7 @@ func (s *session) approvals(ctx context.Context) error {
 	if err := s.confirm(ctx, "Type approved to go on:", "approved"); err != nil {
 		return err
 	}
-	for i, v := range d.Verdicts { // one for each signature, in their order
+	for i, v := range d.Verdicts {
 		if v.Counts {
 			if err := s.room.Approval(v, s.room.Signatures[i]); err != nil {
 				return err
@@ -173,6 +179,27 @@ func (s *session) approvals(ctx context.Context) error {
 		}
 	}
 	return s.room.Record("ceremony-check", "officers approved the request", strings.Join(d.People(), ", "))
+}
+
+// signer says whose signature it is, and why it does not count: the officer whose key made it, or the key's fingerprint, or the file of what is no signature.
+func signer(policy approval.Policy, v approval.Verdict, g signature) (who, why string) {
+	switch {
+	case v.Officer != "":
+		return v.Officer, v.Message
+	case v.Key == "":
+		return g.file, v.Message
+	case v.Reason != approval.NotAnOfficer:
+		for _, o := range policy.Officers {
+			if slices.ContainsFunc(o.Keys, func(k approval.Key) bool { return k.SHA256() == v.Key }) {
+				return o.Name, v.Message
+			}
+		}
+	}
+	why = v.Message
+	if s, err := approval.ParseSignature(g.text); err == nil && v.Reason == approval.NotAnOfficer && s.Namespace != approval.Namespace {
+		why += fmt.Sprintf("; and the signature is for the namespace %q and not for %q", approval.OneLine(s.Namespace), approval.Namespace)
+	}
+	return v.Key, why
 }
 
 func (s *session) clock(ctx context.Context) error {

@@ -168,7 +168,7 @@ func (a *app) parse(f *flags, args []string, most int) ([]string, error) {
 			f.help(a.out)
 			return nil, err
 		} else if err != nil {
-			return nil, usageError{err}
+			return nil, usageError{plain(err)}
 		}
 		args = f.Args()
 		if len(args) == 0 {
@@ -183,6 +183,32 @@ func (a *app) parse(f *flags, args []string, most int) ([]string, error) {
 		return nil, usageError{fmt.Errorf("%q is one name too many: %s", names[most], f.line())}
 	}
 	return names, nil
+}
+
+// plain says what is wrong with a flag in the words of the other messages; package flag has no types for its errors.
+func plain(err error) error {
+	text := err.Error()
+	dashes := func(name string) string {
+		if name = strings.TrimPrefix(name, "-"); len(name) > 1 {
+			return "--" + name
+		}
+		return "-" + name
+	}
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: "); ok {
+		return fmt.Errorf("there is no flag %s", dashes(name))
+	}
+	if name, ok := strings.CutPrefix(text, "flag needs an argument: "); ok {
+		return fmt.Errorf("%s needs a value", dashes(name))
+	}
+	if what, ok := strings.CutPrefix(text, "bad flag syntax: "); ok {
+		return fmt.Errorf("%q is no flag", what)
+	}
+	if what, ok := strings.CutPrefix(text, "invalid boolean value "); ok {
+		value, name, _ := strings.Cut(what, " for ")
+		name, _, _ = strings.Cut(name, ":")
+		return fmt.Errorf("%s is true or false, and not %s", dashes(name), value)
+	}
+	return err
 }
 
 // list is a flag that may be given again.

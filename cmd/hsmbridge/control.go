@@ -85,7 +85,7 @@ func (a *app) eachSays(names []string, f func(c *control.Client, name string) (d
 	if err != nil {
 		return err
 	}
-	bad, code := 0, exitDone
+	bad, code, wrongly := 0, exitDone, false
 	for _, n := range names {
 		done, err := f(c, n)
 		var down *control.NoDaemonError
@@ -95,9 +95,12 @@ func (a *app) eachSays(names []string, f func(c *control.Client, name string) (d
 		case len(names) == 1, errors.As(err, &down):
 			return err
 		default: // the others are done all the same
-			a.complain(err)
+			wrongly = a.tell(err) || wrongly
 			bad, code = bad+1, codeOf(err)
 		}
+	}
+	if wrongly {
+		a.see()
 	}
 	switch {
 	case bad == 0:

@@ -36,28 +36,36 @@ func (s severalErrors) Error() string {
 // Unwrap lets errors.Is and the class of an error look into each.
 func (s severalErrors) Unwrap() []error { return s }
 
-// complain says on standard error what happened and, on a line of its own, what to do next.
+// complain says on standard error what happened and, on a line of its own, what to do next; last, and once, where the command's help is if it was used wrongly.
 func (a *app) complain(err error) {
+	if a.tell(err) {
+		a.see()
+	}
+}
+
+// see says where the help of the command is.
+func (a *app) see() { fmt.Fprintf(a.err, "see: %s --help\n", a.used) }
+
+// tell is complain without the help; wrongly: the command was used wrongly.
+func (a *app) tell(err error) (wrongly bool) {
 	var all severalErrors
 	if errors.As(err, &all) {
 		for _, one := range all {
-			a.complain(one)
+			wrongly = a.tell(one) || wrongly
 		}
-		return
+		return wrongly
 	}
 	var bad *configs.Error
 	if errors.As(err, &bad) {
 		fmt.Fprintln(a.err, bad.Error())
-		return
+		return false
 	}
 	what, next := told(err)
 	fmt.Fprintln(a.err, "hsmbridge:", printable(what))
 	if next != "" {
 		fmt.Fprintln(a.err, "next:", printable(next))
 	}
-	if codeOf(err) == exitUsage {
-		fmt.Fprintf(a.err, "see: %s --help\n", a.used)
-	}
+	return codeOf(err) == exitUsage
 }
 
 // told takes what to do next out of an error's text, where the error has it apart.

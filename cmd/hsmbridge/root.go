@@ -62,11 +62,12 @@ func (a *app) root() *cobra.Command {
 		Args:          cobra.NoArgs,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			a.used = c.CommandPath()
 			a.logLevelGiven = c.Flags().Changed("log-level")
 			return a.openLog()
 		},
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
+	root.SetFlagErrorFunc(wrongFlag)
 	root.SetHelpCommand(helpCommand(root))
 	f := root.PersistentFlags()
 	f.StringVarP(&a.configFile, "config", "c", os.Getenv("HSMBRIDGE_CONFIG"), "configuration `file` (or HSMBRIDGE_CONFIG; "+defaultConfig+" if it is there)")
@@ -75,6 +76,7 @@ func (a *app) root() *cobra.Command {
 	root.AddGroup(&cobra.Group{ID: groupDaemon, Title: "Commands that talk to the daemon:"})
 	root.AddCommand(a.controlCommands()...)
 	root.AddCommand(a.serveCommand(), a.auditCommand(), a.ceremonyCommand(), a.probeCommand(), a.keysCommand(), a.planCommand(), a.importCommand(), a.adoptCommand(), a.configCommand(), a.versionCommand(), a.manCommand(), exitCodesTopic())
+	inPlainWords(root)
 	return root
 }
 
@@ -85,7 +87,11 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 		RunE: func(_ *cobra.Command, args []string) error {
 			c, rest, err := root.Find(args)
 			if err != nil || len(rest) > 0 {
-				return usageError(fmt.Errorf("there is no help on %q", strings.Join(args, " ")))
+				meant := ""
+				if len(rest) > 0 {
+					meant = meantCommand(c, rest[0])
+				}
+				return usageError(fmt.Errorf("there is no help on %q%s", strings.Join(args, " "), meant))
 			}
 			c.InitDefaultHelpFlag() // as cobra's own does
 			c.InitDefaultVersionFlag()

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -291,7 +293,12 @@ func (a *app) jobsCommand() *cobra.Command {
 			if len(list) > 0 || a.json {
 				return a.printJobs(list)
 			}
-			return a.none(cmd.Context(), c, f.Key, "no jobs")
+			err = a.none(cmd.Context(), c, f.Key, "no jobs")
+			var answer *control.Error
+			if meant := meantCommand(cmd, f.Key); meant != "" && errors.As(err, &answer) && answer.Status == http.StatusNotFound {
+				return &exitError{exitUsage, fmt.Errorf("there is no key %q, and no command%s", f.Key, meant)}
+			}
+			return err
 		},
 	}
 	c.Flags().BoolVar(&f.Open, "open", false, "only those that are queued, running or waiting")

@@ -37,7 +37,7 @@ func (d *Daemon) KeyPage(ctx context.Context, after, search string, limit int) (
 		}
 	}
 	if !found {
-		return nil, false, d.noKey(after)
+		return nil, false, d.noKey(ctx, after)
 	}
 	page, err = d.managed(ctx, at)
 	return page, false, err

@@ -157,7 +157,7 @@ func (d *Daemon) holding(ctx context.Context, name string) (own, others []string
 // retriable refuses what a retry would not help: a revoked key of which nothing is to be deleted, or nothing would be, and of which nobody is waited for. No import
 // follows where it is let through: the planner makes none of a revoked key.
 func (d *Daemon) retriable(ctx context.Context, name string) error {
-	_, unknown := d.key(name)
+	_, unknown := d.key(ctx, name)
 	known, err := d.knownOf(ctx, []string{name})
 	if err != nil {
 		return err
@@ -212,7 +212,7 @@ func (d *Daemon) cancellable(ctx context.Context, id int64) (left string, err er
 			"to have the key back run hsmbridge restore %s, which also ends this job when it waits for its next try: %w", id, name, name, control.ErrRefused)
 	}
 	left = fmt.Sprintf("%s stays revoked and is not imported, and KMS may hold its material still. ", name)
-	if _, unknown := d.key(name); unknown == nil {
+	if _, unknown := d.key(ctx, name); unknown == nil {
 		left += fmt.Sprintf("The daemon looks at its KMS keys every %s, and begins the deletion again where one holds it", configs.Duration(d.config.Load().KMS.Watch()))
 		if len(others) == 0 {
 			return left, nil

@@ -87,6 +87,13 @@ func TestRevokedAndRemoved(t *testing.T) {
 			}
 		}
 		looks(2, j.ID)
+		_, paused := d.Pause(t.Context(), "alice", "gone", false)
+		_, queued := d.Queue(t.Context(), "alice", control.StartRequest{Keys: []string{"gone"}, Kind: store.KindImport})
+		for what, err := range map[string]error{"pause": paused, "import": queued, "restore": d.Restore(t.Context(), "alice", "gone"), "waive": d.Waive(t.Context(), "alice", "gone", "test")} {
+			if !errors.Is(err, control.ErrRefused) || !strings.Contains(err.Error(), "gone was revoked by alice") || !strings.Contains(err.Error(), "then hsmbridge reload, then hsmbridge restore gone") {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
 		if got := people(t, d, "gone"); len(got) != 2 || !strings.HasPrefix(got[0], arn(9, 0)) || !strings.Contains(got[0], "see hsmbridge jobs gone; then hsmbridge retry gone") {
 			t.Errorf("while its job is open: %q", got)
 		}

@@ -100,7 +100,7 @@ func (d *Daemon) Queue(ctx context.Context, actor string, r control.StartRequest
 	}
 	var list []store.Job
 	for _, name := range names {
-		k, err := d.key(name)
+		k, err := d.key(ctx, name)
 		if err != nil {
 			return nil, err
 		}
@@ -146,7 +146,7 @@ func short(what, text string) error {
 
 // Pause begins nothing more for a key, or takes that back. Changed is false where it was so already.
 func (d *Daemon) Pause(ctx context.Context, actor, key string, resume bool) (changed bool, err error) {
-	if _, err := d.key(key); err != nil {
+	if _, err := d.key(ctx, key); err != nil {
 		return false, err
 	}
 	defer d.nudge()
@@ -193,9 +193,10 @@ func (d *Daemon) retry(ctx context.Context, actor, key string) ([]store.Job, err
 // rouse ends the rest of what a key needs, tokens and KMS: who asks for it now does not wait for what was found out before. A parked token stays parked.
 func (d *Daemon) rouse(key string) {
 	d.clients.rouse()
-	if k, err := d.key(key); err == nil {
+	c := d.config.Load()
+	if k, ok := c.Key(key); ok {
 		for _, name := range configs.TokensIn(k.TokenSet()) {
-			if d.config.Load().Reach(name) {
+			if c.Reach(name) {
 				d.tokens.rouse(name)
 			}
 		}
@@ -278,7 +279,7 @@ func (d *Daemon) Revoke(ctx context.Context, actor, key, reason string) (store.J
 
 // Restore takes a revocation back.
 func (d *Daemon) Restore(ctx context.Context, actor, key string) error {
-	if _, err := d.key(key); err != nil {
+	if _, err := d.key(ctx, key); err != nil {
 		return err
 	}
 	changed, deletes, err := d.store.Restore(ctx, key, actor)
@@ -296,7 +297,7 @@ func (d *Daemon) Restore(ctx context.Context, actor, key string) error {
 
 // Waive lets a key be imported without a backup.
 func (d *Daemon) Waive(ctx context.Context, actor, key, reason string) error {
-	k, err := d.key(key)
+	k, err := d.key(ctx, key)
 	switch {
 	case err != nil:
 		return err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"hsmbridge/configs"
 	"hsmbridge/daemon/control"
@@ -194,7 +195,7 @@ func (d *Daemon) Keys(ctx context.Context, name string) ([]control.ManagedKey, e
 		case err != nil:
 			return nil, err
 		case !ok:
-			return nil, d.noKey(name)
+			return nil, d.noKey(ctx, name)
 		}
 		return d.whole(ctx, []control.ManagedKey{k})
 	}
@@ -221,7 +222,16 @@ func (d *Daemon) whole(ctx context.Context, k []control.ManagedKey) (_ []control
 	return k, err
 }
 
-func (d *Daemon) noKey(name string) error {
+// noKey says that the configuration does not have a key; of one that is revoked, how it comes back.
+func (d *Daemon) noKey(ctx context.Context, name string) error {
+	known, err := d.store.KeysOf(ctx, name)
+	if err != nil {
+		return err
+	}
+	if k := known[name]; k.Revoked() {
+		return fmt.Errorf("%s was revoked by %s at %s and is no longer in the configuration; nothing was done; to have it back put it into the configuration again, then hsmbridge reload, then hsmbridge restore %s: %w",
+			name, k.RevokedBy, k.RevokedAt.Format(time.RFC3339), name, control.ErrRefused)
+	}
 	var names []string
 	for _, k := range d.config.Load().Keys {
 		names = append(names, k.Name)
@@ -238,10 +248,10 @@ func meant(name string, names []string) string {
 }
 
 // key finds a managed key.
-func (d *Daemon) key(name string) (configs.Key, error) {
+func (d *Daemon) key(ctx context.Context, name string) (configs.Key, error) {
 	k, ok := d.config.Load().Key(name)
 	if !ok {
-		return k, d.noKey(name)
+		return k, d.noKey(ctx, name)
 	}
 	return k, nil
 }
@@ -254,7 +264,7 @@ func (d *Daemon) revocable(ctx context.Context, name string) (configs.Key, error
 	}
 	k, ok := runner.Revocable(d.config.Load(), name, known)
 	if !ok {
-		return k, d.noKey(name)
+		return k, d.noKey(ctx, name)
 	}
 	return k, nil
 }

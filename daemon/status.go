@@ -121,7 +121,7 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts, open m
 		if whole.Revoked() {
 			s.Counts.Revoked++
 		}
-		if whole.NeedsPerson {
+		if whole.NeedsPerson && !toldOf(known, k, whole) {
 			s.People = append(s.People, control.NeedsPerson{Key: k.Name, Code: whole.ErrorCode, Message: whole.Error, Retry: goOn(whole.ErrorCode, k.Name), Approval: whole.ErrorCode == runner.CodeApproval})
 		}
 		for _, dest := range k.Destinations {
@@ -155,6 +155,14 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts, open m
 	d.left(s, c, known, open)
 	s.Next = soonest(s.Next)
 	s.People = s.People[:min(len(s.People), mostPeople)]
+}
+
+// toldOf says that a destination of a key waits for a person by the same error, so that it need not be told of the key too.
+func toldOf(known facts, k configs.Key, whole store.Key) bool {
+	return !whole.Revoked() && slices.ContainsFunc(k.Destinations, func(dest configs.Destination) bool {
+		x := known.destination(k.Name, dest.ARN)
+		return x.NeedsPerson && x.Error == whole.Error && x.ErrorCode == whole.ErrorCode
+	})
 }
 
 // manyNext is how many expiries are gathered before all but the first are forgotten.

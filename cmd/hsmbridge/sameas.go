@@ -35,7 +35,7 @@ func (c *connections) sameAsBefore(ctx context.Context, k configs.Key) error {
 	case err == nil && is != "" && is != want: // else it is the one, nobody can tell, or the plan says what is wrong with it
 		return &importer.RefusedError{
 			Key: k.Name, Reason: fmt.Sprintf("the object in token %s is another key than the one that was recorded: its %s, and it has to be %s", k.Token, is, want),
-			Fix: "put the former key object back into the token; another key needs another name in the configuration, and other KMS keys",
+			Fix: importer.PutBack,
 		}
 	}
 	return nil

@@ -140,7 +140,7 @@ func (r *run) all(ctx context.Context) error {
 	}
 	if want := r.req.CheckValue; want != "" && r.result.CheckValue != "" && r.result.CheckValue != want {
 		return r.refuse(fmt.Sprintf("the object's check value is %s, and that of the key that was imported before is %s: it is another key", r.result.CheckValue, want),
-			"put the former key object back into the token; another key needs another KMS key, or a rotation")
+			PutBack)
 	}
 	if err := r.record(ctx, StepIntent, plan.Summary(), "plan", plan.Digest); err != nil {
 		return err

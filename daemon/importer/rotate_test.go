@@ -246,7 +246,7 @@ func TestOtherCheckValue(t *testing.T) {
 	r := w.request("a", wrapping.SymmetricDefault, arn)
 	r.CheckValue = "000000"
 	_, err := w.Run(t.Context(), r)
-	if importer.Class(err) != "caller" || !strings.Contains(err.Error(), "it is another key") || w.emu.Count("GetParametersForImport") != 0 {
+	if importer.Class(err) != "caller" || !strings.Contains(err.Error(), "it is another key") || !strings.HasSuffix(err.Error(), importer.PutBack) || w.emu.Count("GetParametersForImport") != 0 {
 		t.Errorf("another check value: %v", err)
 	}
 	if slices.ContainsFunc(w.emu.Requests(), func(r kmsemu.Request) bool { return r.Operation == "ImportKeyMaterial" }) {

@@ -74,7 +74,7 @@ func (t *task) sameAsBefore(ctx context.Context, token importer.Token, a importe
 	case is == "" && a.Plan.Action == importer.ActionImport: // where KMS had the material before, it takes no other
 		return &Error{ErrCode: codeOtherKey, ErrClass: "caller", Message: fmt.Sprintf("nothing was wrapped: whether %s in token %s is the key that was imported before (%s) cannot be seen: %s", t.key.Name, t.on, t.want, problem)}
 	case is != "" && is != t.want:
-		return t.wrong(otherKey(t.key, store.Replica{Generation: t.generation, Token: t.on, Identity: is}, t.want) + "; another key needs another name in the configuration, and other KMS keys")
+		return t.wrong(otherKey(t.key, store.Replica{Generation: t.generation, Token: t.on, Identity: is}, t.want))
 	}
 	return nil
 }
@@ -104,8 +104,13 @@ func (t *task) compare(ctx context.Context, im *importer.Importer, token importe
 	case err != nil:
 		return nil, fmt.Errorf("see which key %s is in token %s: %w", t.key.Name, t.on, err)
 	case want != "" && is != "" && is != want:
-		other = &Error{ErrCode: codeOtherKey, ErrClass: "caller", Message: differs(t.key, store.Replica{Generation: m.Generation, Token: t.on, Identity: is}, want) + "; " + cmp.Or(follows, notUsed) + "; what is recorded stays"}
-		return other, t.record(ctx, importer.Event{Time: t.Now(), Step: StepObserved, Key: t.key.Name, Message: other.Error()})
+		what := store.Replica{Generation: m.Generation, Token: t.on, Identity: is}
+		message := "nothing was wrapped: " + otherKey(t.key, what, want)
+		if follows != "" {
+			message = differs(t.key, what, want) + "; " + follows
+		}
+		other = &Error{ErrCode: codeOtherKey, ErrClass: "caller", Message: message}
+		return other, t.record(ctx, importer.Event{Time: t.Now(), Step: StepObserved, Key: t.key.Name, Message: message + "; what is recorded stays"})
 	}
 	for _, d := range present {
 		err := im.Compare(ctx, importer.Request{Name: t.key.Name, Object: objectOf(t.key, m.Generation), KeySpec: t.key.KeySpec, Destination: d.ARN})
@@ -143,12 +148,14 @@ func (t *task) wrong(message string) error {
 	return e
 }
 
+// otherKey tells of an object that is another key, and what to do: a replica needs a copy of the key, its own token the key that it had.
 func otherKey(k configs.Key, r store.Replica, want string) string {
-	return differs(k, r, want) + "; " + notUsed
+	fix := importer.PutBack
+	if r.Token != k.Token {
+		fix = "put a copy of the right one there"
+	}
+	return differs(k, r, want) + "; it is not used: " + fix
 }
-
-// notUsed is what becomes of an object that is another key, and what to do.
-const notUsed = "it is not used: put a copy of the right one there"
 
 func differs(k configs.Key, r store.Replica, want string) string {
 	return fmt.Sprintf("the object of %s (generation %d) in token %s is another key: its %s, and it has to be %s", k.Name, r.Generation, r.Token, r.Identity, want)

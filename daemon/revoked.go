@@ -90,7 +90,7 @@ func (d *Daemon) left(s *control.Status, c *configs.Config, known facts, open ma
 			continue
 		}
 		if k.NeedsPerson && r.Job != 0 {
-			s.People = append(s.People, control.NeedsPerson{Key: k.Name, Code: k.ErrorCode, Message: k.Error, Retry: goOn(k.ErrorCode, k.Name)})
+			s.People = append(s.People, control.NeedsPerson{Key: k.Name, Code: k.ErrorCode, Class: k.ErrorClass, Message: k.Error, Retry: goOn(k.ErrorCode, k.Name)})
 		}
 		s.Counts.Removed++
 		s.Removed = append(s.Removed, r)

@@ -122,7 +122,7 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts, open m
 			s.Counts.Revoked++
 		}
 		if whole.NeedsPerson && !toldOf(known, k, whole) {
-			s.People = append(s.People, control.NeedsPerson{Key: k.Name, Code: whole.ErrorCode, Message: whole.Error, Retry: goOn(whole.ErrorCode, k.Name), Approval: whole.ErrorCode == runner.CodeApproval})
+			s.People = append(s.People, control.NeedsPerson{Key: k.Name, Code: whole.ErrorCode, Class: whole.ErrorClass, Message: whole.Error, Retry: goOn(whole.ErrorCode, k.Name), Approval: whole.ErrorCode == runner.CodeApproval})
 		}
 		for _, dest := range k.Destinations {
 			x := known.destination(k.Name, dest.ARN)
@@ -140,7 +140,7 @@ func (d *Daemon) count(s *control.Status, c *configs.Config, known facts, open m
 				s.Counts.Missing++
 			}
 			if x.NeedsPerson && !whole.Revoked() {
-				s.People = append(s.People, control.NeedsPerson{Key: k.Name, Destination: dest.ARN, Code: x.ErrorCode, Message: cmp.Or(x.Error, "see hsmbridge status "+k.Name), Retry: goOn(x.ErrorCode, k.Name), Approval: x.ErrorCode == runner.CodeApproval})
+				s.People = append(s.People, control.NeedsPerson{Key: k.Name, Destination: dest.ARN, Code: x.ErrorCode, Class: x.ErrorClass, Message: cmp.Or(x.Error, "see hsmbridge status "+k.Name), Retry: goOn(x.ErrorCode, k.Name), Approval: x.ErrorCode == runner.CodeApproval})
 			}
 			if x.Present && !x.ValidTo.IsZero() && !whole.Revoked() {
 				s.Counts.Expiring++

@@ -67,26 +67,7 @@ func (a *app) printStatus(s control.Status) {
 	if s.Reload != "" {
 		wrapped(a.out, "! ", "  ", "the last reload was refused, the configuration before it is in use: "+firstLine(s.Reload))
 	}
-	if len(s.People) > 0 {
-		const most = 10
-		fmt.Fprintln(a.out, "\nWAITS FOR A PERSON")
-		for i, p := range s.People {
-			if i == most {
-				fmt.Fprintf(a.out, "  and %d more: hsmbridge status --json\n", len(s.People)-most)
-				break
-			}
-			what := p.Key
-			if p.Token != "" {
-				what = "token " + p.Token
-			}
-			if p.Destination != "" {
-				what += " -> " + p.Destination
-			}
-			fmt.Fprintln(a.out, "  "+what)
-			wrapped(a.out, "    ", "    ", p.Message)
-			fmt.Fprintf(a.out, "    then: %s\n", p.Retry)
-		}
-	}
+	a.printPeople(s.People)
 	fmt.Fprintln(a.out)
 	rows := make([][]string, 0, len(s.Tokens))
 	for _, t := range s.Tokens {
@@ -210,7 +191,7 @@ func (a *app) printKey(k control.ManagedKey) {
 		{"error", k.State.Error},
 	} {
 		if line[1] != "" {
-			wrapped(a.out, fmt.Sprintf("  %-12s ", line[0]), "               ", line[1])
+			wrappedLines(a.out, fmt.Sprintf("  %-12s ", line[0]), "               ", line[1], 0, "")
 		}
 	}
 	for i, d := range k.Destinations {
@@ -228,7 +209,7 @@ func (a *app) printKey(k control.ManagedKey) {
 			{"error", d.Error},
 		} {
 			if line[1] != "" {
-				wrapped(a.out, fmt.Sprintf("  %-12s ", line[0]), "               ", line[1])
+				wrappedLines(a.out, fmt.Sprintf("  %-12s ", line[0]), "               ", line[1], 0, "")
 			}
 		}
 	}
@@ -353,6 +334,10 @@ func (a *app) printJobs(list []store.Job) error {
 		rows = append(rows, []string{strconv.FormatInt(j.ID, 10), j.Key, string(j.Kind), j.Reason, string(j.State), strconv.FormatInt(j.Attempts, 10), when.UTC().Format("2006-01-02 15:04:05"), j.RequestedBy})
 	}
 	table(a.out, []string{"JOB", "KEY", "KIND", "REASON", "STATE", "ATTEMPTS", "AT (UTC)", "BY"}, rows)
+	most := 0 // of one key all is told
+	if slices.ContainsFunc(list, func(j store.Job) bool { return j.Key != list[0].Key }) {
+		most = fewLines
+	}
 	for _, j := range list {
 		if j.Error == "" || j.State == store.Cancelled {
 			continue
@@ -366,7 +351,7 @@ func (a *app) printJobs(list []store.Job) error {
 		case store.Done, store.Failed, store.Cancelled:
 		}
 		fmt.Fprintln(a.out)
-		wrapped(a.out, first, "  ", j.Error)
+		wrappedLines(a.out, first, "  ", j.Error, most, "hsmbridge jobs "+j.Key)
 	}
 	return nil
 }

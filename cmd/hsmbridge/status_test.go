@@ -102,3 +102,43 @@ func TestStatusOfRemoved(t *testing.T) {
 		}
 	}
 }
+
+// An error that several keys share is told once, in a few lines, with the names of the keys; of one key it is told whole, with its line breaks.
+func TestStatusSharedError(t *testing.T) {
+	long := func(key string) string {
+		var b strings.Builder
+		fmt.Fprintf(&b, "no way to wrap %s:", key)
+		for i := range 19 {
+			fmt.Fprintf(&b, "\n  way %d: CKR_MECHANISM_INVALID", i)
+		}
+		return b.String()
+	}
+	var s control.Status
+	for i := range 6 {
+		key := fmt.Sprintf("k%02d", i)
+		s.People = append(s.People, control.NeedsPerson{Key: key, Destination: "arn:" + key, Class: "caller", Message: long(key), Retry: "hsmbridge retry " + key})
+	}
+	s.People = append(s.People, control.NeedsPerson{Key: "other", Message: "denied", Class: "kms", Retry: "hsmbridge retry other"})
+	var out bytes.Buffer
+	a := &app{out: &out}
+	a.printStatus(s)
+	want := "\nWAITS FOR A PERSON\n  k00 -> arn:k00\n  k01 -> arn:k01\n  k02 -> arn:k02\n  k03 -> arn:k03\n  k04 -> arn:k04\n  k05 -> arn:k05\n" +
+		"    no way to wrap k00:\n    way 0: CKR_MECHANISM_INVALID\n    way 1: CKR_MECHANISM_INVALID\n    way 2: CKR_MECHANISM_INVALID\n    ... 16 more lines: hsmbridge status k00\n" +
+		"    first: change what is named there; until then a retry fails in the same way\n    then: hsmbridge retry k00 k01 k02 k03 k04 k05\n" +
+		"  other\n    denied\n    then: hsmbridge retry other\n"
+	if !strings.Contains(out.String(), want) {
+		t.Errorf("want\n%sin\n%s", want, out.String())
+	}
+	out.Reset()
+	a.printKey(control.ManagedKey{Name: "k00", State: store.Key{Error: long("k00")}})
+	if got := out.String(); !strings.Contains(got, "  error        no way to wrap k00:\n               way 0: CKR_MECHANISM_INVALID\n") || !strings.Contains(got, "               way 18: CKR_MECHANISM_INVALID\n") {
+		t.Errorf("of one key:\n%s", got)
+	}
+	jobs := []store.Job{{ID: 1, Key: "k00", State: store.Failed, Error: long("k00")}, {ID: 2, Key: "k01", State: store.Failed, Error: long("k01")}}
+	for n, want := range map[int]string{1: "way 18: ", 2: "... 16 more lines: hsmbridge jobs k01\n"} {
+		out.Reset()
+		if err := a.printJobs(jobs[:n]); err != nil || !strings.Contains(out.String(), want) {
+			t.Errorf("%d jobs: %v\n%s", n, err, out.String())
+		}
+	}
+}

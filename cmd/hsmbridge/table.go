@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"unicode"
@@ -67,6 +68,32 @@ func wrapped(w io.Writer, first, indent, text string) {
 		line, empty = line+word, false
 	}
 	fmt.Fprintln(w, line)
+}
+
+// wrappedLines is wrapped for a text that has line breaks of its own, which stay. Of more than most lines the first are printed, and then where the whole is; 0: all are.
+func wrappedLines(w io.Writer, first, indent, text string, most int, whole string) {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if strings.TrimSpace(line) == "" {
+			continue
+		}
+		begin := indent
+		if b.Len() == 0 {
+			begin = first
+		}
+		wrapped(&b, begin, indent, line)
+	}
+	lines := slices.Collect(strings.Lines(b.String()))
+	if len(lines) == 0 {
+		wrapped(w, first, indent, "")
+	}
+	for i, line := range lines {
+		if most > 0 && i == most && len(lines) > most+1 {
+			fmt.Fprintf(w, "%s... %d more lines: %s\n", indent, len(lines)-most, printable(whole))
+			return
+		}
+		fmt.Fprint(w, line)
+	}
 }
 
 // writeJSON prints one object on one line: output for machines is JSON Lines.

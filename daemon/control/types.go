@@ -141,6 +141,7 @@ type NeedsPerson struct {
 	Destination string `json:"destination,omitempty"`
 	Token       string `json:"token,omitempty"`
 	Code        string `json:"code,omitempty"`
+	Class       string `json:"class,omitempty"` // of the error; after "caller" nothing is tried again until something is changed
 	Message     string `json:"message"`
 	Retry       string `json:"retry"`              // the command that goes on when the cause is mended
 	Approval    bool   `json:"approval,omitempty"` // it is no fault: officers have to approve it

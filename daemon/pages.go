@@ -137,7 +137,11 @@ func (d *Daemon) managed(ctx context.Context, at []int) ([]control.ManagedKey, e
 		for _, dest := range k.Destinations {
 			s := known.destination(k.Name, dest.ARN)
 			x.Destinations = append(x.Destinations, s)
-			x.Renewals = append(x.Renewals, compiled[i].Renewal(schedule.Target{Key: k.Name, Destination: dest.ARN}, schedule.State{ValidTo: s.ValidTo, Life: s.Life}))
+			var renewal time.Time // a revoked key is not renewed
+			if !x.State.Revoked() {
+				renewal = compiled[i].Renewal(schedule.Target{Key: k.Name, Destination: dest.ARN}, schedule.State{ValidTo: s.ValidTo, Life: s.Life})
+			}
+			x.Renewals = append(x.Renewals, renewal)
 		}
 		out = append(out, x)
 	}

@@ -40,3 +40,26 @@ func TestSameErrorOnce(t *testing.T) {
 		}
 	})
 }
+
+// A revoked key is not renewed, so it has no renewal.
+func TestNoRenewalOfRevoked(t *testing.T) {
+	eachDatabase(t, func(t *testing.T, database string) {
+		t.Helper()
+		d := still(t, fleet(t, database, 1, false), time.Now)
+		defer d.store.Close() //nolint:errcheck // the test is over
+		if _, err := d.store.See(t.Context(), []store.Seen{{Key: "key-000000", Destination: arn(0, 0), State: "Enabled", Present: true, Rotations: -1, ValidTo: time.Now().AddDate(0, 0, 90)}}); err != nil {
+			t.Fatal(err)
+		}
+		for _, revoked := range []bool{false, true} {
+			if revoked {
+				if _, err := d.Revoke(t.Context(), "alice", "key-000000", "leak"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			list, err := d.Keys(t.Context(), "key-000000")
+			if err != nil || list[0].Renewals[0].IsZero() != revoked {
+				t.Errorf("revoked: %t; renewals %v, %v", revoked, list, err)
+			}
+		}
+	})
+}

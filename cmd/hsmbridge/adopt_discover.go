@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"hsmbridge/configs"
 	"hsmbridge/daemon/adopt"
@@ -25,6 +26,11 @@ func (a *app) discover(ctx context.Context, o adoptOptions) error {
 	}
 	if err := life(&o.expires, "90d"); err != nil {
 		return err
+	}
+	if only := c.KMS.Region; only != "" {
+		if others := slices.DeleteFunc(unique(o.regions), func(r string) bool { return r == only }); len(others) > 0 {
+			fmt.Fprintf(a.err, "hsmbridge: warning: kms.region of the configuration is %s, and it takes no KMS keys in %s: correct kms.region, or leave it out for keys in several Regions, before you add what is proposed\n", only, strings.Join(others, ", "))
+		}
 	}
 	var all []adopt.Found
 	for _, region := range unique(o.regions) {

@@ -58,6 +58,7 @@ func (a *app) adopt(ctx context.Context, file string, o adoptOptions) error {
 
 // sort tells the rows that are new from those that the configuration has, and from those with which nothing can be done.
 func (n *adoption) sort(rows []adopt.Row) {
+	var aliases []string // of keys that are in the configuration already
 	for _, r := range rows {
 		for i := range r.Destinations {
 			n.assume(&r.Destinations[i])
@@ -82,6 +83,12 @@ func (n *adoption) sort(rows []adopt.Row) {
 			continue
 		}
 		n.had++
+		if r.Alias != "" {
+			aliases = append(aliases, r.Name)
+		}
+	}
+	if len(aliases) > 0 {
+		fmt.Fprintf(n.err, "hsmbridge: note: no alias is set or looked at for what is in the configuration already: %s\n", few(aliases))
 	}
 }
 

@@ -196,6 +196,9 @@ Whatever is encrypted under the KMS keys cannot be decrypted meanwhile. The key 
 			if reason == "" {
 				return usageError(errors.New("--reason is missing: it goes into the record"))
 			}
+			if confirm == "" && !isTerminal(os.Stdin) {
+				return usageError(fmt.Errorf("nothing was revoked: there is no terminal to ask on; give the name of the key a second time: --confirm %s", args[0]))
+			}
 			if confirm == "" {
 				if confirm, err = a.ask(fmt.Sprintf("This deletes the material of %s from every destination. What is encrypted under it cannot be read until it is restored.\nType the name of the key: ", args[0])); err != nil {
 					return err
@@ -216,11 +219,8 @@ Whatever is encrypted under the KMS keys cannot be decrypted meanwhile. The key 
 	return c
 }
 
-// ask asks on the terminal.
+// ask asks on the terminal, which there has to be.
 func (a *app) ask(question string) (string, error) {
-	if !isTerminal(os.Stdin) {
-		return "", usageError(errors.New("there is no terminal to ask on; give --confirm NAME"))
-	}
 	fmt.Fprint(a.err, question)
 	line, err := bufio.NewReader(os.Stdin).ReadString('\n')
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hsmbridge/configs"
+	"hsmbridge/daemon/runner"
 )
 
 // needsRestart names the first setting that a running daemon cannot change; empty: all can be taken.
@@ -50,7 +51,8 @@ func (d *Daemon) forgive(ctx context.Context, old, c *configs.Config, actor stri
 		if o, ok := old.Key(k.Name); ok && !general && reflect.DeepEqual(o, k) {
 			continue
 		}
-		if err := d.startOver(ctx, actor, k.Name, "the configuration has changed: its errors are forgotten"); err != nil {
+		// Officers may sign what they read still: their signatures, or the end of their request, let those jobs begin.
+		if err := d.startOver(ctx, actor, k.Name, "the configuration has changed: its errors are forgotten", runner.CodeApproval); err != nil {
 			return err
 		}
 	}

@@ -181,7 +181,7 @@ func (d *Daemon) Retry(ctx context.Context, actor, key string) ([]store.Job, err
 
 func (d *Daemon) retry(ctx context.Context, actor, key string) ([]store.Job, error) {
 	d.rouse(key)
-	if err := d.startOver(ctx, actor, key, "the cause is said to be mended: its errors are forgotten"); err != nil {
+	if err := d.startOver(ctx, actor, key, "the cause is said to be mended: its errors are forgotten", ""); err != nil {
 		return nil, err
 	}
 	if err := d.plan(ctx); err != nil {
@@ -203,8 +203,8 @@ func (d *Daemon) rouse(key string) {
 	}
 }
 
-// startOver forgets a key's errors and begins its waiting jobs now: without its errors nobody would know what they wait for.
-func (d *Daemon) startOver(ctx context.Context, actor, key, why string) error {
+// startOver forgets a key's errors and begins its waiting jobs now, but for those with a code: without its errors nobody would know what they wait for.
+func (d *Daemon) startOver(ctx context.Context, actor, key, why, but string) error {
 	if err := d.store.ClearErrors(ctx, key, actor, why); err != nil {
 		return err
 	}
@@ -213,6 +213,9 @@ func (d *Daemon) startOver(ctx context.Context, actor, key, why string) error {
 		return err
 	}
 	for _, j := range open {
+		if but != "" && j.ErrorCode == but {
+			continue
+		}
 		if _, err := d.store.Hurry(ctx, j.ID, actor, d.queue.Enqueue); err != nil {
 			return err
 		}

@@ -163,10 +163,16 @@ func (a *app) retryCommand() *cobra.Command {
 			return a.eachSays(args, func(c *control.Client, n string) (string, error) {
 				if !job {
 					open, err := c.Retry(cmd.Context(), n)
-					if len(open) == 0 {
-						return "its errors are forgotten; nothing waits or is due; to import it all the same: hsmbridge import " + n + " --renew", err
+					if err != nil {
+						return "", err
 					}
-					return "its errors are forgotten, and what is due begins", err
+					if len(open) == 0 {
+						if known, err := c.Keys(cmd.Context(), n); err == nil && len(known) == 1 && known[0].State.Revoked() {
+							return "its errors are forgotten; it is revoked, and nothing is imported for it", nil
+						}
+						return "its errors are forgotten; nothing waits or is due; to import it all the same: hsmbridge import " + n + " --renew", nil
+					}
+					return "its errors are forgotten, and what is due begins", nil
 				}
 				id, err := strconv.ParseInt(n, 10, 64)
 				if err != nil {

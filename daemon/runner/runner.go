@@ -164,18 +164,21 @@ func (r *Runner) attempt(ctx context.Context, l *store.Lease, j store.Job) error
 	if written, err := r.finish(context.WithoutCancel(ctx), l, j, o); !written || !o.NeedsPerson {
 		return err
 	}
-	return r.forgive(context.WithoutCancel(ctx), t)
+	return r.forgive(context.WithoutCancel(ctx), t, o.ErrorCode)
 }
 
 // forgive forgets what an attempt ended with for which a person is needed, where the configuration is another one by now: whoever changed it has perhaps mended just
 // that, and a reload forgets only what it finds. It is looked at after the outcome is written down, so that one of the two sees the other.
-func (r *Runner) forgive(ctx context.Context, t *task) error {
+func (r *Runner) forgive(ctx context.Context, t *task, code string) error {
 	c := r.Config()
 	if k, ok := c.Key(t.job.Key); !ok || !t.differs(c, k) {
 		return nil
 	}
 	if err := r.Store.ClearErrors(ctx, t.job.Key, r.Store.Daemon(), "the configuration has changed since the attempt began: its errors are forgotten"); err != nil {
 		return err
+	}
+	if code == CodeApproval {
+		return nil // officers, or the end of their request, let it begin
 	}
 	_, err := r.Store.Hurry(ctx, t.job.ID, r.Store.Daemon(), r.Enqueue) // it waits for hours perhaps, and nobody would know what for
 	return err

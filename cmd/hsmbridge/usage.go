@@ -79,7 +79,7 @@ func wrongFlag(_ *cobra.Command, err error) error {
 	if !errors.As(err, &bad) {
 		return usageError(err)
 	}
-	wanted := ""
+	var wanted string
 	switch bad.GetFlag().Value.Type() {
 	case "int", "int64":
 		wanted = "a number"

@@ -17,7 +17,7 @@ import (
 const MaxExpires = 365 * 24 * time.Hour
 
 // PutBack is what to do where the object of a key is another key than the one that was imported before.
-const PutBack = "put the former key object back into the token; another key needs another name in the configuration and other KMS keys, and a rotation makes a new key and does not take this one"
+const PutBack = "put the former key object back into the token; another key needs another name in the configuration, and other KMS keys; a rotation makes a new key and does not take this one"
 
 // RefusedError says that the request cannot be carried out as it is and why; nothing was changed.
 type RefusedError struct {

@@ -104,11 +104,13 @@ func (t *task) compare(ctx context.Context, im *importer.Importer, token importe
 		return nil, fmt.Errorf("see which key %s is in token %s: %w", t.key.Name, t.on, err)
 	case want != "" && is != "" && is != want:
 		what := store.Replica{Generation: m.Generation, Token: t.on, Identity: is}
-		message := "nothing was wrapped: " + otherKey(t.key, what, want)
+		message := otherKey(t.key, what, want)
+		told := "nothing was wrapped: " + message // as an import says it: told once
 		if follows != "" {
 			message = differs(t.key, what, want) + "; " + follows
+			told = message
 		}
-		other = &Error{ErrCode: codeOtherKey, ErrClass: "caller", Message: message}
+		other = &Error{ErrCode: codeOtherKey, ErrClass: "caller", Message: told}
 		return other, t.record(ctx, importer.Event{Time: t.Now(), Step: StepObserved, Key: t.key.Name, Message: message + "; what is recorded stays"})
 	}
 	for _, d := range present {

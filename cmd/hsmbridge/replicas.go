@@ -12,7 +12,6 @@ import (
 
 	"hsmbridge/configs"
 	"hsmbridge/daemon/control"
-	"hsmbridge/daemon/runner"
 	"hsmbridge/hsm/wrapping"
 )
 
@@ -104,7 +103,7 @@ func (c *connections) held(ctx context.Context, k configs.Key) (list []replicaRo
 		case err != nil:
 			return nil, fmt.Errorf("token %s: %w", name, err)
 		default:
-			if r.Identity, err = runner.Identify(ctx, t, key, k.KeySpec); err != nil {
+			if r.Identity, err = wrapping.Identify(ctx, t, key, k.KeySpec); err != nil {
 				r.Problem = err.Error()
 			}
 		}

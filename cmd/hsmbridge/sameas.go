@@ -11,6 +11,7 @@ import (
 	"hsmbridge/daemon/control"
 	"hsmbridge/daemon/importer"
 	"hsmbridge/daemon/runner"
+	"hsmbridge/hsm/wrapping"
 )
 
 // sameAsBefore refuses a key whose object in the token is another one than the daemon has recorded, as its import would. Where no daemon answers, or none has imported
@@ -27,7 +28,7 @@ func (c *connections) sameAsBefore(ctx context.Context, k configs.Key) error {
 	is := ""
 	key, err := t.Find(ctx, k.URI)
 	if err == nil {
-		is, err = runner.Identify(ctx, t, key, k.KeySpec)
+		is, err = wrapping.Identify(ctx, t, key, k.KeySpec)
 	}
 	switch {
 	case err != nil && importer.Class(err) != "caller":

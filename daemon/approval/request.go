@@ -122,18 +122,6 @@ func Fingerprint(der []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// WhichKey is the message whose HMAC tells HMAC keys apart. It is no text that is sent anywhere.
-func WhichKey() []byte { return []byte("hsmbridge: which key is this?") }
-
-// WhichHMAC says which HMAC key it is that makes this HMAC of [WhichKey]; empty where the HMAC is too short to tell.
-func WhichHMAC(mac []byte) string {
-	const enough = 16
-	if len(mac) < enough {
-		return ""
-	}
-	return "HMAC of a fixed message " + hex.EncodeToString(mac[:enough])
-}
-
 // Digest is the SHA-256 of a text: what its signatures are over, in the end.
 func Digest(text []byte) []byte {
 	sum := sha256.Sum256(text)

@@ -137,40 +137,14 @@ func (r *Room) FindKey(ctx context.Context) (wrapping.Key, string, error) {
 	return r.object, r.material, nil
 }
 
-// Identifying is what tells one key from another.
-type Identifying interface {
-	PublicKey(ctx context.Context, key wrapping.Key) ([]byte, error)
-	MAC(ctx context.Context, key wrapping.Key, message []byte) ([]byte, error)
-	CheckValue(ctx context.Context, key wrapping.Key) (string, error)
-}
-
-// Identify says which key it is, so that people can compare it: "check value 1a2b3c", "public key SHA-256 ...", or "HMAC of a fixed message ..."; empty
-// where the token does not tell.
-func Identify(ctx context.Context, t Identifying, key wrapping.Key) (string, error) {
-	switch key.KeySpec.Kind() {
-	case wrapping.KindRSA, wrapping.KindEC, wrapping.KindEd25519:
-		public, err := t.PublicKey(ctx, key)
-		if err != nil {
-			return "", err
-		}
-		return "public key SHA-256 " + approval.Fingerprint(public), nil
-	case wrapping.KindHMAC:
-		mac, err := t.MAC(ctx, key, approval.WhichKey())
-		var classed interface{ Class() string }
-		if errors.As(err, &classed) && classed.Class() == "caller" {
-			return "", nil // the key, or the token, makes no HMAC: it can be wrapped all the same
-		}
-		if err != nil {
-			return "", err
-		}
-		return approval.WhichHMAC(mac), nil
-	case wrapping.KindSymmetric, wrapping.KindRefused:
+// Identify is [wrapping.Identify]; it is empty also where the key, or the token, makes no HMAC: it can be wrapped all the same.
+func Identify(ctx context.Context, t wrapping.Identifying, key wrapping.Key) (string, error) {
+	which, err := wrapping.Identify(ctx, t, key, key.KeySpec)
+	var classed interface{ Class() string }
+	if key.KeySpec.Kind() == wrapping.KindHMAC && errors.As(err, &classed) && classed.Class() == "caller" {
+		return "", nil
 	}
-	kcv, err := t.CheckValue(ctx, key)
-	if err != nil || kcv == "" {
-		return "", err
-	}
-	return "check value " + kcv, nil
+	return which, err
 }
 
 // CannotError says that the token cannot wrap by the algorithm of the request, and what to fetch instead.

@@ -259,7 +259,7 @@ func (t *task) why() string {
 
 // wanted is what officers would have to approve for the act, without who asked, when and why.
 func (t *task) wanted(ctx context.Context, token importer.Token, k configs.Key, a importer.Act) (approval.Request, error) {
-	material, err := Identify(ctx, token, a.Key, k.KeySpec)
+	material, err := wrapping.Identify(ctx, token, a.Key, k.KeySpec)
 	if err != nil {
 		return approval.Request{}, fmt.Errorf("tell officers which key %s is: %w", k.Name, err)
 	}
@@ -312,32 +312,6 @@ func (t *task) endpoint(ctx context.Context, k configs.Key, a importer.Act) (str
 	}
 	return "", &Error{ErrCode: "NotConfigured", ErrClass: "caller", Message: a.Plan.Destination + " is no destination of " + k.Name}
 }
-
-// Identify says which key an object is, so that people can compare it; empty: the token does not tell.
-func Identify(ctx context.Context, token importer.Token, key wrapping.Key, spec wrapping.KeySpec) (string, error) {
-	switch spec.Kind() {
-	case wrapping.KindHMAC:
-		mac, err := token.MAC(ctx, key, approval.WhichKey())
-		if err != nil {
-			return "", err
-		}
-		return approval.WhichHMAC(mac), nil
-	case wrapping.KindRSA, wrapping.KindEC, wrapping.KindEd25519:
-		public, err := token.PublicKey(ctx, key)
-		if err != nil {
-			return "", err
-		}
-		return "public key SHA-256 " + approval.Fingerprint(public), nil
-	case wrapping.KindSymmetric, wrapping.KindRefused:
-	}
-	kcv, err := token.CheckValue(ctx, key)
-	if err != nil || kcv == "" {
-		return "", err
-	}
-	return checkValue(kcv), nil
-}
-
-func checkValue(kcv string) string { return "check value " + kcv }
 
 // sameMaterial are the actions that a standing approval is for.
 const sameMaterial = string(importer.ActionReimport) + ", " + string(importer.ActionRestore)

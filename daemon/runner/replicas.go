@@ -38,7 +38,7 @@ func (t *task) same(ctx context.Context, token importer.Token, a importer.Act) e
 	if len(t.key.Replicas) == 0 {
 		return t.sameAsBefore(ctx, token, a)
 	}
-	is, err := Identify(ctx, token, key, t.key.KeySpec)
+	is, err := wrapping.Identify(ctx, token, key, t.key.KeySpec)
 	switch {
 	case err != nil:
 		return fmt.Errorf("see which key %s is in token %s: %w", t.key.Name, t.on, err)
@@ -129,9 +129,9 @@ func (t *task) compare(ctx context.Context, im *importer.Importer, token importe
 	return nil, nil
 }
 
-// identify is [Identify], with the reason where the token does not tell.
+// identify is [wrapping.Identify], with the reason where the token does not tell.
 func identify(ctx context.Context, token importer.Token, key wrapping.Key, spec wrapping.KeySpec) (identity, problem string, err error) {
-	switch identity, err = Identify(ctx, token, key, spec); {
+	switch identity, err = wrapping.Identify(ctx, token, key, spec); {
 	case err != nil && importer.Class(err) == "caller":
 		identity, problem, err = "", "it does not tell which key it is: "+err.Error(), nil
 	case err == nil && identity == "":

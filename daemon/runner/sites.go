@@ -125,7 +125,7 @@ func Reference(k configs.Key, m store.Material, rows []store.Replica) string {
 	case m.Identity != "":
 		return m.Identity
 	case m.CheckValue != "" && k.KeySpec.Kind() == wrapping.KindSymmetric:
-		return checkValue(m.CheckValue)
+		return wrapping.ByCheckValue(m.CheckValue)
 	}
 	return held(rows, m.Generation, k.Token)
 }

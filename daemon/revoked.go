@@ -177,13 +177,13 @@ func (d *Daemon) retriable(ctx context.Context, name string) error {
 	case unknown == nil && known.needsPerson(name): // its errors are forgotten, and nothing else is done
 		return nil
 	case len(others) > 0:
-		return fmt.Errorf("%s was revoked by %s at %s, and no job deletes what KMS held of it when it was asked last in KMS keys that the configuration does not name any more; %s begins that again; nothing was tried: %w",
-			name, k.RevokedBy, k.RevokedAt.Format(time.RFC3339), again(name), control.ErrRefused)
+		return fmt.Errorf("%s, and no job deletes what KMS held of it when it was asked last in KMS keys that the configuration does not name any more; %s begins that again; nothing was tried: %w",
+			k.WasRevoked(), again(name), control.ErrRefused)
 	case unknown != nil:
-		return fmt.Errorf("%s was revoked by %s at %s and is no longer in the configuration; there is nothing to try again: %w", name, k.RevokedBy, k.RevokedAt.Format(time.RFC3339), control.ErrRefused)
+		return fmt.Errorf("%s and is no longer in the configuration; there is nothing to try again: %w", k.WasRevoked(), control.ErrRefused)
 	}
-	return fmt.Errorf("%s was revoked by %s at %s: nothing is imported for it, and nothing was tried; hsmbridge restore %s takes the revocation back, and the key is imported into KMS again: %w",
-		name, k.RevokedBy, k.RevokedAt.Format(time.RFC3339), name, control.ErrRefused)
+	return fmt.Errorf("%s: nothing is imported for it, and nothing was tried; hsmbridge restore %s takes the revocation back, and the key is imported into KMS again: %w",
+		k.WasRevoked(), name, control.ErrRefused)
 }
 
 // needsPerson says that a key, or one of its destinations, waits for a person.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"hsmbridge/configs"
 	"hsmbridge/daemon/control"
@@ -237,8 +236,8 @@ func (d *Daemon) noKey(ctx context.Context, name string) error {
 		return err
 	}
 	if k := known[name]; k.Revoked() {
-		return fmt.Errorf("%s was revoked by %s at %s and is no longer in the configuration; nothing was done; to have it back put it into the configuration again, then hsmbridge reload, then hsmbridge restore %s: %w",
-			name, k.RevokedBy, k.RevokedAt.Format(time.RFC3339), name, control.ErrRefused)
+		return fmt.Errorf("%s and is no longer in the configuration; nothing was done; to have it back put it into the configuration again, then hsmbridge reload, then hsmbridge restore %s: %w",
+			k.WasRevoked(), name, control.ErrRefused)
 	}
 	var names []string
 	for _, k := range d.config.Load().Keys {

@@ -101,8 +101,8 @@ func (c *connections) bringsBack(ctx context.Context, k configs.Key, results []i
 		if !r.Took() {
 			holds = "may hold"
 		}
-		message := fmt.Sprintf("%s was revoked by %s at %s, and KMS %s its material, which this command brought there meanwhile: %s; hsmbridge revoke %s --reason WHY deletes it now",
-			k.Name, state.RevokedBy, state.RevokedAt.Format(time.RFC3339), holds, next, k.Name)
+		message := fmt.Sprintf("%s, and KMS %s its material, which this command brought there meanwhile: %s; hsmbridge revoke %s --reason WHY deletes it now",
+			state.WasRevoked(), holds, next, k.Name)
 		if r.Error != "" {
 			r.Error += "\n" + message
 			continue

@@ -34,11 +34,16 @@ func (k Key) Paused() bool { return !k.PausedAt.IsZero() }
 // Revoked says that the key's material is not to be in KMS.
 func (k Key) Revoked() bool { return !k.RevokedAt.IsZero() }
 
+// WasRevoked says of a revoked key by whom and when.
+func (k Key) WasRevoked() string {
+	return fmt.Sprintf("%s was revoked by %s at %s", k.Name, k.RevokedBy, k.RevokedAt.Format(time.RFC3339))
+}
+
 // Barred says why a person's import of the key is refused. Empty: nothing speaks against it.
 func (k Key) Barred() string {
 	switch {
 	case k.Revoked():
-		return fmt.Sprintf("%s was revoked by %s at %s; run hsmbridge restore %s first", k.Name, k.RevokedBy, k.RevokedAt.Format(time.RFC3339), k.Name)
+		return fmt.Sprintf("%s; run hsmbridge restore %s first", k.WasRevoked(), k.Name)
 	case k.Paused():
 		return fmt.Sprintf("%s was paused by %s at %s; run hsmbridge resume %s first", k.Name, k.PausedBy, k.PausedAt.Format(time.RFC3339), k.Name)
 	}
